@@ -1,0 +1,22 @@
+//! Compiles `proto/` to Rust without protoc.
+
+use std::{env, error::Error, fs, path::Path};
+
+use prost::Message as _;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo:rerun-if-changed=proto");
+
+    let descriptors = protox::compile(["imagegate/v1/router.proto", "imagegate/v1/worker.proto"], ["proto"])?;
+    let out = env::var("OUT_DIR")?;
+    fs::write(Path::new(&out).join("descriptors.bin"), descriptors.encode_to_vec())?;
+
+    tonic_prost_build::configure()
+        // An image is moved, never copied: decoding shares the receive buffer.
+        .bytes(".imagegate.v1")
+        .generate_default_stubs(false)
+        // These carry prompts, images or credentials. Their `Debug` is written by hand in `src/pb.rs`.
+        .skip_debug([".imagegate.v1.Credential", ".imagegate.v1.Upstream", ".imagegate.v1.ImageRequest"])
+        .compile_fds(descriptors)?;
+    Ok(())
+}

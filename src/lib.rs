@@ -1,0 +1,8 @@
+//! imagegate: the image-generation gateway.
+pub mod config;
+pub mod error;
+pub mod images;
+pub mod params;
+pub mod pb;
+pub mod provider;
+pub mod worker;

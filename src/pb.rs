@@ -1,0 +1,177 @@
+//! The generated messages and services of `proto/imagegate/v1`, and what generated code cannot express.
+//!
+//! `Debug` of messages that carry prompts, images or credentials is written here: it shows shapes only.
+
+#![expect(missing_debug_implementations, reason = "generated clients and servers")]
+#![expect(clippy::doc_markdown, reason = "the protos' own comments")]
+
+use std::fmt;
+
+tonic::include_proto!("imagegate.v1");
+
+/// Every descriptor of our protos, for gRPC reflection.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
+/// Largest piece of an image in one message between processes, in bytes.
+pub const CHUNK_BYTES: usize = 256 * 1024;
+
+impl ImageRequest {
+    /// The operation that is meant, with `UNSPECIFIED` resolved by what the request carries.
+    pub fn effective_operation(&self) -> Operation {
+        match self.operation() {
+            Operation::Unspecified | Operation::Edit if self.mask.is_some() => Operation::Inpaint,
+            Operation::Unspecified if !self.inputs.is_empty() => Operation::Edit,
+            Operation::Unspecified => Operation::Generate,
+            said => said,
+        }
+    }
+
+    /// How many images the caller wants, at least 1.
+    pub fn wanted(&self) -> usize {
+        self.n.unwrap_or(1).max(1) as usize
+    }
+
+    /// What the caller wants to get, created on first use.
+    pub fn output_mut(&mut self) -> &mut Output {
+        self.output.get_or_insert_default()
+    }
+
+    /// The format asked for, if any.
+    pub fn wanted_format(&self) -> ImageFormat {
+        self.output.as_ref().map_or(ImageFormat::Unspecified, Output::format)
+    }
+
+    /// The size asked for, if it is in pixels.
+    pub fn dimensions(&self) -> Option<Dimensions> {
+        match self.size?.size? {
+            size::Size::Dimensions(d) => Some(d),
+            size::Size::AspectRatio(_) | size::Size::Auto(_) => None,
+        }
+    }
+}
+
+impl fmt::Debug for ImageRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ImageRequest")
+            .field("operation", &self.operation())
+            .field("model", &self.model)
+            .field("prompt_chars", &self.prompt.chars().count())
+            .field("n", &self.n)
+            .field("size", &self.size)
+            .field("inputs", &self.inputs.len())
+            .field("mask", &self.mask.is_some())
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Upstream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Upstream").field("base_url", &self.base_url).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Credential {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Credential(..)")
+    }
+}
+
+impl Size {
+    /// A size in pixels.
+    pub fn pixels(width: u32, height: u32) -> Self {
+        Self { size: Some(size::Size::Dimensions(Dimensions { width, height })) }
+    }
+
+    /// As OpenAI's API writes it: `1024x1536`, `16:9` or `auto`.
+    pub fn text(&self) -> String {
+        match self.size {
+            Some(size::Size::Dimensions(d)) => d.to_string(),
+            Some(size::Size::AspectRatio(r)) => format!("{}:{}", r.width, r.height),
+            Some(size::Size::Auto(_)) | None => "auto".into(),
+        }
+    }
+}
+
+impl fmt::Display for Dimensions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}x{}", self.width, self.height)
+    }
+}
+
+impl ImageFormat {
+    /// As OpenAI's `output_format` and file names spell it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Unspecified | Self::Png => "png",
+            Self::Jpeg => "jpeg",
+            Self::Webp => "webp",
+            Self::Gif => "gif",
+            Self::Svg => "svg",
+            Self::Avif => "avif",
+        }
+    }
+
+    /// The media type of an image in this format.
+    pub fn mime_type(self) -> &'static str {
+        match self {
+            Self::Unspecified | Self::Png => "image/png",
+            Self::Jpeg => "image/jpeg",
+            Self::Webp => "image/webp",
+            Self::Gif => "image/gif",
+            Self::Svg => "image/svg+xml",
+            Self::Avif => "image/avif",
+        }
+    }
+
+    /// The format that `output_format` names.
+    pub fn from_name(name: &str) -> Option<Self> {
+        match name {
+            "png" => Some(Self::Png),
+            "jpeg" | "jpg" => Some(Self::Jpeg),
+            "webp" => Some(Self::Webp),
+            "gif" => Some(Self::Gif),
+            "svg" => Some(Self::Svg),
+            "avif" => Some(Self::Avif),
+            _ => None,
+        }
+    }
+}
+
+impl Operation {
+    /// As logs, metrics and model data spell it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Unspecified => "unspecified",
+            Self::Generate => "generate",
+            Self::Edit => "edit",
+            Self::Inpaint => "inpaint",
+            Self::Outpaint => "outpaint",
+            Self::Variation => "variation",
+            Self::Upscale => "upscale",
+            Self::RemoveBackground => "remove_background",
+            Self::ReplaceBackground => "replace_background",
+            Self::Erase => "erase",
+            Self::SearchReplace => "search_replace",
+            Self::SearchRecolor => "search_recolor",
+            Self::Control => "control",
+            Self::Vectorize => "vectorize",
+        }
+    }
+
+    /// The operation that model data names.
+    pub fn from_name(name: &str) -> Option<Self> {
+        (1..=13).filter_map(|i| Self::try_from(i).ok()).find(|op| op.name() == name)
+    }
+}
+
+impl BillingClass {
+    /// As logs, metrics and headers spell it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Unspecified | Self::Unknown => "unknown",
+            Self::NotSent => "not_sent",
+            Self::RejectedUnbilled => "rejected_unbilled",
+            Self::Billed => "billed",
+        }
+    }
+}

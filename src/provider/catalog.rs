@@ -1,0 +1,222 @@
+//! Reads a provider's data file (`src/provider/<name>.yaml`) into the capability record it describes.
+//!
+//! The file is embedded in the binary and written by us, so a mistake in it is a defect: it is found by the
+//! tests of this module, which read every file.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use crate::pb;
+
+/// Reads an embedded data file.
+///
+/// # Errors
+/// What is wrong with the file, with the line where YAML tells it.
+pub fn read(text: &str) -> Result<pb::Provider, String> {
+    let value = crate::config::yaml::parse(text).map_err(|problem| problem.to_string())?.value;
+    let data: Data = serde_json::from_value(value).map_err(|error| error.to_string())?;
+    Ok(data.into_record())
+}
+
+/// Reads an embedded data file that the tests have read before.
+pub fn embedded(text: &str) -> pb::Provider {
+    read(text).expect("tests read every embedded data file")
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Data {
+    name: String,
+    #[serde(default)]
+    keyless: bool,
+    models: Vec<Model>,
+}
+
+/// One entry for one or several models that behave alike.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Model {
+    /// Exact ids, or prefixes that end in `*`.
+    ids: Vec<String>,
+    operations: Vec<String>,
+    #[serde(default)]
+    max_n: u32,
+    #[serde(default)]
+    sizes: Option<Sizes>,
+    #[serde(default)]
+    max_prompt_chars: u32,
+    #[serde(default)]
+    max_inputs: u32,
+    #[serde(default)]
+    formats: Vec<String>,
+    #[serde(default)]
+    parameters: BTreeMap<String, Parameter>,
+    #[serde(default)]
+    max_partial_images: u32,
+    #[serde(default)]
+    retired_on: String,
+    #[serde(default)]
+    successor: String,
+    #[serde(default)]
+    max_seed: u64,
+    #[serde(default)]
+    accepts_input_urls: bool,
+    #[serde(default)]
+    prices: Vec<Price>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Sizes {
+    #[serde(default)]
+    auto: bool,
+    /// `1024x1024`
+    #[serde(default)]
+    list: Vec<String>,
+    /// `16:9`
+    #[serde(default)]
+    ratios: Vec<String>,
+    #[serde(default)]
+    free: Option<Free>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct Free {
+    multiple_of: u32,
+    min_side: u32,
+    max_side: u32,
+    min_pixels: u64,
+    max_pixels: u64,
+    max_ratio: f64,
+}
+
+/// `{}` lets anything through.
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct Parameter {
+    values: Vec<String>,
+    min: Option<f64>,
+    max: Option<f64>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Price {
+    item: String,
+    usd: f64,
+    #[serde(default)]
+    per: f64,
+    #[serde(default)]
+    size: String,
+    #[serde(default)]
+    quality: String,
+    #[serde(default)]
+    operation: String,
+}
+
+impl Data {
+    fn into_record(self) -> pb::Provider {
+        let mut models = Vec::new();
+        for model in &self.models {
+            models.extend(model.ids.iter().map(|id| model.capability(id)));
+        }
+        pb::Provider { name: self.name, models, keyless: self.keyless }
+    }
+}
+
+impl Model {
+    fn capability(&self, id: &str) -> pb::ModelCapability {
+        let operation = |name: &String| pb::Operation::from_name(name).expect("a known operation") as i32;
+        let format = |name: &String| pb::ImageFormat::from_name(name).expect("a known format") as i32;
+        pb::ModelCapability {
+            model: id.to_owned(),
+            operations: self.operations.iter().map(operation).collect(),
+            max_n: self.max_n,
+            size: self.sizes.as_ref().map(Sizes::rule),
+            max_prompt_chars: self.max_prompt_chars,
+            max_inputs: self.max_inputs,
+            formats: self.formats.iter().map(format).collect(),
+            parameters: self
+                .parameters
+                .iter()
+                .map(|(name, rule)| pb::ParameterRule {
+                    name: name.clone(),
+                    values: rule.values.clone(),
+                    min: rule.min,
+                    max: rule.max,
+                })
+                .collect(),
+            max_partial_images: self.max_partial_images,
+            lifecycle: Some(pb::Lifecycle {
+                retired_on: self.retired_on.clone(),
+                successor: self.successor.clone(),
+            }),
+            prices: self.prices.iter().map(Price::line).collect(),
+            max_seed: self.max_seed,
+            accepts_input_urls: self.accepts_input_urls,
+        }
+    }
+}
+
+impl Sizes {
+    fn rule(&self) -> pb::SizeRule {
+        use pb::size_rule::Rule;
+        let rule = if let Some(free) = &self.free {
+            Some(Rule::Free(pb::FreeSize {
+                multiple_of: free.multiple_of,
+                min_side: free.min_side,
+                max_side: free.max_side,
+                min_pixels: free.min_pixels,
+                max_pixels: free.max_pixels,
+                max_ratio: free.max_ratio,
+            }))
+        } else if !self.list.is_empty() {
+            let sizes = self.list.iter().map(|text| {
+                let (width, height) = pair(text, 'x');
+                pb::Dimensions { width, height }
+            });
+            Some(Rule::List(pb::SizeList { sizes: sizes.collect() }))
+        } else if !self.ratios.is_empty() {
+            let ratios = self.ratios.iter().map(|text| {
+                let (width, height) = pair(text, ':');
+                pb::AspectRatio { width, height }
+            });
+            Some(Rule::Ratios(pb::RatioList { ratios: ratios.collect() }))
+        } else {
+            None
+        };
+        pb::SizeRule { auto: self.auto, rule }
+    }
+}
+
+fn pair<T: std::str::FromStr>(text: &str, separator: char) -> (T, T) {
+    text.split_once(separator)
+        .and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)))
+        .expect("two numbers and a separator")
+}
+
+impl Price {
+    fn line(&self) -> pb::Price {
+        let quality = match self.quality.as_str() {
+            "" => pb::Quality::Unspecified,
+            "low" => pb::Quality::Low,
+            "medium" => pb::Quality::Medium,
+            "high" => pb::Quality::High,
+            other => panic!("unknown quality {other:?}"),
+        };
+        let operation = match self.operation.as_str() {
+            "" => pb::Operation::Unspecified,
+            name => pb::Operation::from_name(name).expect("a known operation"),
+        };
+        pb::Price {
+            item: self.item.clone(),
+            usd: self.usd,
+            per: self.per,
+            size: self.size.clone(),
+            quality: quality.into(),
+            operation: operation.into(),
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! What an upstream API is to us: a capability record, and two pure functions over requests and answers.
+//!
+//! Nothing here opens a socket, reads a clock or sleeps; `worker::drive` does. Strategy, retries and
+//! negotiation happen in the router: a provider sends what the job says.
+
+pub mod catalog;
+
+use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode};
+use secrecy::SecretString;
+use serde::de::DeserializeOwned;
+
+use crate::{
+    error::{Error, ErrorKind, Result},
+    images::Pieces,
+    pb::{self, BillingClass},
+};
+
+/// An upstream API.
+pub trait Provider: Send + Sync + 'static {
+    /// Capabilities, model data and prices; `name` in it is the provider's id in configs, logs and metrics.
+    fn record(&self) -> &pb::Provider;
+
+    /// JSON members whose string values are images in base64. The driver decodes them while it reads, and
+    /// leaves an [`ImageRef`] in their place.
+    fn image_members(&self) -> &'static [&'static str];
+
+    /// The first upstream request of a job.
+    fn start(&self, job: &Job) -> Result<http::Request<Pieces>>;
+
+    /// What to do with a complete answer, whatever its status.
+    fn advance(&self, job: &Job, answer: Answer) -> Result<Step>;
+
+    /// What one server-sent event means, where the provider streams. `answer.body` is the event's data.
+    fn event(&self, _job: &Job, _event: Answer) -> Result<Event> {
+        Err(Error::bad_answer("an event stream, which this provider does not send"))
+    }
+}
+
+/// What to do next.
+#[derive(Debug)]
+pub enum Step {
+    /// The job is finished.
+    Done(Output),
+    /// Ask again after a pause: poll or download.
+    Next {
+        /// How long to wait first.
+        after: Duration,
+        /// What to send then.
+        request: http::Request<Pieces>,
+    },
+    /// The result lies at these addresses, which are not the API's own: fetched without credentials.
+    Fetch {
+        /// One address for each image of `output` whose `data` is empty, in order.
+        urls: Vec<String>,
+        /// The rest of the answer.
+        output: Output,
+    },
+}
+
+/// What a server-sent event means.
+#[derive(Debug)]
+pub enum Event {
+    /// A preview of the image.
+    Partial {
+        /// Counts previews from 0.
+        index: u32,
+        /// The preview's bytes.
+        data: Bytes,
+    },
+    /// The finished image.
+    Done(Output),
+    /// Nothing for us.
+    Ignored,
+}
+
+/// A finished job.
+#[derive(Debug, Default)]
+pub struct Output {
+    /// In order. Without data and with a `finish_reason`: withheld by the provider.
+    pub images: Vec<pb::Image>,
+    /// What the provider counted.
+    pub usage: Option<pb::Usage>,
+    /// What the provider says it charged.
+    pub reported_cost_usd: Option<f64>,
+    /// The provider's own id of the call.
+    pub upstream_request_id: String,
+    /// What the provider did otherwise than asked.
+    pub warnings: Vec<pb::Warning>,
+}
+
+/// One call of a provider.
+pub struct Job {
+    /// Fitted to the model by the router. `inputs` and `mask` hold bytes unless the model accepts URLs.
+    pub request: pb::ImageRequest,
+    /// Everything before the operation's own path, without a trailing slash.
+    pub base_url: String,
+    /// The provider's credential.
+    pub api_key: Option<SecretString>,
+    /// The provider's own settings, as the config spells them.
+    pub options: HashMap<String, String>,
+}
+
+/// An upstream's answer, read to its end.
+#[derive(Debug)]
+pub struct Answer {
+    /// HTTP status.
+    pub status: StatusCode,
+    /// HTTP headers.
+    pub headers: HeaderMap,
+    /// HTTP body.
+    pub body: AnswerBody,
+}
+
+/// An upstream's body.
+pub enum AnswerBody {
+    /// JSON, with its images taken out.
+    Json {
+        /// The document with an [`ImageRef`] in place of each image.
+        skeleton: Bytes,
+        /// The images, decoded; or why they could not be.
+        images: Vec<Result<Bytes, BadBase64>>,
+    },
+    /// Anything else.
+    Raw(Bytes),
+}
+
+/// A string that should have been base64 and is not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BadBase64;
+
+/// The place of an image that was taken out of a JSON document.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageRef(usize);
+
+/// The tail end of an [`ImageRef`] in a skeleton; a leading NUL cannot be in base64.
+pub const IMAGE_REF_PREFIX: &str = "\u{0}@";
+
+impl Job {
+    /// Extra fields for this provider: its own, over those for any provider.
+    pub fn extras(&self, provider: &str) -> serde_json::Map<String, serde_json::Value> {
+        let mut extras = serde_json::Map::new();
+        for key in ["*", provider] {
+            if let Some(fields) = self.request.provider_extras.get(key) {
+                for (name, value) in &fields.fields {
+                    extras.insert(name.clone(), crate::params::to_json(value));
+                }
+            }
+        }
+        extras
+    }
+}
+
+impl Answer {
+    /// The body as JSON. Anything else is an answer that the provider does not promise.
+    pub fn json<T: DeserializeOwned>(&self) -> Result<T> {
+        match &self.body {
+            AnswerBody::Json { skeleton, .. } => serde_json::from_slice(skeleton).map_err(|error| {
+                Error::bad_answer(format!("the answer's JSON is not what this provider sends: {error}"))
+            }),
+            AnswerBody::Raw(_) => {
+                Err(Error::bad_answer(format!("the answer is {}, not JSON", self.content_type())))
+            }
+        }
+    }
+
+    /// Moves an image out of the answer.
+    pub fn take_image(&mut self, place: &ImageRef) -> Result<Bytes> {
+        let AnswerBody::Json { images, .. } = &mut self.body else {
+            return Err(Error::bad_answer("the answer carries no image"));
+        };
+        match images.get_mut(place.0) {
+            Some(Ok(data)) => Ok(std::mem::take(data)),
+            Some(Err(BadBase64)) => Err(Error::bad_answer("the answer's image is not valid base64")),
+            None => Err(Error::bad_answer("the answer carries no image")),
+        }
+    }
+
+    /// The error that this answer is, when it is one and the provider's body told nothing better.
+    pub fn default_error(&self, provider: &str, message: impl Into<String>) -> Error {
+        let status = self.status.as_u16();
+        let kind = ErrorKind::from_http_status(status);
+        let mut error =
+            Error::new(kind, message).with_status(if self.status.is_success() { 502 } else { status });
+        error.provider = provider.to_owned();
+        error.code = None;
+        error.retry_after = crate::worker::retry_after::read(&self.headers);
+        error.upstream_request_id = self.request_id();
+        error.billing = match status {
+            400..=499 => BillingClass::RejectedUnbilled,
+            200..=299 => BillingClass::Billed,
+            _ => BillingClass::Unknown,
+        };
+        error
+    }
+
+    /// The provider's own id of the call.
+    pub fn request_id(&self) -> String {
+        ["x-request-id", "request-id", "x-amzn-requestid", "apim-request-id"]
+            .into_iter()
+            .find_map(|name| self.header(name))
+            .unwrap_or_default()
+            .to_owned()
+    }
+
+    /// A header's text.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
+    }
+
+    /// The media type without parameters; `no content type` if there is none.
+    pub fn content_type(&self) -> &str {
+        let whole = self.header("content-type").unwrap_or("no content type");
+        whole.split(';').next().unwrap_or(whole).trim()
+    }
+}
+
+impl fmt::Debug for AnswerBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Json { skeleton, images } => {
+                write!(f, "Json({} bytes, {} images)", skeleton.len(), images.len())
+            }
+            Self::Raw(bytes) => write!(f, "Raw({} bytes)", bytes.len()),
+        }
+    }
+}
+
+impl fmt::Debug for Job {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Job")
+            .field("request", &self.request)
+            .field("base_url", &self.base_url)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for ImageRef {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+        text.strip_prefix(IMAGE_REF_PREFIX)
+            .and_then(|index| index.parse().ok())
+            .map(Self)
+            .ok_or_else(|| serde::de::Error::custom("expected an image in base64"))
+    }
+}
+
+/// Providers that speak HTTP, by id.
+pub fn all() -> Vec<Arc<dyn Provider>> {
+    Vec::new()
+}
+
+/// The id that a config's provider name means: itself, or the id it is an alias of.
+pub fn canonical_name(name: &str) -> &str {
+    match name {
+        // The reference's own guide spells it so.
+        "stabilityai" => "stability-ai",
+        name => name,
+    }
+}

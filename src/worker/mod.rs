@@ -1,0 +1,16 @@
+//! Workers: providers behind the generated `WorkerService` trait, in this process or in another.
+
+pub mod retry_after;
+
+use std::{pin::Pin, sync::Arc};
+
+use futures::Stream;
+use tonic::Status;
+
+use crate::pb::{self, worker_service_server::WorkerService};
+
+/// What a worker answers to `Generate`.
+pub type EventStream = Pin<Box<dyn Stream<Item = Result<pb::GenerateResponse, Status>> + Send>>;
+
+/// A worker in this process, or the adapter of one elsewhere: the same to its callers.
+pub type SharedWorker = Arc<dyn WorkerService<GenerateStream = EventStream>>;
