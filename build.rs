@@ -1,6 +1,6 @@
 //! Compiles `proto/` to Rust without protoc.
 
-use std::{env, error::Error, fs, path::Path};
+use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message as _;
 
@@ -8,8 +8,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
 
     let descriptors = protox::compile(["imagegate/v1/router.proto", "imagegate/v1/worker.proto"], ["proto"])?;
-    let out = env::var("OUT_DIR")?;
-    fs::write(Path::new(&out).join("descriptors.bin"), descriptors.encode_to_vec())?;
+    let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
+    fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
 
     tonic_prost_build::configure()
         // An image is moved, never copied: decoding shares the receive buffer.

@@ -2,12 +2,13 @@
 //!
 //! `Debug` of messages that carry prompts, images or credentials is written here: it shows shapes only.
 
-#![expect(missing_debug_implementations, reason = "generated clients and servers")]
-#![expect(clippy::doc_markdown, reason = "the protos' own comments")]
-
 use std::fmt;
 
-tonic::include_proto!("imagegate.v1");
+mod generated {
+    #![expect(missing_debug_implementations, clippy::allow_attributes, clippy::large_enum_variant)]
+    tonic::include_proto!("imagegate.v1");
+}
+pub use generated::*;
 
 /// Every descriptor of our protos, for gRPC reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
