@@ -2,6 +2,8 @@
 //!
 //! Nothing here knows providers or requests.
 
+pub mod probe;
+
 use bytes::{Buf as _, Bytes, BytesMut};
 
 /// The bytes of one image (or one body) in the buffers they arrived in. Moving it copies nothing.
