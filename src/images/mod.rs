@@ -2,6 +2,8 @@
 //!
 //! Nothing here knows providers or requests.
 
+pub mod convert;
+pub mod mask;
 pub mod probe;
 
 use bytes::{Buf as _, Bytes, BytesMut};
