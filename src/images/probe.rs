@@ -3,6 +3,8 @@
 //! Only the structure is walked (chunks, segments, boxes), in constant memory and over the pieces as they
 //! are. Damaged pixels inside a complete structure are not noticed: that takes a decoder.
 
+mod text;
+
 use std::fmt;
 
 use super::Pieces;
@@ -72,7 +74,7 @@ pub fn probe(image: &Pieces) -> Result<Probe, Defect> {
     let mut start = [0; TEXT_WINDOW];
     let start = &mut start[..len.min(TEXT_WINDOW)];
     image.read_at(0, start);
-    let format = sniff(start).ok_or_else(|| Defect::NotAnImage(describe(start)))?;
+    let format = sniff(start).ok_or_else(|| Defect::NotAnImage(text::describe(start)))?;
     let walk = Walk { image, len, format };
     let (width, height) = match format {
         ImageFormat::Png => walk.png(),
@@ -103,7 +105,7 @@ pub fn sniff(start: &[u8]) -> Option<ImageFormat> {
         Some(ImageFormat::Gif)
     } else if brand(b"avif") || brand(b"avis") {
         Some(ImageFormat::Avif)
-    } else if is_element(root_element(start), b"<svg") {
+    } else if text::is_svg(start) {
         Some(ImageFormat::Svg)
     } else {
         None
@@ -276,19 +278,7 @@ impl Walk<'_> {
         if !end[..text_end.map_or(0, |last| last + 1)].ends_with(b"</svg>") {
             return Err(self.truncated());
         }
-        let root = root_element(start);
-        let tag = &root[..root.iter().position(|byte| *byte == b'>').unwrap_or(root.len())];
-        let tag = String::from_utf8_lossy(tag);
-        if let (Some(width), Some(height)) = (svg_length(&tag, "width"), svg_length(&tag, "height")) {
-            return Ok((width, height));
-        }
-        let view_box = attribute(&tag, "viewBox").unwrap_or_default();
-        let mut numbers = view_box.split([' ', ',']).filter(|part| !part.is_empty()).skip(2).map(pixels);
-        match (numbers.next().flatten(), numbers.next().flatten()) {
-            (Some(width), Some(height)) => Ok((width, height)),
-            // What CSS gives a replaced element that has no size of its own.
-            _ => Ok((300, 150)),
-        }
+        Ok(text::svg_size(start))
     }
 
     /// Boxes from `ftyp` to the end. The image's size is the largest `ispe`: the others belong to its tiles,
@@ -397,84 +387,6 @@ impl fmt::Display for Defect {
 }
 
 impl std::error::Error for Defect {}
-
-/// What something that is no image most likely is.
-fn describe(start: &[u8]) -> &'static str {
-    let root = root_element(start);
-    if starts_with_ignoring_case(root, b"<html") || starts_with_ignoring_case(root, b"<!doctype html") {
-        "html"
-    } else if root.starts_with(b"<") {
-        "xml"
-    } else if !looks_like_text(start) {
-        "unknown binary data"
-    } else if root.starts_with(b"{") || root.starts_with(b"[") {
-        "json"
-    } else {
-        "text"
-    }
-}
-
-fn looks_like_text(start: &[u8]) -> bool {
-    let utf8 = match std::str::from_utf8(start) {
-        Ok(_) => true,
-        // The window may cut a character in two.
-        Err(error) => error.error_len().is_none(),
-    };
-    utf8 && start.iter().all(|byte| !byte.is_ascii_control() || byte.is_ascii_whitespace())
-}
-
-/// Text without white space, byte order mark, XML declarations, comments and document types before its
-/// first element. An HTML document type stays: it says more than what follows it.
-fn root_element(start: &[u8]) -> &[u8] {
-    let mut rest = start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(start).trim_ascii_start();
-    loop {
-        let close: &[u8] = if rest.starts_with(b"<?") {
-            b"?>"
-        } else if rest.starts_with(b"<!--") {
-            b"-->"
-        } else if rest.starts_with(b"<!DOCTYPE svg") {
-            b">"
-        } else {
-            return rest;
-        };
-        match rest.windows(close.len()).position(|window| window == close) {
-            Some(at) => rest = rest[at + close.len()..].trim_ascii_start(),
-            None => return rest,
-        }
-    }
-}
-
-fn is_element(text: &[u8], tag: &[u8]) -> bool {
-    text.strip_prefix(tag)
-        .and_then(<[u8]>::first)
-        .is_some_and(|next| next.is_ascii_whitespace() || *next == b'>')
-}
-
-fn starts_with_ignoring_case(text: &[u8], prefix: &[u8]) -> bool {
-    text.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
-}
-
-/// A length in pixels; a share of the page, such as `100%`, tells no size.
-fn svg_length(tag: &str, name: &str) -> Option<u32> {
-    pixels(attribute(tag, name)?.trim().trim_end_matches("px"))
-}
-
-/// The value of an attribute of an XML start tag.
-fn attribute<'a>(tag: &'a str, name: &str) -> Option<&'a str> {
-    let value = tag.match_indices(name).find_map(|(at, _)| {
-        // `stroke-width` is not `width`.
-        let is_whole_name = tag[..at].ends_with(char::is_whitespace);
-        tag[at + name.len()..].strip_prefix('=').filter(|_| is_whole_name)
-    })?;
-    let quote = value.chars().next().filter(|quote| matches!(quote, '"' | '\''))?;
-    value[1..].split(quote).next()
-}
-
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the range is checked before")]
-fn pixels(text: &str) -> Option<u32> {
-    let number: f64 = text.parse().ok()?;
-    (number > 0.0 && number <= f64::from(MAX_SIDE)).then(|| number.ceil() as u32)
-}
 
 #[cfg(test)]
 mod tests;
