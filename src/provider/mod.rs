@@ -4,6 +4,7 @@
 //! negotiation happen in the router: a provider sends what the job says.
 
 pub mod catalog;
+pub mod sandbox;
 
 use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
