@@ -6,11 +6,15 @@
 pub mod catalog;
 pub mod multipart;
 pub mod openai;
+pub mod stability;
 
 use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, StatusCode, header::AUTHORIZATION};
+use http::{
+    HeaderMap, HeaderValue, StatusCode,
+    header::{AUTHORIZATION, CONTENT_TYPE},
+};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::de::DeserializeOwned;
 
@@ -184,6 +188,31 @@ fn decimal(value: f32) -> f64 {
     (f64::from(value) * 1e4).round() / 1e4
 }
 
+/// The bytes of an input, for an API that takes no addresses.
+fn bytes_of(input: &pb::InputImage) -> Result<Bytes> {
+    match &input.source {
+        Some(pb::input_image::Source::Data(data)) => Ok(data.clone()),
+        _ => Err(Error::unsupported("image", "this provider takes images as bytes only")),
+    }
+}
+
+/// A request with this body. What callers pass has been checked when the builder was filled.
+fn finish(request: http::request::Builder, body: Pieces) -> Result<http::Request<Pieces>> {
+    request
+        .body(body)
+        .map_err(|error| Error::new(ErrorKind::Internal, format!("the request cannot be built: {error}")))
+}
+
+/// A request with these fields as its JSON body.
+fn json_request(
+    request: http::request::Builder,
+    fields: &serde_json::Map<String, serde_json::Value>,
+) -> Result<http::Request<Pieces>> {
+    let body = serde_json::to_vec(fields)
+        .map_err(|error| Error::new(ErrorKind::Internal, format!("the request is no json: {error}")))?;
+    finish(request.header(CONTENT_TYPE, "application/json"), body.into())
+}
+
 /// The mask's image with `wanted` as its polarity.
 fn mask_as(mask: &pb::Mask, wanted: pb::MaskPolarity) -> Result<Bytes> {
     let polarity = |polarity| match polarity {
@@ -317,7 +346,7 @@ impl<'de> serde::Deserialize<'de> for ImageRef {
 
 /// Providers that speak HTTP, by id.
 pub fn all() -> Vec<Arc<dyn Provider>> {
-    vec![Arc::new(openai::OpenAi)]
+    vec![Arc::new(openai::OpenAi), Arc::new(stability::StabilityAi)]
 }
 
 /// The id that a config's provider name means: itself, or the id it is an alias of.

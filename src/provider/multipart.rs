@@ -5,12 +5,9 @@
 
 use bytes::{Bytes, BytesMut};
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use serde_json::{Map, Value};
 
-use crate::{
-    error::{Error, ErrorKind, Result},
-    images::Pieces,
-    pb::ImageFormat,
-};
+use crate::{error::Result, images::Pieces, pb::ImageFormat};
 
 /// A form under construction.
 #[derive(Debug)]
@@ -42,6 +39,27 @@ impl Form {
         self
     }
 
+    /// Adds the members of a JSON object as text fields. A nested member is spelt `svg[model]`, the items of a
+    /// list `name[]`.
+    #[must_use]
+    pub fn fields(self, fields: &Map<String, Value>) -> Self {
+        fields.iter().fold(self, |form, (name, value)| form.field(name, value))
+    }
+
+    fn field(self, name: &str, value: &Value) -> Self {
+        match value {
+            Value::Null => self,
+            Value::String(text) => self.text(name, text),
+            Value::Bool(_) | Value::Number(_) => self.text(name, &value.to_string()),
+            Value::Array(items) => {
+                items.iter().fold(self, |form, item| form.field(&format!("{name}[]"), item))
+            }
+            Value::Object(members) => members
+                .iter()
+                .fold(self, |form, (member, value)| form.field(&format!("{name}[{member}]"), value)),
+        }
+    }
+
     /// Adds a file.
     #[must_use]
     pub fn file(mut self, name: &str, filename: &str, content_type: &str, data: Bytes) -> Self {
@@ -70,11 +88,10 @@ impl Form {
     pub fn into_request(mut self, request: http::request::Builder) -> Result<http::Request<Pieces>> {
         self.write(&format!("--{}--\r\n", self.boundary));
         self.pieces.push(self.open.freeze());
-        request
+        let request = request
             .header(CONTENT_TYPE, format!("multipart/form-data; boundary={}", self.boundary))
-            .header(CONTENT_LENGTH, self.pieces.len())
-            .body(self.pieces)
-            .map_err(|error| Error::new(ErrorKind::Internal, format!("the form makes no request: {error}")))
+            .header(CONTENT_LENGTH, self.pieces.len());
+        super::finish(request, self.pieces)
     }
 
     fn write(&mut self, text: &str) {

@@ -7,12 +7,13 @@
 use std::{sync::LazyLock, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, header::CONTENT_TYPE};
+use http::{HeaderValue, Method, Request};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::{
-    Answer, AnswerBody, Event, ImageRef, Job, Output, Provider, Step, catalog, mask_as, multipart::Form,
+    Answer, AnswerBody, Event, ImageRef, Job, Output, Provider, Step, bytes_of, catalog, json_request,
+    mask_as, multipart::Form,
 };
 use crate::{
     error::{Error, ErrorKind, Result},
@@ -228,12 +229,7 @@ impl Provider for OpenAi {
 }
 
 fn generation(job: &Job) -> Result<Request<Pieces>> {
-    let body = serde_json::to_vec(&Value::Object(fields(job)))
-        .map_err(|error| Error::new(ErrorKind::Internal, format!("the request is no json: {error}")))?;
-    call(job, "/images/generations")?
-        .header(CONTENT_TYPE, "application/json")
-        .body(body.into())
-        .map_err(|error| Error::new(ErrorKind::Internal, format!("the request cannot be built: {error}")))
+    json_request(call(job, "/images/generations")?, &fields(job))
 }
 
 /// Always a form: the JSON variant is for GPT image models only, and its schema has three sizes.
@@ -243,7 +239,7 @@ fn edit(job: &Job) -> Result<Request<Pieces>> {
     if images.is_empty() {
         return Err(Error::invalid("image", "an edit needs an image"));
     }
-    let mut form = form(fields(job));
+    let mut form = Form::new().fields(&fields(job));
     let name = if images.len() == 1 { "image" } else { "image[]" };
     for (i, input) in images.into_iter().enumerate() {
         form = form.image(name, &format!("image-{i}"), bytes_of(input)?);
@@ -264,7 +260,10 @@ fn variation(job: &Job) -> Result<Request<Pieces>> {
     let mut fields = fields(job);
     // The endpoint has no prompt.
     fields.remove("prompt");
-    form(fields).image("image", "image-0", bytes_of(input)?).into_request(call(job, "/images/variations")?)
+    Form::new()
+        .fields(&fields)
+        .image("image", "image-0", bytes_of(input)?)
+        .into_request(call(job, "/images/variations")?)
 }
 
 fn call(job: &Job, path: &str) -> Result<http::request::Builder> {
@@ -352,31 +351,6 @@ fn gpt_image_fields(request: &pb::ImageRequest, fields: &mut Map<String, Value>)
     if partial_images > 0 && request.wanted() == 1 {
         put("stream", true.into());
         put("partial_images", partial_images.into());
-    }
-}
-
-/// A form with these fields; members of an object are spelt `svg[model]`, items of a list `name[]`.
-fn form(fields: Map<String, Value>) -> Form {
-    fn add(form: Form, name: &str, value: &Value) -> Form {
-        match value {
-            Value::Null => form,
-            Value::String(text) => form.text(name, text),
-            Value::Bool(_) | Value::Number(_) => form.text(name, &value.to_string()),
-            Value::Array(items) => {
-                items.iter().fold(form, |form, item| add(form, &format!("{name}[]"), item))
-            }
-            Value::Object(members) => members
-                .iter()
-                .fold(form, |form, (member, value)| add(form, &format!("{name}[{member}]"), value)),
-        }
-    }
-    fields.iter().fold(Form::new(), |form, (name, value)| add(form, name, value))
-}
-
-fn bytes_of(input: &pb::InputImage) -> Result<Bytes> {
-    match &input.source {
-        Some(pb::input_image::Source::Data(data)) => Ok(data.clone()),
-        _ => Err(Error::unsupported("image", "openai's forms take images as bytes only")),
     }
 }
 
