@@ -4,6 +4,8 @@
 //! negotiation happen in the router: a provider sends what the job says.
 
 pub mod catalog;
+#[cfg(test)]
+mod fixtures;
 pub mod multipart;
 pub mod openai;
 pub mod stability;

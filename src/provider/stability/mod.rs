@@ -141,7 +141,8 @@ fn client_user(job: &Job) -> Option<HeaderValue> {
     if user.is_empty() || user.len() > MAX_CLIENT_HEADER_CHARS || is_v1(&job.request.model) {
         return None;
     }
-    HeaderValue::from_str(user).ok()
+    // Beyond ASCII a header has no agreed encoding.
+    HeaderValue::from_str(user).ok().filter(|_| user.is_ascii())
 }
 
 impl Fields {

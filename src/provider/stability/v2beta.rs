@@ -144,7 +144,10 @@ pub(super) fn endpoint(job: &Job) -> Result<Endpoint> {
                 Some("image"),
                 &["prompt", "fidelity", "aspect_ratio", "negative_prompt", "seed"],
             ),
-            other => return unsupported(&format!("control by {}", other.as_str_name())),
+            other => {
+                let kind = other.as_str_name().trim_start_matches("KIND_").to_lowercase();
+                return unsupported(&format!("control by {kind}"));
+            }
         },
         Operation::Unspecified | Operation::Variation | Operation::Vectorize => {
             return unsupported(operation.name());
