@@ -1,5 +1,6 @@
 //! imagegate: the image-generation gateway.
 pub mod config;
+pub mod egress;
 pub mod error;
 pub mod images;
 pub mod params;

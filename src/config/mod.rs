@@ -1,10 +1,36 @@
 //! Everything a person configures: read, checked, and turned into what the program needs.
 //!
-//! The only reader of files and of the environment.
+//! The only reader of configuration files and of the environment. `yaml` parses, `secrets` fills in what the
+//! file only refers to, `file` and `spec` read with all problems at once, `plan` checks routing configs.
 
+pub mod file;
+pub mod plan;
+pub mod read;
+mod secrets;
+pub mod spec;
 pub mod yaml;
 
-use std::fmt;
+use std::{
+    collections::BTreeMap,
+    fmt, fs,
+    path::{Path, PathBuf},
+};
+
+pub use file::Settings;
+use read::Problems;
+use serde_json::{Map, Value};
+
+/// What `imagegate serve` does without a file.
+pub const EMBEDDED: &str = include_str!("embedded.yaml");
+
+/// Variables that override the file, and the field each sets.
+const OVERRIDES: &[(&str, &[&str])] = &[
+    ("IMAGEGATE_LISTEN_HTTP", &["listen", "http"]),
+    ("IMAGEGATE_LISTEN_GRPC", &["listen", "grpc"]),
+    ("IMAGEGATE_LISTEN_ADMIN", &["listen", "admin"]),
+    ("IMAGEGATE_DATA_DIR", &["data_dir"]),
+    ("IMAGEGATE_PUBLIC_URL", &["public_url"]),
+];
 
 /// One thing wrong with a config.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,6 +41,95 @@ pub struct Problem {
     pub message: String,
     /// Line and column, where a file was read.
     pub place: Option<(usize, usize)>,
+}
+
+/// Where settings come from, for reading them again.
+#[derive(Clone, Debug)]
+pub enum Origin {
+    /// [`EMBEDDED`].
+    Embedded,
+    /// A file.
+    File(PathBuf),
+}
+
+/// A configuration that cannot be used, with everything that is wrong.
+#[derive(Debug)]
+pub struct Rejected {
+    /// The file's name.
+    pub name: String,
+    /// In the file's order.
+    pub problems: Vec<Problem>,
+}
+
+impl Origin {
+    /// Reads and checks the whole configuration.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it.
+    pub fn read(&self, built_in: &BTreeMap<String, bool>) -> Result<Settings, Rejected> {
+        let name = self.to_string();
+        let text = match self {
+            Self::Embedded => EMBEDDED.to_owned(),
+            Self::File(path) => fs::read_to_string(path).map_err(|error| Rejected {
+                name: name.clone(),
+                problems: vec![Problem::new("", format!("cannot be read: {error}"))],
+            })?,
+        };
+        read(&text, built_in, &environment).map_err(|problems| Rejected { name, problems })
+    }
+
+    /// The file to watch for changes.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Embedded => None,
+            Self::File(path) => Some(path),
+        }
+    }
+}
+
+/// Checks a configuration's text against an environment.
+///
+/// # Errors
+/// Everything that is wrong with it, in the text's order.
+pub fn read(
+    text: &str,
+    built_in: &BTreeMap<String, bool>,
+    environment: &dyn Fn(&str) -> Option<String>,
+) -> Result<Settings, Vec<Problem>> {
+    let mut document = yaml::parse(text).map_err(|problem| vec![problem])?;
+    let problems = Problems::default();
+    for (variable, path) in OVERRIDES {
+        if let Some(value) = environment(variable).filter(|value| !value.is_empty()) {
+            put(&mut document.value, path, value);
+        }
+    }
+    secrets::fill_in(&mut document.value, "", environment, &problems);
+    let settings = Settings::read(&document.value, built_in, &problems);
+    let mut found: Vec<_> = problems.into_vec().into_iter().map(|problem| document.locate(problem)).collect();
+    match settings {
+        Some(settings) if found.is_empty() => Ok(settings),
+        _ => {
+            found.sort_by_key(|problem| problem.place);
+            found.dedup();
+            Err(found)
+        }
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
+fn environment(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+fn put(value: &mut Value, path: &[&str], text: String) {
+    let Value::Object(fields) = value else { return };
+    match path {
+        [] => {}
+        [name] => _ = fields.insert((*name).to_owned(), Value::String(text)),
+        [name, rest @ ..] => {
+            put(fields.entry(*name).or_insert_with(|| Value::Object(Map::new())), rest, text);
+        }
+    }
 }
 
 impl Problem {
@@ -33,5 +148,91 @@ impl fmt::Display for Problem {
             write!(f, "{}: ", self.path)?;
         }
         f.write_str(&self.message)
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Embedded => f.write_str("embedded defaults"),
+            Self::File(path) => path.display().fmt(f),
+        }
+    }
+}
+
+impl fmt::Display for Rejected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let count = self.problems.len();
+        write!(f, "{}: {count} problem{}", self.name, if count == 1 { "" } else { "s" })?;
+        self.problems.iter().try_for_each(|problem| write!(f, "\n  {problem}"))
+    }
+}
+
+impl std::error::Error for Rejected {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn built_in() -> BTreeMap<String, bool> {
+        [("openai", false), ("stability-ai", false), ("sandbox", true)]
+            .map(|(name, k)| (name.to_owned(), k))
+            .into()
+    }
+
+    fn check(text: &str) -> Result<Settings, Vec<String>> {
+        let environment = |name: &str| (name == "OPENAI_API_KEY").then(|| "sk-from-env".to_owned());
+        read(text, &built_in(), &environment)
+            .map_err(|problems| problems.iter().map(ToString::to_string).collect())
+    }
+
+    #[test]
+    fn the_embedded_configuration_is_valid() {
+        let settings = check(EMBEDDED).unwrap();
+        assert!(settings.configs.contains_key("demo"));
+        assert!(settings.listen.http.unwrap().ip().is_loopback());
+    }
+
+    #[test]
+    fn all_problems_come_at_once_with_their_lines() {
+        let problems = check(
+            "listen: {htp: 127.0.0.1:1}\nvirtual_keys:\n  a: {provider: openai, api_key: {env: MISSING}}\n  \
+             b: {provider: opnai, api_key: x}\nconfigs:\n  c: {strategy: {mode: fallback}, targets: []}\n",
+        )
+        .unwrap_err();
+        assert_eq!(
+            problems,
+            [
+                "line 1, column 10: listen.htp: unknown field; did you mean \"http\"?",
+                "line 3, column 25: virtual_keys.a.api_key: environment variable MISSING is not set",
+                "line 4, column 7: virtual_keys.b.provider: unknown provider \"opnai\"; did you mean \"openai\"?",
+                "line 6, column 35: configs.c.targets: at least one target is required",
+            ]
+        );
+    }
+
+    #[test]
+    fn secrets_are_filled_in_and_do_not_show() {
+        let settings = check(
+            "virtual_keys:\n  a: {provider: openai, api_key: {env: OPENAI_API_KEY}}\n  \
+             b: {provider: openai, api_key: \"${OPENAI_API_KEY}\"}\n",
+        )
+        .unwrap();
+        assert_eq!(settings.virtual_keys.len(), 2);
+        assert!(!format!("{settings:?}").contains("sk-from-env"));
+    }
+
+    #[test]
+    fn a_worker_of_ones_own_is_a_provider() {
+        let settings =
+            check("workers: {gradient: http://127.0.0.1:1}\nconfigs: {g: {provider: gradient}}\n").unwrap();
+        assert_eq!(settings.workers["gradient"], "http://127.0.0.1:1");
+    }
+
+    #[test]
+    fn the_environment_overrides_the_file() {
+        let environment = |name: &str| (name == "IMAGEGATE_LISTEN_HTTP").then(|| "127.0.0.1:9".to_owned());
+        let settings = read("listen: {http: 127.0.0.1:1}", &built_in(), &environment).unwrap();
+        assert_eq!(settings.listen.http.unwrap().port(), 9);
     }
 }

@@ -1,0 +1,261 @@
+//! What one request carries down the strategy tree, and what the tree leaves behind in it.
+
+use std::{
+    fmt,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use http::HeaderMap;
+use tokio::{sync::mpsc, time::Instant};
+
+use crate::{
+    config::{
+        file::{Limits, RetiredModels},
+        plan::{BaseUrl, Upstream},
+    },
+    error::{Error, Result},
+    images::Pieces,
+    pb::{self, BillingClass, stream_image_response::Event},
+    router::Workers,
+};
+
+/// One request on its way to a target. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Call {
+    /// What the caller asked for.
+    pub request: Arc<pb::ImageRequest>,
+    /// Facts about the request as a whole.
+    pub ctx: Arc<RequestContext>,
+}
+
+/// Facts about a request as a whole.
+#[derive(Debug)]
+pub struct RequestContext {
+    /// Ours, unique.
+    pub request_id: String,
+    /// The caller's, else the request id. Never empty.
+    pub trace_id: String,
+    /// When the caller stops waiting. Never extended; strategies only shorten what they pass on.
+    pub deadline: Instant,
+    /// The caller's headers, for `forward_headers`.
+    pub headers: HeaderMap,
+    /// Provider and credential that came with the request, for targets that have none.
+    pub upstream: Option<Arc<Upstream>>,
+    /// What the request's headers set over the config, at every target.
+    pub overrides: Overrides,
+    /// Where targets find their workers.
+    pub workers: Arc<Workers>,
+    /// Bounds of attempts.
+    pub limits: Limits,
+    /// What a retired model does.
+    pub retired_models: RetiredModels,
+    /// Where previews and progress go, if somebody wants them.
+    pub events: Option<mpsc::Sender<Event>>,
+    /// A preview was delivered: the caller has seen part of this target's answer, no other may follow.
+    pub committed: AtomicBool,
+    /// What happened so far.
+    pub record: Record,
+}
+
+/// Headers that beat the config at every level, as the reference has it.
+#[derive(Debug, Default)]
+pub struct Overrides {
+    /// `x-portkey-request-timeout`
+    pub request_timeout: Option<Duration>,
+    /// `x-portkey-custom-host`
+    pub custom_host: Option<BaseUrl>,
+    /// `x-portkey-forward-headers`
+    pub forward_headers: Option<Vec<String>>,
+}
+
+/// What happened during a request, in order.
+#[derive(Debug, Default)]
+pub struct Record(Mutex<Happened>);
+
+#[derive(Debug, Default)]
+struct Happened {
+    attempts: Vec<pb::Attempt>,
+    cost_lines: Vec<pb::CostLine>,
+    warnings: Vec<pb::Warning>,
+}
+
+/// An attempt that has begun. One that is dropped unfinished was cancelled, and may have been billed.
+#[derive(Debug)]
+pub struct Running {
+    ctx: Arc<RequestContext>,
+    index: usize,
+    started: Instant,
+    finished: bool,
+}
+
+/// A target's good answer: verified, complete, in the caller's format.
+pub struct Reply {
+    /// The target's place in the config.
+    pub target: String,
+    /// Who answered.
+    pub provider: String,
+    /// Which model.
+    pub model: String,
+    /// In the caller's order; `data` is empty, the bytes are beside it.
+    pub images: Vec<(pb::Image, Pieces)>,
+    /// What the provider counted.
+    pub usage: Option<pb::Usage>,
+    /// What the provider was asked for.
+    pub applied: pb::Applied,
+    /// Parameters that reached the provider otherwise than written.
+    pub warnings: Vec<pb::Warning>,
+    /// Retries before this answer.
+    pub retry_count: i32,
+}
+
+impl RequestContext {
+    /// What is left until the caller stops waiting.
+    pub fn remaining(&self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now())
+    }
+
+    /// Whether the caller has already seen part of an answer.
+    pub fn is_committed(&self) -> bool {
+        self.committed.load(Ordering::Relaxed)
+    }
+
+    /// Passes progress on. A slow reader misses some of it.
+    pub fn progress(&self, progress: pb::Progress) {
+        if let Some(events) = &self.events {
+            _ = events.try_send(Event::Progress(progress));
+        }
+    }
+
+    /// Passes a preview on and commits the request to this target.
+    pub async fn preview(&self, preview: pb::PartialImage) {
+        if let Some(events) = &self.events {
+            self.committed.store(true, Ordering::Relaxed);
+            _ = events.send(Event::PartialImage(preview)).await;
+        }
+    }
+
+    /// Notes that an attempt begins.
+    pub fn begin(self: &Arc<Self>, target: &str, provider: &str, model: &str) -> Running {
+        let mut happened = self.record.lock();
+        let index = happened.attempts.len();
+        happened.attempts.push(pb::Attempt {
+            number: u32::try_from(index + 1).unwrap_or(u32::MAX),
+            target: target.to_owned(),
+            provider: provider.to_owned(),
+            model: model.to_owned(),
+            outcome: "running".into(),
+            ..Default::default()
+        });
+        Running { ctx: Arc::clone(self), index, started: Instant::now(), finished: false }
+    }
+
+    /// Notes that a target was passed over without a call.
+    pub fn skip(&self, target: &str, provider: &str, model: &str, error: &Error) {
+        let mut happened = self.record.lock();
+        let number = u32::try_from(happened.attempts.len() + 1).unwrap_or(u32::MAX);
+        happened.attempts.push(pb::Attempt {
+            number,
+            target: target.to_owned(),
+            provider: provider.to_owned(),
+            model: model.to_owned(),
+            outcome: "skipped".into(),
+            message: error.message.clone(),
+            billing: BillingClass::NotSent.into(),
+            ..Default::default()
+        });
+    }
+}
+
+impl Record {
+    fn lock(&self) -> MutexGuard<'_, Happened> {
+        // Nothing that holds this lock can leave it half changed.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Attempts so far.
+    pub fn attempts(&self) -> Vec<pb::Attempt> {
+        self.lock().attempts.clone()
+    }
+
+    /// Cost lines so far.
+    pub fn cost_lines(&self) -> Vec<pb::CostLine> {
+        self.lock().cost_lines.clone()
+    }
+
+    /// Warnings of targets that did not answer.
+    pub fn warnings(&self) -> Vec<pb::Warning> {
+        self.lock().warnings.clone()
+    }
+
+    /// Adds what a target had to change, for a request that fails in the end.
+    pub fn warn(&self, warnings: Vec<pb::Warning>) {
+        self.lock().warnings.extend(warnings);
+    }
+}
+
+impl Running {
+    /// The attempt's number, from 1.
+    pub fn number(&self) -> u32 {
+        u32::try_from(self.index + 1).unwrap_or(u32::MAX)
+    }
+
+    /// Notes how the attempt ended and what it cost.
+    pub fn finish<T>(
+        mut self,
+        outcome: &Result<T>,
+        upstream_request_id: &str,
+        cost_lines: Vec<pb::CostLine>,
+    ) -> Duration {
+        self.finished = true;
+        let duration = self.started.elapsed();
+        let mut happened = self.ctx.record.lock();
+        happened.cost_lines.extend(cost_lines);
+        let attempt = &mut happened.attempts[self.index];
+        attempt.duration_ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        attempt.upstream_request_id = upstream_request_id.to_owned();
+        match outcome {
+            Ok(_) => {
+                attempt.outcome = "ok".into();
+                attempt.status = 200;
+                attempt.billing = BillingClass::Billed.into();
+            }
+            Err(error) => {
+                attempt.outcome = error.kind.name().into();
+                attempt.status = error.status.into();
+                attempt.message.clone_from(&error.message);
+                attempt.billing = error.billing.into();
+                if attempt.upstream_request_id.is_empty() {
+                    attempt.upstream_request_id.clone_from(&error.upstream_request_id);
+                }
+            }
+        }
+        duration
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if self.finished {
+            return;
+        }
+        let mut happened = self.ctx.record.lock();
+        let attempt = &mut happened.attempts[self.index];
+        attempt.outcome = "cancelled".into();
+        attempt.duration_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        attempt.billing = BillingClass::Unknown.into();
+    }
+}
+
+impl fmt::Debug for Reply {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reply")
+            .field("target", &self.target)
+            .field("model", &self.model)
+            .field("images", &self.images.len())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,420 @@
+//! The file `imagegate.yaml`, checked as a whole (docs/configuration.md).
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fmt,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use serde_json::Value;
+use sha2::{Digest as _, Sha256};
+
+use super::{
+    plan::{self, Credential, Known, Plan, Upstream},
+    read::{Object, Problems, suggestion},
+    spec::{self, Secret},
+    yaml::join,
+};
+use crate::{egress::Egress, provider::canonical_name};
+
+/// Everything the file says, checked.
+#[derive(Debug)]
+pub struct Settings {
+    /// Addresses to listen on; a role fills in what it needs.
+    pub listen: Listen,
+    /// Embedded stores: image files.
+    pub data_dir: PathBuf,
+    /// Stored credentials by id.
+    pub virtual_keys: BTreeMap<String, Arc<Upstream>>,
+    /// Saved routing configs by id.
+    pub configs: BTreeMap<String, Arc<Plan>>,
+    /// For requests that name no route.
+    pub default_config: Option<String>,
+    /// Who may call.
+    pub callers: Callers,
+    /// Workers elsewhere, by provider.
+    pub workers: BTreeMap<String, String>,
+    /// What hosts that come with a request may reach.
+    pub egress: Arc<Egress>,
+    /// Bounds of a request.
+    pub limits: Limits,
+    /// What a model that its provider has retired does.
+    pub retired_models: RetiredModels,
+    /// How clients reach the shim, for links to images; else the request's own host.
+    pub public_url: Option<String>,
+    /// How long an image asked for as `url` can be fetched.
+    pub image_lifetime: Duration,
+    /// How long in-flight requests may take to finish after SIGTERM.
+    pub shutdown_grace: Duration,
+}
+
+/// Addresses to listen on. Port 0 takes any free one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Listen {
+    /// OpenAI's format.
+    pub http: Option<SocketAddr>,
+    /// gRPC.
+    pub grpc: Option<SocketAddr>,
+    /// Probes and metrics.
+    pub admin: Option<SocketAddr>,
+}
+
+/// Bounds of a request.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Larger request bodies are refused with 413.
+    pub max_body_bytes: usize,
+    /// The whole request, all attempts together.
+    pub total_timeout: Duration,
+    /// One attempt of a target without `request_timeout`.
+    pub attempt_timeout: Duration,
+}
+
+/// What a model that its provider has retired does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RetiredModels {
+    /// It is called all the same, with a warning: other servers still speak its dialect.
+    #[default]
+    Warn,
+    /// Its successor is called, with a warning.
+    Substitute,
+    /// The target is skipped.
+    Fail,
+}
+
+/// Who may call, by the digest of the key: a lookup that leaks no timing about the keys themselves.
+#[derive(Debug, Default)]
+pub struct Callers {
+    by_digest: HashMap<[u8; 32], Arc<Caller>>,
+    /// `auth: open` was written.
+    pub open: bool,
+}
+
+/// One caller.
+#[derive(Debug)]
+pub struct Caller {
+    /// For logs.
+    pub name: String,
+    /// What it may do.
+    pub scopes: BTreeSet<Scope>,
+    /// For its requests that name no route.
+    pub default_config: Option<String>,
+}
+
+/// What a caller may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Scope {
+    /// Make images.
+    Generate,
+    /// Manage saved configs.
+    Configs,
+    /// Manage credentials.
+    Keys,
+    /// Read the request log.
+    Logs,
+    /// Everything else.
+    Admin,
+}
+
+const SCOPES: &[(&str, Scope)] = &[
+    ("generate", Scope::Generate),
+    ("configs", Scope::Configs),
+    ("keys", Scope::Keys),
+    ("logs", Scope::Logs),
+    ("admin", Scope::Admin),
+];
+
+impl Callers {
+    /// Nobody has a key: everybody may call.
+    pub fn is_empty(&self) -> bool {
+        self.by_digest.is_empty()
+    }
+
+    /// Whose key this is.
+    pub fn find(&self, key: &str) -> Option<&Arc<Caller>> {
+        self.by_digest.get(&digest(key))
+    }
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = SCOPES.iter().find(|(_, scope)| scope == self).map_or("", |(name, _)| name);
+        f.write_str(name)
+    }
+}
+
+impl Settings {
+    /// Checks the content of a file whose secrets have been filled in. `built_in` are the providers of this
+    /// binary, with whether they need no credential.
+    pub fn read(value: &Value, built_in: &BTreeMap<String, bool>, problems: &Problems) -> Option<Self> {
+        let mut file = Object::open(value, "", problems)?;
+        let listen = file.object("listen").map(read_listen).unwrap_or_default();
+        let workers = file.object("workers").map(read_workers).unwrap_or_default();
+        let egress = Arc::new(file.object("egress").map(read_egress).unwrap_or_default());
+        let mut providers: BTreeSet<String> = built_in.keys().cloned().collect();
+        let mut keyless: BTreeSet<String> =
+            built_in.iter().filter(|(_, keyless)| **keyless).map(|(name, _)| name.clone()).collect();
+        for name in workers.keys().filter(|name| !built_in.contains_key(*name)) {
+            // Whether a worker of the operator's own wants a credential is between the two of them.
+            providers.insert(name.clone());
+            keyless.insert(name.clone());
+        }
+        let virtual_keys = read_virtual_keys(&mut file, &providers, &keyless);
+        let known = Known {
+            providers: &providers,
+            keyless: &keyless,
+            virtual_keys: &virtual_keys,
+            egress: &egress,
+            from_caller: false,
+        };
+        let configs = read_configs(&mut file, known);
+        let names: Vec<&str> = configs.keys().map(String::as_str).collect();
+        let callers = read_callers(&mut file, &names);
+        let default_config = file.text("default_config").map(str::to_owned);
+        check_config_id(&file, "default_config", default_config.as_deref(), &names);
+        let data_dir = file.text("data_dir").unwrap_or("./data").into();
+        let limits = read_limits(file.object("limits"));
+        let public_url = file.text("public_url").map(|url| url.trim_end_matches('/').to_owned());
+        if let Some(Err(message)) = public_url.as_deref().map(plan::operator_host) {
+            file.problem("public_url", message);
+        }
+        let retired_models = match file.text("retired_models") {
+            None | Some("warn") => RetiredModels::Warn,
+            Some("substitute") => RetiredModels::Substitute,
+            Some("fail") => RetiredModels::Fail,
+            Some(other) => {
+                file.problem(
+                    "retired_models",
+                    format!("'{other}' is not allowed; allowed: warn, substitute, fail"),
+                );
+                RetiredModels::Warn
+            }
+        };
+        let seconds = |value: Option<u64>, default| Duration::from_secs(value.unwrap_or(default));
+        let settings = Self {
+            listen,
+            data_dir,
+            configs,
+            default_config,
+            callers,
+            workers,
+            egress,
+            limits,
+            retired_models,
+            public_url,
+            // OpenAI's own links live as long.
+            image_lifetime: seconds(file.whole("image_lifetime_s", 1, 31_536_000), 3600),
+            shutdown_grace: seconds(file.whole("shutdown_grace_s", 0, 86_400), 330),
+            virtual_keys,
+        };
+        file.finish();
+        Some(settings)
+    }
+}
+
+fn read_listen(mut object: Object<'_>) -> Listen {
+    let mut address = |name: &str| {
+        let text = object.text(name)?;
+        match text.parse() {
+            Ok(address) => Some(address),
+            Err(_) => {
+                object.problem(
+                    name,
+                    format!("\"{text}\" is not allowed; allowed: ADDRESS:PORT such as 127.0.0.1:8787"),
+                );
+                None
+            }
+        }
+    };
+    let listen = Listen { http: address("http"), grpc: address("grpc"), admin: address("admin") };
+    object.finish();
+    listen
+}
+
+fn read_workers(mut object: Object<'_>) -> BTreeMap<String, String> {
+    let path = object.path().to_owned();
+    let mut workers = BTreeMap::new();
+    for (name, uri) in object.texts_where(|_| true) {
+        match plan::operator_host(&uri) {
+            Ok(host) => _ = workers.insert(canonical_name(&name).to_owned(), host.url),
+            Err(message) => object.problems().add(join(&path, &name), message),
+        }
+    }
+    workers
+}
+
+fn read_egress(mut object: Object<'_>) -> Egress {
+    let mut egress = Egress::default();
+    for (i, text) in object.texts("allow").unwrap_or_default().into_iter().enumerate() {
+        match text.parse().or_else(|_| text.parse::<std::net::IpAddr>().map(Into::into)) {
+            Ok(range) => egress.allow.push(range),
+            Err(_) => object.problem(
+                &format!("allow.{i}"),
+                format!("\"{text}\" is not allowed; allowed: an address range such as 127.0.0.0/8"),
+            ),
+        }
+    }
+    object.finish();
+    egress
+}
+
+fn read_limits(object: Option<Object<'_>>) -> Limits {
+    let mut limits = Limits {
+        max_body_bytes: 64 << 20,
+        total_timeout: Duration::from_secs(600),
+        // The slowest models take about 280 s at the 95th percentile (openai.md, a third-party benchmark).
+        attempt_timeout: Duration::from_secs(300),
+    };
+    if let Some(mut object) = object {
+        if let Some(bytes) = object.whole("max_body_bytes", 1024, 1 << 32) {
+            limits.max_body_bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+        }
+        limits.total_timeout = object.millis("total_timeout_ms").unwrap_or(limits.total_timeout);
+        limits.attempt_timeout = object.millis("attempt_timeout_ms").unwrap_or(limits.attempt_timeout);
+        object.finish();
+    }
+    limits
+}
+
+fn read_virtual_keys(
+    file: &mut Object<'_>,
+    providers: &BTreeSet<String>,
+    keyless: &BTreeSet<String>,
+) -> BTreeMap<String, Arc<Upstream>> {
+    let mut keys = BTreeMap::new();
+    let Some(entries) = file.map("virtual_keys") else { return keys };
+    for (id, value) in entries {
+        let path = file.at(&format!("virtual_keys.{id}"));
+        let Some(object) = Object::open(value, path, file.problems()) else { continue };
+        if let Some(upstream) = read_virtual_key(id, object, providers, keyless) {
+            keys.insert(id.clone(), Arc::new(upstream));
+        }
+    }
+    keys
+}
+
+fn read_virtual_key(
+    id: &str,
+    mut object: Object<'_>,
+    providers: &BTreeSet<String>,
+    keyless: &BTreeSet<String>,
+) -> Option<Upstream> {
+    object.required("provider");
+    let provider = object.text("provider").map(canonical_name);
+    if let Some(provider) = provider.filter(|provider| !providers.contains(*provider)) {
+        let names: Vec<_> = providers.iter().map(String::as_str).collect();
+        object
+            .problem("provider", format!("unknown provider \"{provider}\"{}", suggestion(provider, &names)));
+    }
+    let key = object.text("api_key").filter(|key| !key.is_empty()).map(Secret::new);
+    let held_by_worker = match object.text("held_by") {
+        None => false,
+        Some("worker") => true,
+        Some(other) => {
+            object.problem("held_by", format!("'{other}' is not allowed; allowed: worker"));
+            false
+        }
+    };
+    let base_url = object
+        .text("base_url")
+        .and_then(|url| plan::operator_host(url).map_err(|message| object.problem("base_url", message)).ok());
+    let credential = match (key, held_by_worker) {
+        (Some(_), true) => {
+            object.problem("api_key", "a credential is either written here or held by the worker, not both");
+            return None;
+        }
+        (Some(key), false) => Credential::ApiKey(key),
+        (None, true) => Credential::HeldByWorker(id.to_owned()),
+        (None, false) if provider.is_some_and(|provider| keyless.contains(provider)) => Credential::None,
+        (None, false) => {
+            if !object.has("api_key") || object.text("api_key") == Some("") {
+                object.problem("api_key", "Required: write the key as { env: NAME }, or `held_by: worker`");
+            }
+            return None;
+        }
+    };
+    let options = object.texts_where(spec::is_provider_option);
+    object.finish();
+    Some(Upstream {
+        provider: provider?.to_owned(),
+        virtual_key: Some(id.to_owned()),
+        credential,
+        base_url,
+        options: options.into_iter().collect(),
+    })
+}
+
+fn read_configs(file: &mut Object<'_>, known: Known<'_>) -> BTreeMap<String, Arc<Plan>> {
+    let mut configs = BTreeMap::new();
+    for (id, value) in file.map("configs").into_iter().flatten() {
+        match Plan::try_new(value, &file.at(&format!("configs.{id}")), known) {
+            Ok(plan) => _ = configs.insert(id.clone(), Arc::new(plan)),
+            Err(problems) => {
+                for problem in problems {
+                    file.problems().add(problem.path, problem.message);
+                }
+            }
+        }
+    }
+    configs
+}
+
+fn read_callers(file: &mut Object<'_>, configs: &[&str]) -> Callers {
+    let mut callers = Callers::default();
+    match file.text("auth") {
+        None => {}
+        Some("open") => callers.open = true,
+        Some(other) => file.problem("auth", format!("'{other}' is not allowed; allowed: open")),
+    }
+    for (i, value) in file.list("api_keys").unwrap_or_default().iter().enumerate() {
+        let Some(mut object) = Object::open(value, file.at(&format!("api_keys.{i}")), file.problems()) else {
+            continue;
+        };
+        object.required("name");
+        object.required("key");
+        let key = object.text("key").filter(|key| !key.is_empty());
+        if object.text("key") == Some("") {
+            object.problem("key", "the key is empty");
+        }
+        let default_config = object.text("default_config").map(str::to_owned);
+        check_config_id(&object, "default_config", default_config.as_deref(), configs);
+        let scopes = object.texts("scopes").unwrap_or_else(|| vec!["generate"]);
+        let scopes = scopes.into_iter().enumerate().filter_map(|(i, name)| {
+            let found = SCOPES.iter().find(|(word, _)| *word == name);
+            if found.is_none() {
+                let names: Vec<_> = SCOPES.iter().map(|(word, _)| *word).collect();
+                object.problem(
+                    &format!("scopes.{i}"),
+                    format!("unknown scope \"{name}\"{}", suggestion(name, &names)),
+                );
+            }
+            found.map(|(_, scope)| *scope)
+        });
+        let scopes = scopes.collect();
+        let name = object.text("name").unwrap_or_default().to_owned();
+        if let Some(key) = key {
+            let caller = Arc::new(Caller { name, scopes, default_config });
+            if callers.by_digest.insert(digest(key), caller).is_some() {
+                object.problem("key", "another entry has the same key");
+            }
+        }
+        object.finish();
+    }
+    callers
+}
+
+fn check_config_id(object: &Object<'_>, field: &str, id: Option<&str>, configs: &[&str]) {
+    if let Some(id) = id.filter(|id| !configs.contains(id)) {
+        // A config that could not be read has been reported already.
+        if object.problems().is_empty() {
+            object.problem(field, format!("config \"{id}\" does not exist{}", suggestion(id, configs)));
+        }
+    }
+}
+
+fn digest(key: &str) -> [u8; 32] {
+    Sha256::digest(key.as_bytes()).into()
+}
