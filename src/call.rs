@@ -14,7 +14,7 @@ use tokio::{sync::mpsc, time::Instant};
 
 use crate::{
     config::{
-        file::{Limits, RetiredModels},
+        Settings,
         plan::{BaseUrl, Upstream},
     },
     error::{Error, Result},
@@ -49,10 +49,8 @@ pub struct RequestContext {
     pub overrides: Overrides,
     /// Where targets find their workers.
     pub workers: Arc<Workers>,
-    /// Bounds of attempts.
-    pub limits: Limits,
-    /// What a retired model does.
-    pub retired_models: RetiredModels,
+    /// The configuration that was in force when the request came.
+    pub settings: Arc<Settings>,
     /// Where previews and progress go, if somebody wants them.
     pub events: Option<mpsc::Sender<Event>>,
     /// A preview was delivered: the caller has seen part of this target's answer, no other may follow.

@@ -48,6 +48,16 @@ impl Egress {
         self.allow.iter().any(|range| range.contains(&address)) || is_public(address)
     }
 
+    /// Whether the operator has named this very address as one of its own.
+    pub fn trusts(&self, url: &str) -> bool {
+        let address = match Url::parse(url).ok().as_ref().and_then(Url::host) {
+            Some(Host::Ipv4(address)) => IpAddr::from(address),
+            Some(Host::Ipv6(address)) => IpAddr::from(address),
+            Some(Host::Domain(_)) | None => return false,
+        };
+        self.allow.iter().any(|range| range.contains(&address.to_canonical()))
+    }
+
     /// Checks a host as it is written.
     ///
     /// # Errors

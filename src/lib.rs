@@ -1,4 +1,5 @@
 //! imagegate: the image-generation gateway.
+pub mod call;
 pub mod config;
 pub mod egress;
 pub mod error;
@@ -6,4 +7,8 @@ pub mod images;
 pub mod params;
 pub mod pb;
 pub mod provider;
+pub mod route;
+pub mod router;
+pub mod telemetry;
+pub mod transport;
 pub mod worker;

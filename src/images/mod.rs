@@ -2,6 +2,10 @@
 //!
 //! Nothing here knows providers or requests.
 
+pub mod convert;
+pub mod mask;
+pub mod probe;
+
 use bytes::{Buf as _, Bytes, BytesMut};
 
 /// The bytes of one image (or one body) in the buffers they arrived in. Moving it copies nothing.

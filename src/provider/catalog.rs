@@ -220,3 +220,57 @@ impl Price {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_embedded_data_file_is_read() {
+        for provider in crate::provider::all() {
+            let record = provider.record();
+            assert!(!record.models.is_empty(), "{}", record.name);
+        }
+    }
+
+    #[test]
+    fn every_model_is_described_once_and_has_an_operation() {
+        for provider in crate::provider::all() {
+            let record = provider.record();
+            let mut seen: Vec<&str> = Vec::new();
+            for model in &record.models {
+                let id = model.model.as_str();
+                assert!(!model.operations.is_empty(), "{}: {id} has no operation", record.name);
+                for earlier in &seen {
+                    let hidden =
+                        earlier.strip_suffix('*').map_or(id == *earlier, |start| id.starts_with(start));
+                    assert!(!hidden, "{}: {id} is never found behind {earlier}", record.name);
+                }
+                seen.push(id);
+            }
+        }
+    }
+
+    #[test]
+    fn every_successor_is_a_live_model() {
+        for provider in crate::provider::all() {
+            let record = provider.record();
+            for model in &record.models {
+                let lifecycle = model.lifecycle.as_ref().unwrap();
+                if lifecycle.successor.is_empty() {
+                    continue;
+                }
+                let successor = record.models.iter().find(|other| other.model == lifecycle.successor);
+                let live = successor.is_some_and(|m| m.lifecycle.as_ref().unwrap().retired_on.is_empty());
+                assert!(live, "{}: {} is no live successor", record.name, lifecycle.successor);
+            }
+        }
+    }
+
+    #[test]
+    fn a_misspelt_field_is_refused() {
+        let problem =
+            read("name: x\nmodels:\n  - ids: [a]\n    operations: [generate]\n    max_m: 1\n").unwrap_err();
+        assert!(problem.contains("max_m"), "{problem}");
+    }
+}

@@ -4,12 +4,21 @@
 //! negotiation happen in the router: a provider sends what the job says.
 
 pub mod catalog;
+#[cfg(test)]
+mod fixtures;
+pub mod multipart;
+pub mod openai;
+pub mod sandbox;
+pub mod stability;
 
 use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode};
-use secrecy::SecretString;
+use http::{
+    HeaderMap, HeaderValue, StatusCode,
+    header::{AUTHORIZATION, CONTENT_TYPE},
+};
+use secrecy::{ExposeSecret as _, SecretString};
 use serde::de::DeserializeOwned;
 
 use crate::{
@@ -22,6 +31,9 @@ use crate::{
 pub trait Provider: Send + Sync + 'static {
     /// Capabilities, model data and prices; `name` in it is the provider's id in configs, logs and metrics.
     fn record(&self) -> &pb::Provider;
+
+    /// Where the public API lives, for a job that names no other address.
+    fn default_base_url(&self) -> &'static str;
 
     /// JSON members whose string values are images in base64. The driver decodes them while it reads, and
     /// leaves an [`ImageRef`] in their place.
@@ -151,6 +163,78 @@ impl Job {
         }
         extras
     }
+
+    /// Starts a request to `path` below the base URL, with the credential as a bearer token where there is one:
+    /// self-hosted servers of a dialect often want none.
+    pub fn call(&self, method: http::Method, path: &str) -> Result<http::request::Builder> {
+        let address = format!("{}{path}", self.base_url);
+        let uri: http::Uri = address.parse().map_err(|_| {
+            // Without the value: it may carry a password.
+            Error::invalid("base_url", "the provider's base url makes no valid address")
+        })?;
+        let mut request = http::Request::builder().method(method).uri(uri);
+        if let Some(key) = &self.api_key {
+            let text = format!("Bearer {}", key.expose_secret());
+            let mut value = HeaderValue::from_str(&text).map_err(|_| {
+                Error::new(ErrorKind::PermissionDenied, "the api key has characters that no header can carry")
+                    .with_status(401)
+            })?;
+            value.set_sensitive(true);
+            request = request.header(AUTHORIZATION, value);
+        }
+        Ok(request)
+    }
+}
+
+/// A number as a person wrote it: the nearest `f64` of an `f32` reads 0.3499999940395355 for 0.35.
+fn decimal(value: f32) -> f64 {
+    (f64::from(value) * 1e4).round() / 1e4
+}
+
+/// The bytes of an input, for an API that takes no addresses.
+fn bytes_of(input: &pb::InputImage) -> Result<Bytes> {
+    match &input.source {
+        Some(pb::input_image::Source::Data(data)) => Ok(data.clone()),
+        _ => Err(Error::unsupported("image", "this provider takes images as bytes only")),
+    }
+}
+
+/// A request with this body. What callers pass has been checked when the builder was filled.
+fn finish(request: http::request::Builder, body: Pieces) -> Result<http::Request<Pieces>> {
+    request
+        .body(body)
+        .map_err(|error| Error::new(ErrorKind::Internal, format!("the request cannot be built: {error}")))
+}
+
+/// A request with these fields as its JSON body.
+fn json_request(
+    request: http::request::Builder,
+    fields: &serde_json::Map<String, serde_json::Value>,
+) -> Result<http::Request<Pieces>> {
+    let body = serde_json::to_vec(fields)
+        .map_err(|error| Error::new(ErrorKind::Internal, format!("the request is no json: {error}")))?;
+    finish(request.header(CONTENT_TYPE, "application/json"), body.into())
+}
+
+/// The mask's image with `wanted` as its polarity.
+fn mask_as(mask: &pb::Mask, wanted: pb::MaskPolarity) -> Result<Bytes> {
+    let polarity = |polarity| match polarity {
+        pb::MaskPolarity::Unspecified => pb::MaskPolarity::WhiteEdits,
+        said => said,
+    };
+    if polarity(mask.polarity()) == polarity(wanted) {
+        return Ok(mask.data.clone());
+    }
+    convert_mask(&mask.data, polarity(mask.polarity()), polarity(wanted))
+        .map_err(|problem| Error::unsupported("mask", problem))
+}
+
+fn convert_mask(
+    _data: &Bytes,
+    from: pb::MaskPolarity,
+    to: pb::MaskPolarity,
+) -> std::result::Result<Bytes, String> {
+    Err(format!("a mask of polarity {} cannot be made one of {}", from.as_str_name(), to.as_str_name()))
 }
 
 impl Answer {
@@ -194,6 +278,22 @@ impl Answer {
             _ => BillingClass::Unknown,
         };
         error
+    }
+
+    /// What a body that is not the provider's JSON says, fit for a message: a short line of plain text as it
+    /// is; of a proxy's HTML page only that it was one.
+    pub fn plain_text(&self) -> String {
+        const LONGEST: usize = 300;
+        if let AnswerBody::Raw(body) = &self.body
+            && let Ok(text) = std::str::from_utf8(body)
+        {
+            let text = text.trim();
+            let html = text.contains('<') || self.content_type() == "text/html";
+            if !text.is_empty() && !html && text.len() <= LONGEST && !text.contains(char::is_control) {
+                return text.to_owned();
+            }
+        }
+        format!("status {} with {}", self.status.as_u16(), self.content_type())
     }
 
     /// The provider's own id of the call.
@@ -249,7 +349,7 @@ impl<'de> serde::Deserialize<'de> for ImageRef {
 
 /// Providers that speak HTTP, by id.
 pub fn all() -> Vec<Arc<dyn Provider>> {
-    Vec::new()
+    vec![Arc::new(openai::OpenAi), Arc::new(stability::StabilityAi)]
 }
 
 /// The id that a config's provider name means: itself, or the id it is an alias of.

@@ -1,6 +1,12 @@
 //! Workers: providers behind the generated `WorkerService` trait, in this process or in another.
 
+pub mod drive;
+pub mod http;
+pub mod local;
+pub mod remote;
 pub mod retry_after;
+mod scan;
+mod sse;
 
 use std::{pin::Pin, sync::Arc};
 

@@ -1,0 +1,581 @@
+//! OpenAI's Images API, and the servers that speak its dialect.
+//!
+//! Field names and event types are those of the OpenAI Python SDK 3.54.0; the dall-e rules, which that version
+//! no longer has, are from OpenAI's OpenAPI document of 2026-08-21. Sizes, limits and prices are data
+//! (`openai.yaml`): the router has fitted the request before it comes here.
+
+use std::{sync::LazyLock, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::{
+    Answer, AnswerBody, Event, ImageRef, Job, Output, Provider, Step, bytes_of, catalog, json_request,
+    mask_as, multipart::Form,
+};
+use crate::{
+    error::{Error, ErrorKind, Result},
+    images::Pieces,
+    pb::{self, BillingClass, Operation, Quality},
+};
+
+const NAME: &str = "openai";
+
+static RECORD: LazyLock<pb::Provider> = LazyLock::new(|| catalog::embedded(include_str!("openai.yaml")));
+
+/// The provider `openai`.
+#[derive(Debug)]
+pub struct OpenAi;
+
+/// Which fields a model takes: one that it does not take is an error of status 400.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Family {
+    DallE2,
+    /// And whatever else is named `dall-e`.
+    DallE3,
+    GptImage,
+}
+
+#[derive(Deserialize)]
+struct Images {
+    #[serde(default)]
+    data: Option<Vec<Item>>,
+    #[serde(default)]
+    usage: Option<Value>,
+    #[serde(default)]
+    error: Option<ErrorBody>,
+}
+
+#[derive(Deserialize)]
+struct Item {
+    #[serde(default)]
+    b64_json: Option<ImageRef>,
+    #[serde(default)]
+    url: Option<String>,
+    #[serde(default)]
+    revised_prompt: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Usage {
+    #[serde(default)]
+    input_tokens: Option<u64>,
+    #[serde(default)]
+    input_tokens_details: Option<TokenDetails>,
+    #[serde(default)]
+    output_tokens: Option<u64>,
+    #[serde(default)]
+    output_tokens_details: Option<TokenDetails>,
+}
+
+#[derive(Deserialize)]
+struct TokenDetails {
+    #[serde(default)]
+    text_tokens: Option<u64>,
+    #[serde(default)]
+    image_tokens: Option<u64>,
+}
+
+#[derive(Deserialize)]
+struct StreamEvent {
+    #[serde(default, rename = "type")]
+    kind: String,
+    #[serde(default)]
+    b64_json: Option<ImageRef>,
+    #[serde(default)]
+    partial_image_index: u32,
+    #[serde(default)]
+    usage: Option<Value>,
+    #[serde(default)]
+    error: Option<ErrorBody>,
+}
+
+/// An error as OpenAI writes it, or as servers of the dialect do.
+#[derive(Deserialize)]
+struct ErrorAnswer {
+    #[serde(default)]
+    error: Option<ErrorBody>,
+    #[serde(default)]
+    message: Option<String>,
+    /// FastAPI's spelling.
+    #[serde(default)]
+    detail: Option<Value>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum ErrorBody {
+    Object(ErrorObject),
+    Text(String),
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct ErrorObject {
+    message: Option<String>,
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    param: Option<String>,
+    /// A number at some servers of the dialect.
+    code: Option<Value>,
+    moderation_details: Option<ModerationDetails>,
+    innererror: Option<InnerError>,
+}
+
+#[derive(Deserialize)]
+struct ModerationDetails {
+    #[serde(default)]
+    moderation_stage: String,
+}
+
+#[derive(Deserialize)]
+struct InnerError {
+    #[serde(default)]
+    code: String,
+}
+
+impl Provider for OpenAi {
+    fn record(&self) -> &pb::Provider {
+        &RECORD
+    }
+
+    fn default_base_url(&self) -> &'static str {
+        "https://api.openai.com/v1"
+    }
+
+    fn image_members(&self) -> &'static [&'static str] {
+        &["b64_json"]
+    }
+
+    fn start(&self, job: &Job) -> Result<Request<Pieces>> {
+        match job.request.effective_operation() {
+            Operation::Generate => generation(job),
+            Operation::Edit | Operation::Inpaint => edit(job),
+            Operation::Variation => variation(job),
+            other => {
+                Err(Error::unsupported("operation", format!("openai has no operation {:?}", other.name())))
+            }
+        }
+    }
+
+    fn advance(&self, job: &Job, mut answer: Answer) -> Result<Step> {
+        if !answer.status.is_success() {
+            return Err(failure(&answer));
+        }
+        let Images { data, usage, error } = answer.json().map_err(|error| own(error, &answer))?;
+        if let Some(error) = error {
+            return Err(failure_in_success(&answer, error));
+        }
+        let data = data.unwrap_or_default();
+        if data.is_empty() {
+            return Err(own(Error::bad_answer("the answer has no image"), &answer));
+        }
+        let mut urls = Vec::new();
+        let mut images = Vec::with_capacity(data.len());
+        for item in data {
+            let bytes = item.bytes(&mut answer, &mut urls).map_err(|error| own(error, &answer))?;
+            images.push(pb::Image {
+                data: bytes,
+                revised_prompt: item.revised_prompt.unwrap_or_default(),
+                ..Default::default()
+            });
+        }
+        let output = Output {
+            images,
+            usage: usage.and_then(|usage| Usage::read(usage, job)),
+            upstream_request_id: answer.request_id(),
+            ..Default::default()
+        };
+        Ok(if urls.is_empty() { Step::Done(output) } else { Step::Fetch { urls, output } })
+    }
+
+    fn event(&self, job: &Job, mut answer: Answer) -> Result<Event> {
+        if let AnswerBody::Raw(data) = &answer.body
+            && data.trim_ascii() == b"[DONE]"
+        {
+            return Ok(Event::Ignored);
+        }
+        let event: StreamEvent = answer.json().map_err(|error| own(error, &answer))?;
+        if let Some(error) = event.error {
+            // Part of the image may have been made by now.
+            let error = failure_in_success(&answer, error);
+            return Err(if error.kind == ErrorKind::ContentRejected {
+                error
+            } else {
+                error.billed(BillingClass::Unknown)
+            });
+        }
+        let image = |answer: &mut Answer| {
+            let place = event.b64_json.as_ref().ok_or_else(|| Error::bad_answer("the event has no image"));
+            place.and_then(|place| answer.take_image(place)).map_err(|error| own(error, answer))
+        };
+        // The types differ by endpoint: image_generation.* and image_edit.*.
+        if event.kind.ends_with(".partial_image") {
+            return Ok(Event::Partial { index: event.partial_image_index, data: image(&mut answer)? });
+        }
+        if event.kind.ends_with(".completed") {
+            let data = image(&mut answer)?;
+            return Ok(Event::Done(Output {
+                images: vec![pb::Image { data, ..Default::default() }],
+                usage: event.usage.and_then(|usage| Usage::read(usage, job)),
+                upstream_request_id: answer.request_id(),
+                ..Default::default()
+            }));
+        }
+        Ok(Event::Ignored)
+    }
+}
+
+fn generation(job: &Job) -> Result<Request<Pieces>> {
+    json_request(call(job, "/images/generations")?, &fields(job))
+}
+
+/// Always a form: the JSON variant is for GPT image models only, and its schema has three sizes.
+fn edit(job: &Job) -> Result<Request<Pieces>> {
+    let (markup, images): (Vec<_>, Vec<_>) =
+        job.request.inputs.iter().partition(|input| input.role() == pb::InputRole::Markup);
+    if images.is_empty() {
+        return Err(Error::invalid("image", "an edit needs an image"));
+    }
+    let mut form = Form::new().fields(&fields(job));
+    let name = if images.len() == 1 { "image" } else { "image[]" };
+    for (i, input) in images.into_iter().enumerate() {
+        form = form.image(name, &format!("image-{i}"), bytes_of(input)?);
+    }
+    if let Some(mask) = &job.request.mask {
+        form = form.image("mask", "mask", mask_as(mask, pb::MaskPolarity::AlphaEdits)?);
+    }
+    if let Some(markup) = markup.first() {
+        form = form.image("markup", "markup", bytes_of(markup)?);
+    }
+    form.into_request(call(job, "/images/edits")?)
+}
+
+fn variation(job: &Job) -> Result<Request<Pieces>> {
+    let Some(input) = job.request.inputs.first() else {
+        return Err(Error::invalid("image", "a variation needs an image"));
+    };
+    let mut fields = fields(job);
+    // The endpoint has no prompt.
+    fields.remove("prompt");
+    Form::new()
+        .fields(&fields)
+        .image("image", "image-0", bytes_of(input)?)
+        .into_request(call(job, "/images/variations")?)
+}
+
+fn call(job: &Job, path: &str) -> Result<http::request::Builder> {
+    let mut request = job.call(Method::POST, path)?;
+    for (option, header) in [
+        ("openai_organization", "openai-organization"),
+        ("openai_project", "openai-project"),
+        ("openai_beta", "openai-beta"),
+    ] {
+        if let Some(text) = job.options.get(option) {
+            let value = HeaderValue::from_str(text)
+                .map_err(|_| Error::invalid(option, format!("{option} {text:?} fits no header")))?;
+            request = request.header(header, value);
+        }
+    }
+    Ok(request)
+}
+
+/// Everything but the images.
+fn fields(job: &Job) -> Map<String, Value> {
+    let request = &job.request;
+    let family = Family::of(&request.model);
+    let mut fields = Map::new();
+    fields.insert("model".into(), request.model.as_str().into());
+    fields.insert("prompt".into(), request.prompt.as_str().into());
+    if let Some(n) = request.n {
+        fields.insert("n".into(), n.into());
+    }
+    if let Some(size) = &request.size {
+        fields.insert("size".into(), size.text().into());
+    }
+    if let Some(quality) = family.quality(request.quality()) {
+        fields.insert("quality".into(), quality.into());
+    }
+    if !request.end_user.is_empty() {
+        fields.insert("user".into(), request.end_user.as_str().into());
+    }
+    match family {
+        Family::GptImage => gpt_image_fields(request, &mut fields),
+        Family::DallE2 | Family::DallE3 => {
+            // The alternative is an address that works for an hour.
+            fields.insert("response_format".into(), "b64_json".into());
+        }
+    }
+    if family == Family::DallE3 && !request.style.is_empty() {
+        fields.insert("style".into(), request.style.as_str().into());
+    }
+    fields.extend(job.extras(NAME));
+    fields
+}
+
+fn gpt_image_fields(request: &pb::ImageRequest, fields: &mut Map<String, Value>) {
+    let mut put = |name: &str, value: Value| fields.insert(name.to_owned(), value);
+    if let Some(output) = &request.output {
+        if output.format() != pb::ImageFormat::Unspecified {
+            put("output_format", output.format().name().into());
+        }
+        if let Some(compression) = output.compression {
+            put("output_compression", compression.into());
+        }
+        match output.background() {
+            pb::Background::Unspecified => None,
+            pb::Background::Opaque => put("background", "opaque".into()),
+            pb::Background::Transparent => put("background", "transparent".into()),
+        };
+    }
+    if request.moderation() == pb::Moderation::Low {
+        put("moderation", "low".into());
+    }
+    match request.input_fidelity() {
+        pb::InputFidelity::Unspecified => None,
+        pb::InputFidelity::Low => put("input_fidelity", "low".into()),
+        pb::InputFidelity::High => put("input_fidelity", "high".into()),
+    };
+    if let Some(animation) = &request.animation {
+        if animation.frame_count > 0 {
+            put("frame_count", animation.frame_count.into());
+        }
+        if animation.frame_duration_ms > 0 {
+            put("frame_duration_ms", animation.frame_duration_ms.into());
+        }
+    }
+    // Events do not say which image they belong to, so only a single image is streamed.
+    let partial_images = request.partial_images.unwrap_or_default();
+    if partial_images > 0 && request.wanted() == 1 {
+        put("stream", true.into());
+        put("partial_images", partial_images.into());
+    }
+}
+
+impl Family {
+    fn of(model: &str) -> Self {
+        match model {
+            "dall-e-2" => Self::DallE2,
+            other if other.starts_with("dall-e") => Self::DallE3,
+            _ => Self::GptImage,
+        }
+    }
+
+    fn quality(self, quality: Quality) -> Option<&'static str> {
+        match (self, quality) {
+            (_, Quality::Unspecified) | (Self::DallE2, _) => None,
+            (Self::DallE3, Quality::Low | Quality::Medium) => Some("standard"),
+            (Self::DallE3, Quality::High | Quality::Xhigh | Quality::Max) => Some("hd"),
+            (Self::GptImage, Quality::Low) => Some("low"),
+            (Self::GptImage, Quality::Medium) => Some("medium"),
+            (Self::GptImage, Quality::High) => Some("high"),
+            (Self::GptImage, Quality::Xhigh) => Some("xhigh"),
+            (Self::GptImage, Quality::Max) => Some("max"),
+        }
+    }
+}
+
+impl Item {
+    /// The image's bytes; none, and one more address in `urls`, if they lie elsewhere.
+    fn bytes(&self, answer: &mut Answer, urls: &mut Vec<String>) -> Result<Bytes> {
+        if let Some(place) = &self.b64_json {
+            let data = answer.take_image(place)?;
+            // Some servers send an empty text beside the address.
+            if !data.is_empty() {
+                return Ok(data);
+            }
+        }
+        match self.url.as_deref() {
+            Some(url) if url.starts_with("data:") => data_url(url),
+            Some(url) if !url.is_empty() => {
+                urls.push(url.to_owned());
+                Ok(Bytes::new())
+            }
+            _ => Err(Error::bad_answer("an item of the answer has neither b64_json nor url")),
+        }
+    }
+}
+
+fn data_url(url: &str) -> Result<Bytes> {
+    url.split_once(";base64,")
+        .and_then(|(_, base64)| base64_simd::STANDARD.decode_to_vec(base64).ok())
+        .map(Bytes::from)
+        .ok_or_else(|| Error::bad_answer("the answer's data url is not valid base64"))
+}
+
+impl Usage {
+    /// An odd usage is none: it must not cost the image it came with. Servers of the dialect often send one of
+    /// zeros, which counts nothing.
+    fn read(value: Value, job: &Job) -> Option<pb::Usage> {
+        serde_json::from_value::<Self>(value).ok()?.counted(job)
+    }
+
+    fn counted(self, job: &Job) -> Option<pb::Usage> {
+        let total = self.input_tokens.unwrap_or_default() + self.output_tokens.unwrap_or_default();
+        if total == 0 {
+            return None;
+        }
+        let mut usage = pb::Usage::default();
+        match self.input_tokens_details {
+            Some(details) => {
+                usage.input_text_tokens = details.text_tokens;
+                usage.input_image_tokens = details.image_tokens;
+            }
+            None if job.request.inputs.is_empty() => usage.input_text_tokens = self.input_tokens,
+            // Of both kinds, in a proportion that nobody told.
+            None => {}
+        }
+        match self.output_tokens_details {
+            Some(details) => {
+                usage.output_text_tokens = details.text_tokens;
+                usage.output_image_tokens = details.image_tokens;
+            }
+            // The models before gpt-image-1.5 make nothing but images.
+            None => usage.output_image_tokens = self.output_tokens,
+        }
+        Some(usage)
+    }
+}
+
+/// The error that an answer with an error status is.
+fn failure(answer: &Answer) -> Error {
+    let body = match answer.json::<ErrorAnswer>() {
+        Ok(ErrorAnswer { error: Some(body), .. }) => body,
+        Ok(
+            ErrorAnswer { message: Some(text), .. } | ErrorAnswer { detail: Some(Value::String(text)), .. },
+        ) => ErrorBody::Text(text),
+        Ok(_) | Err(_) => ErrorBody::Text(answer.plain_text()),
+    };
+    body.into_error(answer)
+}
+
+/// An error object where a success was announced: the status is the one that OpenAI pairs with the code.
+fn failure_in_success(answer: &Answer, body: ErrorBody) -> Error {
+    let object = body.into_object();
+    let status = match (object.code().as_deref(), object.kind.as_deref()) {
+        (Some("rate_limit_exceeded" | "insufficient_quota"), _) => 429,
+        (_, Some("invalid_request_error" | "image_generation_user_error")) => 400,
+        _ if object.is_refusal(400) => 400,
+        _ => 500,
+    };
+    let answer = Answer {
+        status: http::StatusCode::from_u16(status).unwrap_or_default(),
+        headers: answer.headers.clone(),
+        body: AnswerBody::Raw(Bytes::new()),
+    };
+    ErrorBody::Object(object).into_error(&answer)
+}
+
+/// A broken answer's error, with who sent it.
+fn own(mut error: Error, answer: &Answer) -> Error {
+    error.provider = NAME.into();
+    error.upstream_request_id = answer.request_id();
+    error.message = format!("{NAME} error: {}", error.message);
+    error
+}
+
+impl ErrorBody {
+    fn into_object(self) -> ErrorObject {
+        match self {
+            Self::Object(object) => object,
+            Self::Text(text) => ErrorObject { message: Some(text), ..Default::default() },
+        }
+    }
+
+    fn into_error(self, answer: &Answer) -> Error {
+        let object = self.into_object();
+        let code = object.code();
+        let text = match object.message.as_deref() {
+            Some(text) if !text.is_empty() => text.to_owned(),
+            _ => format!("status {}", answer.status.as_u16()),
+        };
+        let mut error = answer.default_error(NAME, format!("{NAME} error: {text}"));
+        if object.is_refusal(error.status) {
+            error.kind = ErrorKind::ContentRejected;
+            let stage = object.moderation_details.as_ref().map(|details| details.moderation_stage.as_str());
+            error.billing = match stage {
+                // The image was made before it was blocked.
+                Some("output") => BillingClass::Unknown,
+                _ => BillingClass::RejectedUnbilled,
+            };
+        } else if matches!(code.as_deref(), Some("billing_hard_limit_reached" | "insufficient_quota")) {
+            error.kind = ErrorKind::QuotaExhausted;
+        }
+        if error.kind == ErrorKind::RateLimited && error.retry_after.is_none() {
+            error.retry_after = wait_in(&text);
+        }
+        error.error_type = object.kind;
+        error.param = object.param;
+        error.code = code;
+        error
+    }
+}
+
+impl ErrorObject {
+    fn code(&self) -> Option<String> {
+        match self.code.as_ref()? {
+            Value::String(text) => Some(text.clone()),
+            Value::Number(number) => Some(number.to_string()),
+            _ => None,
+        }
+    }
+
+    /// By `code`, not `type`: `image_generation_user_error` is also the type of a bad size.
+    fn is_refusal(&self, status: u16) -> bool {
+        let by_code = matches!(
+            self.code().as_deref(),
+            Some("content_policy_violation" | "moderation_blocked" | "content_filter" | "contentFilter")
+        );
+        let by_inner_error =
+            self.innererror.as_ref().is_some_and(|inner| inner.code == "ResponsibleAIPolicyViolation");
+        // Older answers have no code.
+        let by_message = status == 400
+            && self.code.is_none()
+            && self.message.as_deref().is_some_and(|text| text.contains("our safety system"));
+        by_code || by_inner_error || by_message
+    }
+}
+
+/// The wait that a rate limit's message tells: `try again in 12s`, `467ms` or `1m30s`. Image limits often
+/// stand nowhere else.
+fn wait_in(message: &str) -> Option<Duration> {
+    let (_, mut rest) = message.split_once("try again in ")?;
+    let mut wait = None;
+    loop {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
+        let Ok(number) = rest[..digits].parse::<f64>() else { return wait };
+        let unit_and_rest = &rest[digits..];
+        let letters = unit_and_rest.find(|c: char| !c.is_ascii_lowercase()).unwrap_or(unit_and_rest.len());
+        let seconds = match &unit_and_rest[..letters] {
+            "ms" => number / 1e3,
+            "s" => number,
+            "m" => number * 60.0,
+            "h" => number * 3600.0,
+            _ => return wait,
+        };
+        let part = Duration::try_from_secs_f64(seconds).ok()?;
+        wait = Some(wait.unwrap_or_default() + part);
+        rest = &unit_and_rest[letters..];
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_is_read_from_the_message() {
+        for (text, expected) in [
+            ("Limit 5, Used 5. Please try again in 12s. Visit", Some(12_000)),
+            ("Please try again in 467ms.", Some(467)),
+            ("Please try again in 1m30.5s", Some(90_500)),
+            ("Please try again in a while", None),
+            ("Please try again later", None),
+            ("Please try again in 99999999999999999999999h", None),
+        ] {
+            assert_eq!(wait_in(text), expected.map(Duration::from_millis), "{text}");
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! Whether and when a target is tried again.
+
+use std::time::Duration;
+
+use crate::{
+    config::spec::Retry,
+    error::{Error, ErrorKind},
+    pb::BillingClass,
+};
+
+/// First pause, doubled after every retry.
+const FIRST_DELAY: Duration = Duration::from_secs(1);
+
+/// How long to wait before the next try; none if there must be no next try.
+///
+/// `retries` counts those already made. `dice` is uniform in 0..1: the pause is drawn from the whole range
+/// below the exponential limit, so that callers that failed together do not come back together.
+pub fn pause(retry: &Retry, retries: u32, error: &Error, remaining: Duration, dice: f64) -> Option<Duration> {
+    if retries >= retry.attempts || !is_worth_it(retry, error) {
+        return None;
+    }
+    let limit = FIRST_DELAY.saturating_mul(1 << retries.min(16)).min(retry.max_delay);
+    let asked = error.retry_after.filter(|_| retry.use_retry_after_header);
+    let pause = asked.unwrap_or_else(|| limit.mul_f64(dice));
+    // A pause that outlasts the caller helps nobody; an outer fallback may still have time.
+    (pause < remaining).then_some(pause)
+}
+
+fn is_worth_it(retry: &Retry, error: &Error) -> bool {
+    let listed = retry.on_status_codes.iter().any(|status| error.matches_status(*status));
+    match error.kind {
+        // Never the same picture twice: a refusal stays a refusal, credit does not come back by itself.
+        ErrorKind::ContentRejected | ErrorKind::Unsupported | ErrorKind::QuotaExhausted | ErrorKind::Cancelled => false,
+        // A provider that stayed silent may still be painting, and bill for it: only if the config says so.
+        ErrorKind::Timeout => listed,
+        // Sent for sure and answered by nobody: as above.
+        ErrorKind::Unavailable if error.transport => error.billing == BillingClass::NotSent || listed,
+        _ => listed && error.billing != BillingClass::Billed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn retry() -> Retry {
+        Retry {
+            attempts: 2,
+            on_status_codes: vec![429, 500, 503],
+            use_retry_after_header: true,
+            max_delay: Duration::from_secs(16),
+        }
+    }
+
+    const LONG: Duration = Duration::from_secs(600);
+
+    #[test]
+    fn pauses_grow_and_end() {
+        let error = Error::new(ErrorKind::Unavailable, "x").billed(BillingClass::Unknown);
+        assert_eq!(pause(&retry(), 0, &error, LONG, 0.5), Some(Duration::from_millis(500)));
+        assert_eq!(pause(&retry(), 1, &error, LONG, 0.5), Some(Duration::from_secs(1)));
+        assert_eq!(pause(&retry(), 2, &error, LONG, 0.5), None);
+    }
+
+    #[test]
+    fn the_provider_may_ask_for_its_own_pause_but_not_beyond_the_caller() {
+        let mut error = Error::new(ErrorKind::RateLimited, "x");
+        error.retry_after = Some(Duration::from_secs(7));
+        assert_eq!(pause(&retry(), 0, &error, LONG, 0.0), Some(Duration::from_secs(7)));
+        assert_eq!(pause(&retry(), 0, &error, Duration::from_secs(7), 0.0), None);
+    }
+
+    #[test]
+    fn what_may_have_been_billed_is_not_repeated_unasked() {
+        for error in [
+            Error::new(ErrorKind::ContentRejected, "x").with_status(429),
+            Error::new(ErrorKind::QuotaExhausted, "x"),
+            Error::new(ErrorKind::Timeout, "x"),
+            Error::bad_answer("x").with_status(500),
+        ] {
+            assert_eq!(pause(&retry(), 0, &error, LONG, 0.5), None, "{error:?}");
+        }
+    }
+}

@@ -1,0 +1,342 @@
+//! The router: `RouterService` in this process.
+//!
+//! Authenticates, finds the plan, runs it, and reports what happened. Callers hold it as [`SharedRouter`],
+//! whether it is here or behind a connection.
+
+pub mod remote;
+pub mod report;
+pub mod resolve;
+mod workers;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    pin::Pin,
+    sync::{Arc, atomic::AtomicBool},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use arc_swap::ArcSwap;
+use futures::{FutureExt as _, Stream, StreamExt as _, stream};
+use http::HeaderMap;
+use tokio::{sync::mpsc, time::Instant};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+pub use self::workers::Workers;
+use crate::{
+    call::{Call, Record, Reply, RequestContext},
+    config::{Settings, file::Scope, plan::Plan},
+    error::{Error, Result},
+    params,
+    pb::{self, Operation, router_service_server::RouterService, stream_image_response::Event},
+    route,
+    telemetry::{self, RequestLog},
+};
+
+/// What a router answers to `StreamImage`.
+pub type EventStream = Pin<Box<dyn Stream<Item = std::result::Result<pb::StreamImageResponse, Status>> + Send>>;
+
+/// A router in this process, or the adapter of one elsewhere: the same to its callers.
+pub type SharedRouter = Arc<dyn RouterService<StreamImageStream = EventStream>>;
+
+/// Previews and progress that may wait for a slow reader.
+const EVENTS_WAITING: usize = 16;
+
+/// The router.
+#[derive(Clone, Debug)]
+pub struct Router {
+    state: Arc<ArcSwap<State>>,
+}
+
+/// Everything that a change of configuration replaces at once.
+#[derive(Debug)]
+pub struct State {
+    settings: Arc<Settings>,
+    workers: Arc<Workers>,
+    providers: BTreeSet<String>,
+    keyless: BTreeSet<String>,
+}
+
+impl State {
+    /// Puts settings and workers together. `built_in` are the providers of this binary, with whether they
+    /// need no credential; a worker of the operator's own is taken to need none.
+    pub fn new(settings: Arc<Settings>, workers: Arc<Workers>, built_in: &BTreeMap<String, bool>) -> Self {
+        let providers = workers.providers();
+        let keyless = providers.iter().filter(|name| built_in.get(*name).copied().unwrap_or(true)).cloned().collect();
+        Self { settings, workers, providers, keyless }
+    }
+}
+
+impl Router {
+    /// A router with its first state.
+    pub fn new(state: State) -> Self {
+        Self { state: Arc::new(ArcSwap::from_pointee(state)) }
+    }
+
+    /// Replaces settings and workers. Requests in flight finish with the old ones.
+    pub fn replace(&self, state: State) {
+        self.state.store(Arc::new(state));
+    }
+
+    async fn answer<T>(&self, request: Request<T>, image: Option<pb::ImageRequest>, operation: Operation) -> Result<pb::ImageResult> {
+        let started = self.start(request.metadata().as_ref(), image, operation, None)?;
+        let (ctx, reply) = started.run().await?;
+        let report = report::of_reply(&ctx, &reply);
+        let mut result = result(reply, report);
+        for (image, pieces) in &mut result.1 {
+            image.data = std::mem::take(pieces).into_bytes();
+        }
+        result.0.images = result.1.into_iter().map(|(image, _)| image).collect();
+        Ok(result.0)
+    }
+
+    /// Everything before the first attempt.
+    fn start(
+        &self,
+        headers: &HeaderMap,
+        image: Option<pb::ImageRequest>,
+        operation: Operation,
+        events: Option<mpsc::Sender<Event>>,
+    ) -> Result<Started> {
+        let request_id = uuid::Uuid::now_v7().to_string();
+        let trace_id = trace_id(headers).unwrap_or_else(|| request_id.clone());
+        let state = self.state.load_full();
+        self.try_start(&state, headers, image, operation, events, &request_id, &trace_id).map_err(|mut error| {
+            telemetry::rejected(&request_id, &trace_id, &error);
+            error.report = Some(Box::new(pb::RouteReport { request_id, trace_id, ..Default::default() }));
+            error
+        })
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "called once, right above")]
+    fn try_start(
+        &self,
+        state: &State,
+        headers: &HeaderMap,
+        image: Option<pb::ImageRequest>,
+        operation: Operation,
+        events: Option<mpsc::Sender<Event>>,
+        request_id: &str,
+        trace_id: &str,
+    ) -> Result<Started> {
+        let mut image = image.unwrap_or_default();
+        let resolved = resolve::resolve(headers, &image.model, &state.settings, &state.providers, &state.keyless)?;
+        if image.operation() == Operation::Unspecified {
+            image.operation = operation.into();
+        }
+        check(&image)?;
+        let total = state.settings.limits.total_timeout;
+        let limit = grpc_timeout(headers).map_or(total, |limit| limit.min(total));
+        let ctx = Arc::new(RequestContext {
+            request_id: request_id.to_owned(),
+            trace_id: trace_id.to_owned(),
+            deadline: Instant::now() + limit,
+            headers: headers.clone(),
+            upstream: resolved.upstream,
+            overrides: resolved.overrides,
+            workers: Arc::clone(&state.workers),
+            settings: Arc::clone(&state.settings),
+            events,
+            committed: AtomicBool::new(false),
+            record: Record::default(),
+        });
+        let caller = resolved.caller.map_or_else(String::new, |caller| caller.name.clone());
+        let log = RequestLog::begin(Arc::clone(&ctx), resolved.route, caller, image.effective_operation());
+        Ok(Started { plan: resolved.plan, call: Call { request: Arc::new(image), ctx }, log })
+    }
+}
+
+/// A request whose plan is about to run.
+struct Started {
+    plan: Arc<Plan>,
+    call: Call,
+    log: RequestLog,
+}
+
+impl Started {
+    async fn run(self) -> Result<(Arc<RequestContext>, Reply)> {
+        let Self { plan, call, log } = self;
+        match route::run(&plan, &call).await {
+            Ok(reply) => {
+                log.succeed(&report::of_reply(&call.ctx, &reply));
+                Ok((call.ctx, reply))
+            }
+            Err(error) => {
+                let error = report::of_error(&call.ctx, error);
+                log.fail(&error);
+                Err(error)
+            }
+        }
+    }
+
+    /// The answer as the events of a stream.
+    async fn run_to_events(self) -> Vec<std::result::Result<pb::StreamImageResponse, Status>> {
+        let (ctx, reply) = match self.run().await {
+            Ok(answered) => answered,
+            Err(error) => return vec![Err(error.into())],
+        };
+        let report = report::of_reply(&ctx, &reply);
+        let (mut result, images) = result(reply, report);
+        let mut events = Vec::with_capacity(images.len() + 1);
+        for (index, (image, pieces)) in (0..).zip(images) {
+            let chunk = |data| Event::ImageChunk(pb::ImageChunk { image_index: index, data });
+            events.extend(pieces.into_iter().map(chunk));
+            result.images.push(image);
+        }
+        events.push(Event::Result(result));
+        events.into_iter().map(|event| Ok(pb::StreamImageResponse { event: Some(event) })).collect()
+    }
+}
+
+/// The result without its images, and the images.
+fn result(reply: Reply, report: pb::RouteReport) -> (pb::ImageResult, Vec<(pb::Image, crate::images::Pieces)>) {
+    let created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let result = pb::ImageResult {
+        created_unix_s: i64::try_from(created).unwrap_or(i64::MAX),
+        images: Vec::new(),
+        applied: Some(reply.applied),
+        usage: reply.usage,
+        report: Some(report),
+    };
+    (result, reply.images)
+}
+
+/// What no target could serve, refused before anything is tried.
+fn check(image: &pb::ImageRequest) -> Result<()> {
+    if let Some(n) = image.n.filter(|n| *n == 0 || *n > params::MAX_IMAGES) {
+        let message = format!("n: {n} is not allowed; allowed: 1 to {}", params::MAX_IMAGES);
+        return Err(Error::invalid("n", message).with_code("invalid_value"));
+    }
+    let operation = image.effective_operation();
+    let needs_prompt = matches!(operation, Operation::Generate | Operation::Edit | Operation::Inpaint);
+    if needs_prompt && image.prompt.trim().is_empty() && image.weighted_prompts.is_empty() {
+        return Err(Error::invalid("prompt", "prompt: required, and must not be empty").with_code("missing_required_parameter"));
+    }
+    if operation != Operation::Generate && image.inputs.is_empty() {
+        let message = format!("image: required for operation {}", operation.name());
+        return Err(Error::invalid("image", message).with_code("missing_required_parameter"));
+    }
+    Ok(())
+}
+
+/// The trace the caller belongs to: the reference's header, else W3C's.
+fn trace_id(headers: &HeaderMap) -> Option<String> {
+    let text = |name: &str| headers.get(name)?.to_str().ok().map(str::trim).filter(|text| !text.is_empty());
+    let of_parent = || text("traceparent")?.split('-').nth(1).filter(|id| id.len() == 32);
+    text("x-portkey-trace-id").or_else(of_parent).map(str::to_owned)
+}
+
+/// Reads `grpc-timeout`: at most eight digits and a unit.
+fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let number: u64 = digits.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(number.checked_mul(3600)?),
+        "M" => Duration::from_secs(number.checked_mul(60)?),
+        "S" => Duration::from_secs(number),
+        "m" => Duration::from_millis(number),
+        "u" => Duration::from_micros(number),
+        "n" => Duration::from_nanos(number),
+        _ => return None,
+    })
+}
+
+#[tonic::async_trait]
+impl RouterService for Router {
+    type StreamImageStream = EventStream;
+
+    async fn generate_image(
+        &self,
+        mut request: Request<pb::GenerateImageRequest>,
+    ) -> Result<Response<pb::GenerateImageResponse>, Status> {
+        let image = request.get_mut().image.take();
+        let result = self.answer(request, image, Operation::Generate).await?;
+        Ok(Response::new(pb::GenerateImageResponse { result: Some(result) }))
+    }
+
+    async fn edit_image(
+        &self,
+        mut request: Request<pb::EditImageRequest>,
+    ) -> Result<Response<pb::EditImageResponse>, Status> {
+        let image = request.get_mut().image.take();
+        let result = self.answer(request, image, Operation::Edit).await?;
+        Ok(Response::new(pb::EditImageResponse { result: Some(result) }))
+    }
+
+    async fn vary_image(
+        &self,
+        mut request: Request<pb::VaryImageRequest>,
+    ) -> Result<Response<pb::VaryImageResponse>, Status> {
+        let image = request.get_mut().image.take();
+        let result = self.answer(request, image, Operation::Variation).await?;
+        Ok(Response::new(pb::VaryImageResponse { result: Some(result) }))
+    }
+
+    async fn stream_image(
+        &self,
+        mut request: Request<pb::StreamImageRequest>,
+    ) -> Result<Response<EventStream>, Status> {
+        let image = request.get_mut().image.take();
+        let (sender, receiver) = mpsc::channel(EVENTS_WAITING);
+        let started = self.start(request.metadata().as_ref(), image, Operation::Unspecified, Some(sender))?;
+        let previews = ReceiverStream::new(receiver).map(|event| Ok(pb::StreamImageResponse { event: Some(event) }));
+        let answer = started.run_to_events().into_stream().flat_map(stream::iter);
+        // What waits in the channel was said before the answer was complete.
+        let events = stream::select_with_strategy(previews, answer, |(): &mut ()| stream::PollNext::Left);
+        Ok(Response::new(Box::pin(events)))
+    }
+
+    async fn list_models(
+        &self,
+        request: Request<pb::ListModelsRequest>,
+    ) -> Result<Response<pb::ListModelsResponse>, Status> {
+        let state = self.state.load_full();
+        resolve::authenticate(request.metadata().as_ref(), &state.settings, Scope::Generate)?;
+        let mut models = Vec::new();
+        for record in state.workers.records().await {
+            let keys = state.settings.virtual_keys.iter().filter(|(_, key)| key.provider == record.name);
+            let keys: Vec<&String> = keys.map(|(id, _)| id).collect();
+            if keys.is_empty() && !state.keyless.contains(&record.name) {
+                continue;
+            }
+            for model in record.models.iter().filter(|model| !model.model.ends_with('*')) {
+                let ids = keys.iter().map(|key| format!("@{key}/{}", model.model));
+                let ids = std::iter::once(model.model.clone()).chain(ids);
+                models.extend(ids.map(|id| pb::ListedModel { id, provider: record.name.clone() }));
+            }
+        }
+        Ok(Response::new(pb::ListModelsResponse { models }))
+    }
+}
+
+impl fmt::Debug for Started {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Started").field("call", &self.call).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_grpc_timeout_is_read_in_all_units() {
+        for (text, expected) in [
+            ("2H", Some(Duration::from_secs(7200))),
+            ("3M", Some(Duration::from_secs(180))),
+            ("5S", Some(Duration::from_secs(5))),
+            ("250m", Some(Duration::from_millis(250))),
+            ("9u", Some(Duration::from_micros(9))),
+            ("9n", Some(Duration::from_nanos(9))),
+            ("9", None),
+            ("S", None),
+            ("", None),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert("grpc-timeout", text.parse().unwrap());
+            assert_eq!(grpc_timeout(&headers), expected, "{text}");
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! A router elsewhere, as if it were here; and this one, as others see it through a connection.
+
+use futures::{StreamExt as _, stream};
+use tonic::{Request, Response, Status, transport::Channel};
+
+use super::{EventStream, SharedRouter};
+use crate::{
+    pb::{
+        self, router_service_client::RouterServiceClient, router_service_server::RouterService,
+        stream_image_response::Event,
+    },
+    transport,
+};
+
+/// The adapter of a router in another process.
+#[derive(Clone, Debug)]
+pub struct Remote(RouterServiceClient<Channel>);
+
+impl Remote {
+    /// Connects when it is first used.
+    pub fn new(channel: Channel) -> Self {
+        Self(transport::router_client(channel))
+    }
+}
+
+#[tonic::async_trait]
+impl RouterService for Remote {
+    type StreamImageStream = EventStream;
+
+    async fn generate_image(
+        &self,
+        request: Request<pb::GenerateImageRequest>,
+    ) -> Result<Response<pb::GenerateImageResponse>, Status> {
+        self.0.clone().generate_image(request).await
+    }
+
+    async fn edit_image(
+        &self,
+        request: Request<pb::EditImageRequest>,
+    ) -> Result<Response<pb::EditImageResponse>, Status> {
+        self.0.clone().edit_image(request).await
+    }
+
+    async fn vary_image(
+        &self,
+        request: Request<pb::VaryImageRequest>,
+    ) -> Result<Response<pb::VaryImageResponse>, Status> {
+        self.0.clone().vary_image(request).await
+    }
+
+    async fn stream_image(&self, request: Request<pb::StreamImageRequest>) -> Result<Response<EventStream>, Status> {
+        Ok(self.0.clone().stream_image(request).await?.map(|events| Box::pin(events) as _))
+    }
+
+    async fn list_models(
+        &self,
+        request: Request<pb::ListModelsRequest>,
+    ) -> Result<Response<pb::ListModelsResponse>, Status> {
+        self.0.clone().list_models(request).await
+    }
+}
+
+/// A router as it is served: images leave in chunks, so that no message holds a whole one.
+pub struct Served(pub SharedRouter);
+
+#[tonic::async_trait]
+impl RouterService for Served {
+    type StreamImageStream = EventStream;
+
+    async fn generate_image(
+        &self,
+        request: Request<pb::GenerateImageRequest>,
+    ) -> Result<Response<pb::GenerateImageResponse>, Status> {
+        self.0.generate_image(request).await
+    }
+
+    async fn edit_image(
+        &self,
+        request: Request<pb::EditImageRequest>,
+    ) -> Result<Response<pb::EditImageResponse>, Status> {
+        self.0.edit_image(request).await
+    }
+
+    async fn vary_image(
+        &self,
+        request: Request<pb::VaryImageRequest>,
+    ) -> Result<Response<pb::VaryImageResponse>, Status> {
+        self.0.vary_image(request).await
+    }
+
+    async fn stream_image(&self, request: Request<pb::StreamImageRequest>) -> Result<Response<EventStream>, Status> {
+        let events = self.0.stream_image(request).await?;
+        Ok(events.map(|events| {
+            let cut = events.flat_map(|event| match event {
+                Ok(pb::StreamImageResponse { event: Some(Event::ImageChunk(chunk)) }) => {
+                    let message = |chunk| pb::StreamImageResponse { event: Some(Event::ImageChunk(chunk)) };
+                    transport::cut(chunk, message).left_stream()
+                }
+                other => stream::iter([other]).right_stream(),
+            });
+            Box::pin(cut) as _
+        }))
+    }
+
+    async fn list_models(
+        &self,
+        request: Request<pb::ListModelsRequest>,
+    ) -> Result<Response<pb::ListModelsResponse>, Status> {
+        self.0.list_models(request).await
+    }
+}
+
+impl std::fmt::Debug for Served {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Served(..)")
+    }
+}

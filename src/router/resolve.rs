@@ -1,0 +1,280 @@
+//! From a request's headers to who calls and which plan runs (docs/headers.md).
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use http::HeaderMap;
+use serde_json::Value;
+
+use crate::{
+    call::Overrides,
+    config::{
+        Settings,
+        file::{Caller, Scope},
+        plan::{self, Credential, Known, Plan, Source, Upstream, split_model},
+        spec::Secret,
+    },
+    error::{Error, ErrorKind, Result},
+    pb,
+    provider::canonical_name,
+};
+
+/// What a request's headers mean.
+#[derive(Debug)]
+pub struct Resolved {
+    /// What to run.
+    pub plan: Arc<Plan>,
+    /// Its id, or how it came to be; for logs.
+    pub route: String,
+    /// Who calls; none where everybody may.
+    pub caller: Option<Arc<Caller>>,
+    /// Provider and credential that came with the request.
+    pub upstream: Option<Arc<Upstream>>,
+    /// Settings over the config.
+    pub overrides: Overrides,
+}
+
+/// What the Python SDK of the reference sends as bearer when it has no provider key.
+const PLACEHOLDER: &str = "OPENAI_API_KEY";
+
+/// Headers whose rest is a provider's own setting: `x-portkey-openai-organization` is `openai_organization`.
+const OPTION_PREFIXES: &[&str] = &["openai-", "azure-", "aws-", "vertex-", "workers-ai-", "fireworks-", "huggingface-"];
+
+/// Finds the caller of a request.
+///
+/// # Errors
+/// 401 without a valid key, 403 without the scope.
+pub fn authenticate(headers: &HeaderMap, settings: &Settings, scope: Scope) -> Result<Option<Arc<Caller>>> {
+    if settings.callers.is_empty() {
+        return Ok(None);
+    }
+    let given = [text(headers, "x-portkey-api-key"), bearer(headers), text(headers, "api-key")];
+    let Some(caller) = given.iter().flatten().find_map(|key| settings.callers.find(key)) else {
+        if settings.callers.open {
+            return Ok(None);
+        }
+        let message = if given.iter().flatten().next().is_some() {
+            "the API key is not valid"
+        } else {
+            "an API key is required: send it as x-portkey-api-key or as bearer token"
+        };
+        return Err(Error::new(ErrorKind::Unauthenticated, message));
+    };
+    if !caller.scopes.contains(&scope) && !caller.scopes.contains(&Scope::Admin) {
+        let message = format!("the API key of \"{}\" has no scope \"{scope}\"", caller.name);
+        return Err(Error::new(ErrorKind::PermissionDenied, message));
+    }
+    Ok(Some(Arc::clone(caller)))
+}
+
+/// Finds the caller and the plan of an image request.
+///
+/// # Errors
+/// What is wrong with the headers, with the reference's words where it has any.
+pub fn resolve(
+    headers: &HeaderMap,
+    model: &str,
+    settings: &Settings,
+    providers: &BTreeSet<String>,
+    keyless: &BTreeSet<String>,
+) -> Result<Resolved> {
+    let caller = authenticate(headers, settings, Scope::Generate)?;
+    let overrides = overrides(headers, settings)?;
+    let upstream = Upstreams { headers, settings, providers, keyless, custom_host: overrides.custom_host.is_some() }
+        .find(model)?
+        .map(Arc::new);
+    let known = Known {
+        providers,
+        keyless,
+        virtual_keys: &settings.virtual_keys,
+        egress: &settings.egress,
+        from_caller: true,
+    };
+    let (plan, route) = if let Some(config) = text(headers, "x-portkey-config") {
+        named_config(config, settings, known, upstream.is_some())?
+    } else if upstream.is_some() {
+        (Arc::new(Plan::from_request()), "request".to_owned())
+    } else {
+        let own = caller.as_ref().and_then(|caller| caller.default_config.as_ref());
+        let Some(id) = own.or(settings.default_config.as_ref()) else {
+            let message = "Either x-portkey-config or x-portkey-provider header is required";
+            return Err(Error::invalid("x-portkey-config", message));
+        };
+        (saved_config(id, settings)?, id.clone())
+    };
+    if let (Plan::Target(target), None) = (&*plan, &upstream) {
+        if matches!(target.source, Source::Request) {
+            return Err(no_provider());
+        }
+    }
+    Ok(Resolved { plan, route, caller, upstream, overrides })
+}
+
+fn no_provider() -> Error {
+    Error::config(
+        "Either x-portkey-provider needs to be passed. Or the x-portkey-config header should have a valid config \
+         with provider details in it.",
+        Vec::new(),
+    )
+}
+
+fn named_config(
+    header: &str,
+    settings: &Settings,
+    known: Known<'_>,
+    has_upstream: bool,
+) -> Result<(Arc<Plan>, String)> {
+    let header = header.trim();
+    let is_id = header.starts_with(|c: char| c.is_ascii_alphabetic())
+        && header.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+        && !matches!(header, "null" | "true" | "false" | "undefined");
+    if is_id {
+        return Ok((saved_config(header, settings)?, header.to_owned()));
+    }
+    let config: Value = serde_json::from_str(header).ok().filter(|value: &Value| !value.is_null()).ok_or_else(|| {
+        Error::config("Invalid config passed. You need to pass a valid json", Vec::new())
+    })?;
+    let names_provider = ["provider", "targets", "virtual_key", "virtualKey", "strategy", "options", "override_params"];
+    if !has_upstream && !names_provider.iter().any(|name| config.get(name).is_some()) {
+        return Err(no_provider());
+    }
+    let plan = Plan::try_new(&config, "", known).map_err(|problems| {
+        let violations = problems.into_iter().map(|problem| pb::Violation { path: problem.path, message: problem.message });
+        Error::config("Invalid config passed", violations.collect())
+    })?;
+    Ok((Arc::new(plan), "inline".to_owned()))
+}
+
+fn saved_config(id: &str, settings: &Settings) -> Result<Arc<Plan>> {
+    settings.configs.get(id).cloned().ok_or_else(|| {
+        let mut error = Error::new(ErrorKind::NotFound, format!("config \"{id}\" does not exist"));
+        error.param = Some("x-portkey-config".into());
+        error.with_code("config_not_found")
+    })
+}
+
+fn overrides(headers: &HeaderMap, settings: &Settings) -> Result<Overrides> {
+    let custom_host = match text(headers, "x-portkey-custom-host") {
+        None => None,
+        Some(url) => Some(
+            plan::caller_host(url, &settings.egress).map_err(|message| Error::invalid("x-portkey-custom-host", message))?,
+        ),
+    };
+    let forward_headers = text(headers, "x-portkey-forward-headers").map(|list| {
+        let names = list.split(',').map(|name| name.trim().to_ascii_lowercase());
+        names.filter(|name| !name.is_empty()).collect::<Vec<_>>()
+    });
+    if forward_headers.iter().flatten().any(|name| name == "x-portkey-forward-headers") {
+        let message = "forward_headers must not contain the 'x-portkey-forward-headers' header";
+        return Err(Error::invalid("x-portkey-forward-headers", message));
+    }
+    // The reference ignores a value that is no number.
+    let millis = text(headers, "x-portkey-request-timeout").and_then(|value| value.parse().ok());
+    let request_timeout = millis.filter(|millis| *millis > 0).map(Duration::from_millis);
+    Ok(Overrides { request_timeout, custom_host, forward_headers })
+}
+
+/// Where a request's own provider and credential come from.
+struct Upstreams<'a> {
+    headers: &'a HeaderMap,
+    settings: &'a Settings,
+    providers: &'a BTreeSet<String>,
+    keyless: &'a BTreeSet<String>,
+    custom_host: bool,
+}
+
+impl Upstreams<'_> {
+    fn find(&self, model: &str) -> Result<Option<Upstream>> {
+        if let Some(id) = text(self.headers, "x-portkey-virtual-key") {
+            return self.virtual_key(id, "x-portkey-virtual-key").map(Some);
+        }
+        if let Some(provider) = text(self.headers, "x-portkey-provider") {
+            return self.provider(provider).map(Some);
+        }
+        match split_model(model) {
+            Some((id, _)) => self.virtual_key(id, "model").map(Some),
+            None => Ok(None),
+        }
+    }
+
+    fn virtual_key(&self, id: &str, param: &str) -> Result<Upstream> {
+        let found = self.settings.virtual_keys.get(id).ok_or_else(|| {
+            let mut error = Error::new(ErrorKind::NotFound, format!("virtual key \"{id}\" does not exist"));
+            error.param = Some(param.to_owned());
+            error.with_code("virtual_key_not_found")
+        })?;
+        Ok(Upstream::clone(found))
+    }
+
+    fn provider(&self, said: &str) -> Result<Upstream> {
+        const PARAM: &str = "x-portkey-provider";
+        if let Some(id) = said.strip_prefix('@') {
+            return self.virtual_key(id, PARAM);
+        }
+        let provider = canonical_name(said);
+        if !self.providers.contains(provider) {
+            if self.settings.virtual_keys.contains_key(said) {
+                return self.virtual_key(said, PARAM);
+            }
+            let known: Vec<_> = self.providers.iter().map(String::as_str).collect();
+            let message = format!("Invalid provider passed: \"{said}\"; allowed: {}", known.join(", "));
+            return Err(Error::invalid(PARAM, message));
+        }
+        let credential = match self.provider_key() {
+            Some(key) => Credential::ApiKey(Secret::new(key)),
+            // A slug of the reference's model catalogue may be named like a provider.
+            None if self.settings.virtual_keys.contains_key(said) => return self.virtual_key(said, PARAM),
+            None => match self.only_virtual_key(provider)? {
+                Some(upstream) => return Ok(upstream),
+                None if self.keyless.contains(provider) || self.custom_host => Credential::None,
+                None => {
+                    let message = format!("no credential for provider {provider}: send it as bearer token, or name a virtual key");
+                    return Err(Error::invalid("authorization", message));
+                }
+            },
+        };
+        Ok(Upstream {
+            provider: provider.to_owned(),
+            virtual_key: None,
+            credential,
+            base_url: None,
+            options: self.options().collect(),
+        })
+    }
+
+    /// The bearer token, if it can be the provider's key: not one of ours, nor what SDKs send for want of one.
+    fn provider_key(&self) -> Option<&str> {
+        let key = bearer(self.headers)?;
+        let ours = self.settings.callers.find(key).is_some() || text(self.headers, "x-portkey-api-key") == Some(key);
+        (!ours && key != PLACEHOLDER).then_some(key)
+    }
+
+    fn only_virtual_key(&self, provider: &str) -> Result<Option<Upstream>> {
+        let mut found = self.settings.virtual_keys.values().filter(|upstream| upstream.provider == provider);
+        match (found.next(), found.next()) {
+            (None, _) => Ok(None),
+            (Some(upstream), None) => Ok(Some(Upstream::clone(upstream))),
+            (Some(_), Some(_)) => {
+                let message = format!("several virtual keys are for provider {provider}: name one with x-portkey-virtual-key");
+                Err(Error::invalid("x-portkey-provider", message))
+            }
+        }
+    }
+
+    fn options(&self) -> impl Iterator<Item = (String, String)> {
+        self.headers.iter().filter_map(|(name, value)| {
+            let name = name.as_str().strip_prefix("x-portkey-")?;
+            OPTION_PREFIXES.iter().any(|prefix| name.starts_with(prefix)).then_some(())?;
+            Some((name.replace('-', "_"), value.to_str().ok()?.to_owned()))
+        })
+    }
+}
+
+fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name)?.to_str().ok().map(str::trim).filter(|text| !text.is_empty())
+}
+
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let value = text(headers, "authorization")?;
+    let (scheme, token) = value.split_once(' ').unwrap_or(("bearer", value));
+    scheme.eq_ignore_ascii_case("bearer").then_some(token.trim()).filter(|token| !token.is_empty())
+}

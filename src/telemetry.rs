@@ -1,0 +1,180 @@
+//! Logs and metrics: set-up, and the only list of their names.
+//!
+//! One `info` line per finished request, each attempt at `debug`. Prompts, images and keys are never passed
+//! to anything in here.
+
+use std::{sync::Arc, time::Duration};
+
+use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use tokio::time::Instant;
+use tracing::{debug, info, warn};
+use tracing_subscriber::EnvFilter;
+
+use crate::{
+    call::RequestContext,
+    error::{Error, ErrorKind},
+    pb,
+};
+
+const REQUESTS: &str = "imagegate_requests_total";
+const REQUEST_SECONDS: &str = "imagegate_request_duration_seconds";
+const IN_FLIGHT: &str = "imagegate_requests_in_flight";
+const ATTEMPTS: &str = "imagegate_attempts_total";
+const ATTEMPT_SECONDS: &str = "imagegate_attempt_duration_seconds";
+const FALLBACKS: &str = "imagegate_rescued_requests_total";
+const CONFIG_RELOADS: &str = "imagegate_config_reloads_total";
+
+/// Seconds: an image takes from one second to several minutes.
+const BUCKETS: &[f64] = &[0.01, 0.05, 0.25, 1.0, 2.5, 5.12, 10.24, 20.48, 40.96, 81.92, 163.84, 327.68, 655.36];
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// For a person.
+    #[default]
+    Text,
+    /// For a query.
+    Json,
+}
+
+/// Starts logging to standard error. `RUST_LOG` says how much.
+pub fn init_logs(format: LogFormat) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A second call, in tests, leaves the first one's logger in place.
+    _ = match format {
+        LogFormat::Text => logs.with_target(false).try_init(),
+        LogFormat::Json => logs.json().try_init(),
+    };
+}
+
+/// Starts counting. The handle renders the Prometheus text.
+///
+/// # Errors
+/// If something counts in this process already.
+pub fn init_metrics() -> Result<PrometheusHandle, String> {
+    let handle = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_duration_seconds".into()), BUCKETS)
+        .and_then(PrometheusBuilder::install_recorder)
+        .map_err(|error| error.to_string())?;
+    describe_counter!(REQUESTS, "Finished requests by operation and outcome.");
+    describe_histogram!(REQUEST_SECONDS, "Time from a request's arrival to its outcome.");
+    describe_gauge!(IN_FLIGHT, "Requests being worked on.");
+    describe_counter!(ATTEMPTS, "Provider calls by provider, outcome and billing class.");
+    describe_histogram!(ATTEMPT_SECONDS, "Time of one provider call, body included.");
+    describe_counter!(FALLBACKS, "Requests that a later target answered after an earlier one failed.");
+    describe_counter!(CONFIG_RELOADS, "Configuration changes seen, by outcome.");
+    Ok(handle)
+}
+
+/// Notes one provider call.
+pub fn attempt<T>(
+    ctx: &RequestContext,
+    target: &str,
+    provider: &str,
+    model: &str,
+    outcome: &Result<T, Error>,
+    duration: Duration,
+) {
+    let (name, billing) = match outcome {
+        Ok(_) => ("ok", pb::BillingClass::Billed),
+        Err(error) => (error.kind.name(), error.billing),
+    };
+    // Providers are as many as there are workers, so the label is bounded. Models are not.
+    counter!(ATTEMPTS, "provider" => provider.to_owned(), "outcome" => name, "billing" => billing.name()).increment(1);
+    histogram!(ATTEMPT_SECONDS, "provider" => provider.to_owned()).record(duration.as_secs_f64());
+    let message = outcome.as_ref().err().map_or("", |error| error.message.as_str());
+    debug!(
+        request_id = ctx.request_id,
+        target,
+        provider,
+        model,
+        outcome = name,
+        billing = billing.name(),
+        duration_ms = duration.as_millis(),
+        message,
+        "attempt"
+    );
+}
+
+/// Notes a request that was refused before anything was tried.
+pub fn rejected(request_id: &str, trace_id: &str, error: &Error) {
+    counter!(REQUESTS, "operation" => "rejected", "outcome" => error.kind.name()).increment(1);
+    let (outcome, status, message) = (error.kind.name(), error.status, error.message.as_str());
+    info!(request_id, trace_id, outcome, status, attempts = 0, message, "request");
+}
+
+/// Notes that the configuration was read again.
+pub fn config_reload(ok: bool) {
+    counter!(CONFIG_RELOADS, "outcome" => if ok { "ok" } else { "rejected" }).increment(1);
+}
+
+/// A request in progress. Dropped unfinished, the caller went away.
+#[derive(Debug)]
+pub struct RequestLog {
+    ctx: Arc<RequestContext>,
+    route: String,
+    caller: String,
+    operation: &'static str,
+    started: Instant,
+    finished: bool,
+}
+
+impl RequestLog {
+    /// A request begins.
+    pub fn begin(ctx: Arc<RequestContext>, route: String, caller: String, operation: pb::Operation) -> Self {
+        gauge!(IN_FLIGHT).increment(1.0);
+        Self { ctx, route, caller, operation: operation.name(), started: Instant::now(), finished: false }
+    }
+
+    /// It was answered.
+    pub fn succeed(mut self, report: &pb::RouteReport) {
+        let calls = report.attempts.iter().filter(|attempt| attempt.outcome != "skipped").count();
+        if report.attempts.iter().any(|attempt| attempt.target != report.target) {
+            counter!(FALLBACKS, "provider" => report.provider.clone()).increment(1);
+            let failed = crate::router::report::attempts_text(&report.attempts);
+            warn!(request_id = self.ctx.request_id, attempts = failed, "another target answered");
+        }
+        self.finish("ok", 200, &report.provider, &report.model, calls, "");
+    }
+
+    /// It failed.
+    pub fn fail(mut self, error: &Error) {
+        let calls = self.ctx.record.attempts().len();
+        self.finish(error.kind.name(), error.status, &error.provider, "", calls, &error.message);
+    }
+
+    fn finish(&mut self, outcome: &'static str, status: u16, provider: &str, model: &str, attempts: usize, message: &str) {
+        self.finished = true;
+        let duration = self.started.elapsed();
+        counter!(REQUESTS, "operation" => self.operation, "outcome" => outcome).increment(1);
+        histogram!(REQUEST_SECONDS, "operation" => self.operation).record(duration.as_secs_f64());
+        info!(
+            request_id = self.ctx.request_id,
+            trace_id = self.ctx.trace_id,
+            caller = self.caller,
+            route = self.route,
+            operation = self.operation,
+            outcome,
+            status,
+            provider,
+            model,
+            attempts,
+            duration_ms = duration.as_millis(),
+            message,
+            "request"
+        );
+    }
+}
+
+impl Drop for RequestLog {
+    fn drop(&mut self) {
+        gauge!(IN_FLIGHT).decrement(1.0);
+        if !self.finished {
+            let attempts = self.ctx.record.attempts().len();
+            let kind = ErrorKind::Cancelled;
+            self.finish(kind.name(), kind.http_status(), "", "", attempts, "the caller went away");
+        }
+    }
+}

@@ -1,0 +1,324 @@
+//! The only code that opens connections to providers.
+//!
+//! Two clients: one for hosts the operator wrote, one for hosts that came with a request or an answer, which
+//! connects to permitted addresses only and checks them where the name is resolved.
+
+use std::{
+    collections::VecDeque,
+    net::{IpAddr, SocketAddr},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use http_body::{Body, Frame, SizeHint};
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use url::{Host, Url};
+
+use super::{
+    scan::Scanner,
+    sse::{EventReader, RawEvent},
+};
+use crate::{
+    egress::Egress,
+    error::{Error, ErrorKind, Result},
+    images::Pieces,
+    pb::BillingClass,
+    provider::{Answer, AnswerBody},
+};
+
+/// Largest answer that is read, in bytes: ten images of 8 MiB in base64, and room.
+const MAX_ANSWER_BYTES: usize = 256 << 20;
+
+/// Largest answer that is not JSON and not an image: an error page.
+const MAX_ERROR_BYTES: usize = 1 << 20;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Whether the operator vouches for a host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trust {
+    /// The operator wrote it.
+    Operator,
+    /// It came with a request or an answer.
+    Stranger,
+}
+
+/// The connections of all workers of this process.
+#[derive(Debug)]
+pub struct Http {
+    trusted: reqwest::Client,
+    guarded: reqwest::Client,
+    egress: Arc<ArcSwap<Egress>>,
+}
+
+/// An answer whose body is being read.
+#[derive(Debug)]
+pub struct Incoming {
+    /// HTTP status.
+    pub status: StatusCode,
+    /// HTTP headers.
+    pub headers: HeaderMap,
+    response: reqwest::Response,
+}
+
+impl Http {
+    /// Clients for both kinds of hosts.
+    ///
+    /// # Errors
+    /// The system's certificates cannot be read.
+    pub fn try_new(egress: Egress) -> std::result::Result<Self, String> {
+        let egress = Arc::new(ArcSwap::from_pointee(egress));
+        let common = || {
+            reqwest::Client::builder()
+                .user_agent(concat!("imagegate/", env!("CARGO_PKG_VERSION")))
+                .connect_timeout(CONNECT_TIMEOUT)
+                .tcp_nodelay(true)
+                // A redirect would take the credential along, or lead a stranger's host past the guard.
+                .redirect(reqwest::redirect::Policy::none())
+        };
+        let text = |error: reqwest::Error| error.to_string();
+        Ok(Self {
+            trusted: common().build().map_err(text)?,
+            guarded: common()
+                // Behind a proxy it is the proxy that resolves, unguarded.
+                .no_proxy()
+                .dns_resolver(Guard(Arc::clone(&egress)))
+                .build()
+                .map_err(text)?,
+            egress,
+        })
+    }
+
+    /// Replaces what strangers' hosts may reach.
+    pub fn set_egress(&self, egress: Egress) {
+        self.egress.store(Arc::new(egress));
+    }
+
+    /// Sends a request and waits for the answer's headers.
+    pub async fn send(&self, request: http::Request<Pieces>, trust: Trust) -> Result<Incoming> {
+        let (parts, body) = request.into_parts();
+        let url = Url::parse(&parts.uri.to_string())
+            .map_err(|_| Error::new(ErrorKind::InvalidRequest, "the provider's base URL is not a URL"))?;
+        let client = match trust {
+            Trust::Operator => &self.trusted,
+            Trust::Stranger => {
+                self.check(&url)?;
+                &self.guarded
+            }
+        };
+        let host = url.host_str().unwrap_or_default().to_owned();
+        let mut request = reqwest::Request::new(parts.method, url);
+        *request.headers_mut() = parts.headers;
+        if !body.is_empty() {
+            *request.body_mut() = Some(reqwest::Body::wrap(PiecesBody::from(body)));
+        }
+        let response = client.execute(request).await.map_err(|error| unreachable_error(&error, &host))?;
+        Ok(Incoming { status: response.status(), headers: response.headers().clone(), response })
+    }
+
+    /// Fetches an image from an address that is not the API's own: no credential is sent.
+    pub async fn fetch(&self, url: &str, trust: Trust, limit: usize) -> Result<Pieces> {
+        let request = http::Request::get(url)
+            .body(Pieces::default())
+            .map_err(|_| Error::bad_answer("the image's address is not a URL"))?;
+        let mut incoming = self.send(request, trust).await?;
+        if !incoming.status.is_success() {
+            return Err(Error::bad_answer(format!("fetching the image gave HTTP {}", incoming.status.as_u16())));
+        }
+        incoming.pieces(limit).await
+    }
+
+    /// A literal address is not resolved, so the guard does not see it.
+    fn check(&self, url: &Url) -> Result<()> {
+        let egress = self.egress.load();
+        let permitted = match url.host() {
+            Some(Host::Ipv4(address)) => egress.permits(address.into()),
+            Some(Host::Ipv6(address)) => egress.permits(address.into()),
+            Some(Host::Domain(_)) => true,
+            None => false,
+        };
+        if permitted { Ok(()) } else { Err(forbidden()) }
+    }
+}
+
+impl Incoming {
+    /// Whether events follow.
+    pub fn is_event_stream(&self) -> bool {
+        self.status.is_success() && self.content_type().starts_with("text/event-stream")
+    }
+
+    /// Reads the body to its end. JSON loses its images on the way.
+    pub async fn answer(mut self, image_members: &'static [&'static str]) -> Result<Answer> {
+        let body = if self.content_type().contains("json") {
+            let expected = self.response.content_length().unwrap_or(0);
+            let expected = usize::try_from(expected).unwrap_or(usize::MAX).min(MAX_ANSWER_BYTES);
+            let mut scanner = Scanner::new(image_members, expected);
+            let mut read = 0;
+            while let Some(piece) = self.next().await? {
+                read = checked_size(read, piece.len(), MAX_ANSWER_BYTES)?;
+                scanner.push(&piece);
+            }
+            let (skeleton, images) = scanner.finish();
+            AnswerBody::Json { skeleton, images }
+        } else {
+            let is_image = self.content_type().starts_with("image/") || self.content_type().contains("octet-stream");
+            let limit = if is_image { MAX_ANSWER_BYTES } else { MAX_ERROR_BYTES };
+            AnswerBody::Raw(self.pieces(limit).await?.into_bytes())
+        };
+        Ok(Answer { status: self.status, headers: self.headers, body })
+    }
+
+    /// Reads events one by one.
+    pub async fn next_event(&mut self, reader: &mut EventReader) -> Result<Option<RawEvent>> {
+        loop {
+            if let Some(event) = reader.take() {
+                return Ok(Some(event));
+            }
+            match self.next().await? {
+                Some(piece) => reader.push(&piece),
+                None => return Ok(reader.finish()),
+            }
+        }
+    }
+
+    async fn pieces(&mut self, limit: usize) -> Result<Pieces> {
+        let mut pieces = Pieces::default();
+        let mut read = 0;
+        while let Some(piece) = self.next().await? {
+            read = checked_size(read, piece.len(), limit)?;
+            pieces.push(piece);
+        }
+        Ok(pieces)
+    }
+
+    async fn next(&mut self) -> Result<Option<Bytes>> {
+        self.response.chunk().await.map_err(|_| {
+            // The provider had begun to answer: a success that broke off may well be billed.
+            let billing = if self.status.is_success() { BillingClass::Unknown } else { BillingClass::RejectedUnbilled };
+            Error::transport(ErrorKind::BadAnswer, billing, "the provider's answer broke off")
+        })
+    }
+
+    fn content_type(&self) -> &str {
+        self.headers.get(http::header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default()
+    }
+}
+
+/// Adds headers that the caller forwards, over the provider's own.
+pub fn forward<'a>(headers: &mut HeaderMap, forwarded: impl IntoIterator<Item = (&'a String, &'a String)>) {
+    for (name, value) in forwarded {
+        if let (Ok(name), Ok(mut value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
+            // Whatever a caller forwards may be a credential.
+            value.set_sensitive(true);
+            headers.insert(name, value);
+        }
+    }
+}
+
+fn checked_size(read: usize, more: usize, limit: usize) -> Result<usize> {
+    let size = read + more;
+    if size > limit {
+        return Err(Error::bad_answer(format!("the answer is larger than {} MiB", limit >> 20)));
+    }
+    Ok(size)
+}
+
+fn forbidden() -> Error {
+    Error::new(ErrorKind::PermissionDenied, "the host resolves to an address that requests may not reach")
+}
+
+fn unreachable_error(error: &reqwest::Error, host: &str) -> Error {
+    let mut source = std::error::Error::source(error);
+    let mut reason = "the connection failed";
+    while let Some(cause) = source {
+        if cause.is::<Forbidden>() {
+            return forbidden();
+        }
+        if let Some(io) = cause.downcast_ref::<std::io::Error>() {
+            reason = match io.kind() {
+                std::io::ErrorKind::ConnectionRefused => "connection refused",
+                std::io::ErrorKind::ConnectionReset | std::io::ErrorKind::BrokenPipe => "connection reset",
+                std::io::ErrorKind::TimedOut => "connecting took too long",
+                std::io::ErrorKind::UnexpectedEof => "the connection was closed",
+                _ => reason,
+            };
+        }
+        source = cause.source();
+    }
+    if error.is_connect() {
+        if error.is_timeout() {
+            reason = "connecting took too long";
+        }
+        return Error::transport(ErrorKind::Unavailable, BillingClass::NotSent, format!("{host}: {reason}"));
+    }
+    // From here on the request was at least partly on its way.
+    Error::transport(ErrorKind::Unavailable, BillingClass::Unknown, format!("{host}: {reason}"))
+}
+
+/// Resolves names to permitted addresses only.
+struct Guard(Arc<ArcSwap<Egress>>);
+
+#[derive(Debug)]
+struct Forbidden;
+
+impl std::fmt::Display for Forbidden {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("no permitted address")
+    }
+}
+
+impl std::error::Error for Forbidden {}
+
+impl Resolve for Guard {
+    fn resolve(&self, name: Name) -> Resolving {
+        let egress = self.0.load_full();
+        Box::pin(async move {
+            let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
+            let permitted: Vec<SocketAddr> = found.filter(|address| egress.permits(IpAddr::from(address.ip()))).collect();
+            if permitted.is_empty() {
+                return Err(Forbidden.into());
+            }
+            Ok(Box::new(permitted.into_iter()) as Addrs)
+        })
+    }
+}
+
+/// Pieces as a body of known length.
+struct PiecesBody {
+    pieces: VecDeque<Bytes>,
+    remaining: u64,
+}
+
+impl From<Pieces> for PiecesBody {
+    fn from(pieces: Pieces) -> Self {
+        let remaining = pieces.len() as u64;
+        Self { pieces: pieces.into_iter().collect(), remaining }
+    }
+}
+
+impl Body for PiecesBody {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<std::result::Result<Frame<Bytes>, Self::Error>>> {
+        let piece = self.pieces.pop_front();
+        self.remaining -= piece.as_ref().map_or(0, |piece| piece.len() as u64);
+        Poll::Ready(piece.map(|piece| Ok(Frame::data(piece))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.pieces.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.remaining)
+    }
+}

@@ -1,0 +1,359 @@
+//! Takes the images out of a JSON document while it is read.
+//!
+//! An image in base64 is nearly all of such a document. It is decoded as its text arrives and never kept as
+//! text; the rest, a few hundred bytes, is copied into a skeleton in which a placeholder stands for each
+//! image, and that is what serde reads.
+
+use bytes::Bytes;
+
+use crate::provider::{BadBase64, IMAGE_REF_PREFIX};
+
+/// Strings under an image member up to this length stay in the skeleton: a URL, an empty text.
+const SHORTEST_IMAGE: usize = 64;
+
+/// Reads a document piece by piece.
+#[derive(Debug)]
+pub struct Scanner {
+    members: &'static [&'static str],
+    /// Most bytes an image can decode to, by the document's length.
+    expected: usize,
+    skeleton: Vec<u8>,
+    images: Vec<Result<Bytes, BadBase64>>,
+    state: State,
+    /// Whether the last complete string at this level was the name of an image member.
+    after_image_name: bool,
+    /// Inside an array that is the value of an image member.
+    image_array: bool,
+    string_start: usize,
+}
+
+#[derive(Debug)]
+enum State {
+    /// Between strings.
+    Outside,
+    /// In a string; `escaped` after a backslash.
+    String { escaped: bool },
+    /// At the start of a string that may be an image.
+    Maybe(Vec<u8>),
+    /// In an image.
+    Image(Decoder),
+}
+
+/// Decodes base64 whose text comes in pieces.
+#[derive(Debug)]
+struct Decoder {
+    decoded: Vec<u8>,
+    /// Characters that do not make a whole group yet.
+    carry: Vec<u8>,
+    /// In a JSON escape: only `\/` can stand in base64.
+    escaped: bool,
+    bad: bool,
+    /// Padding was seen: nothing may follow.
+    ended: bool,
+}
+
+impl Scanner {
+    /// `members` are the names whose string values are images; `expected` is the document's length, if known.
+    pub fn new(members: &'static [&'static str], expected: usize) -> Self {
+        Self {
+            members,
+            expected: expected / 4 * 3 + 3,
+            skeleton: Vec::with_capacity(1024),
+            images: Vec::new(),
+            state: State::Outside,
+            after_image_name: false,
+            image_array: false,
+            string_start: 0,
+        }
+    }
+
+    /// Reads the next piece.
+    pub fn push(&mut self, mut piece: &[u8]) {
+        while !piece.is_empty() {
+            piece = match &mut self.state {
+                State::Outside => self.outside(piece),
+                State::String { escaped } => {
+                    let escaped = *escaped;
+                    self.string(piece, escaped)
+                }
+                State::Maybe(_) => self.maybe(piece),
+                State::Image(_) => self.image(piece),
+            };
+        }
+    }
+
+    /// The skeleton and the images. A document that broke off inside an image has that one as bad.
+    pub fn finish(mut self) -> (Bytes, Vec<Result<Bytes, BadBase64>>) {
+        match std::mem::replace(&mut self.state, State::Outside) {
+            State::Outside | State::String { .. } => {}
+            State::Maybe(text) => self.skeleton.extend_from_slice(&text),
+            State::Image(_) => self.images.push(Err(BadBase64)),
+        }
+        (self.skeleton.into(), self.images)
+    }
+
+    fn outside<'a>(&mut self, piece: &'a [u8]) -> &'a [u8] {
+        for (i, byte) in piece.iter().enumerate() {
+            match byte {
+                b'"' => {
+                    self.skeleton.extend_from_slice(&piece[..=i]);
+                    self.string_start = self.skeleton.len();
+                    self.state = if self.after_image_name || self.image_array {
+                        State::Maybe(Vec::new())
+                    } else {
+                        State::String { escaped: false }
+                    };
+                    return &piece[i + 1..];
+                }
+                b'[' => self.image_array = self.after_image_name,
+                b']' => self.image_array = false,
+                b'{' | b'}' | b',' => {
+                    self.after_image_name = false;
+                    // An array of objects is no array of images.
+                    if *byte == b'{' {
+                        self.image_array = false;
+                    }
+                }
+                _ => {}
+            }
+        }
+        self.skeleton.extend_from_slice(piece);
+        &[]
+    }
+
+    fn string<'a>(&mut self, piece: &'a [u8], mut escaped: bool) -> &'a [u8] {
+        for (i, byte) in piece.iter().enumerate() {
+            match byte {
+                _ if escaped => escaped = false,
+                b'\\' => escaped = true,
+                b'"' => {
+                    self.skeleton.extend_from_slice(&piece[..i]);
+                    let text = &self.skeleton[self.string_start..];
+                    // A value of that name would do as well; it is followed by a comma, which forgets it.
+                    self.after_image_name = self.members.iter().any(|member| member.as_bytes() == text);
+                    self.skeleton.push(b'"');
+                    self.state = State::Outside;
+                    return &piece[i + 1..];
+                }
+                _ => {}
+            }
+        }
+        self.skeleton.extend_from_slice(piece);
+        self.state = State::String { escaped };
+        &[]
+    }
+
+    /// Waits until the string is long enough to be an image, or over.
+    fn maybe<'a>(&mut self, piece: &'a [u8]) -> &'a [u8] {
+        let State::Maybe(text) = &mut self.state else { return piece };
+        for (i, byte) in piece.iter().enumerate() {
+            // A short text, or one with escapes that base64 has not, is a string like any other.
+            if *byte == b'"' || text.len() + i >= SHORTEST_IMAGE {
+                text.extend_from_slice(&piece[..i]);
+                let text = std::mem::take(text);
+                let rest = &piece[i..];
+                if *byte == b'"' || !looks_like_base64(&text) {
+                    let escaped = text.iter().rev().take_while(|byte| **byte == b'\\').count() % 2 == 1;
+                    self.skeleton.extend_from_slice(&text);
+                    self.state = State::String { escaped };
+                } else {
+                    let mut decoder = Decoder::new(self.expected);
+                    decoder.push(strip_data_url(&text));
+                    self.state = State::Image(decoder);
+                }
+                return rest;
+            }
+        }
+        text.extend_from_slice(piece);
+        &[]
+    }
+
+    fn image<'a>(&mut self, piece: &'a [u8]) -> &'a [u8] {
+        let State::Image(decoder) = &mut self.state else { return piece };
+        let Some(end) = piece.iter().position(|byte| *byte == b'"') else {
+            decoder.push(piece);
+            return &[];
+        };
+        decoder.push(&piece[..end]);
+        if let State::Image(decoder) = std::mem::replace(&mut self.state, State::Outside) {
+            let place = format!("{}{}\"", IMAGE_REF_PREFIX.replace('\0', "\\u0000"), self.images.len());
+            self.skeleton.extend_from_slice(place.as_bytes());
+            self.images.push(decoder.finish());
+        }
+        self.after_image_name = false;
+        &piece[end + 1..]
+    }
+}
+
+/// A URL has a colon early on, a data URL as well but says what follows.
+fn looks_like_base64(text: &[u8]) -> bool {
+    let text = strip_data_url(text);
+    text.iter().all(|byte| byte.is_ascii_alphanumeric() || b"+/=\\-_".contains(byte))
+}
+
+fn strip_data_url(text: &[u8]) -> &[u8] {
+    const MARK: &[u8] = b";base64,";
+    if !text.starts_with(b"data:") {
+        return text;
+    }
+    match text.windows(MARK.len()).position(|window| window == MARK) {
+        Some(at) => &text[at + MARK.len()..],
+        None => text,
+    }
+}
+
+impl Decoder {
+    fn new(capacity: usize) -> Self {
+        Self {
+            decoded: Vec::with_capacity(capacity),
+            carry: Vec::with_capacity(4),
+            escaped: false,
+            bad: false,
+            ended: false,
+        }
+    }
+
+    fn push(&mut self, mut text: &[u8]) {
+        while !text.is_empty() && !self.bad {
+            if self.escaped {
+                self.escaped = false;
+                self.bad = text[0] != b'/';
+                self.group(b"/");
+                text = &text[1..];
+                continue;
+            }
+            // Nobody escapes slashes but PHP; a search this short costs nothing beside the decoding.
+            let plain = text.iter().position(|byte| *byte == b'\\').unwrap_or(text.len());
+            self.group(&text[..plain]);
+            self.escaped = plain < text.len();
+            text = text.get(plain + 1..).unwrap_or_default();
+        }
+    }
+
+    /// Decodes whole groups of four, and keeps the rest for later.
+    fn group(&mut self, mut text: &[u8]) {
+        if text.is_empty() || self.bad {
+            return;
+        }
+        if self.ended {
+            self.bad = true;
+            return;
+        }
+        if !self.carry.is_empty() {
+            let missing = (4 - self.carry.len()).min(text.len());
+            self.carry.extend_from_slice(&text[..missing]);
+            text = &text[missing..];
+            if self.carry.len() < 4 {
+                return;
+            }
+            let group = std::mem::take(&mut self.carry);
+            self.decode(&group);
+        }
+        let whole = text.len() / 4 * 4;
+        self.decode(&text[..whole]);
+        self.carry.extend_from_slice(&text[whole..]);
+    }
+
+    fn decode(&mut self, text: &[u8]) {
+        if text.is_empty() || self.bad {
+            return;
+        }
+        if self.ended {
+            self.bad = true;
+            return;
+        }
+        self.ended = text.ends_with(b"=");
+        self.bad = base64_simd::STANDARD.decode_append(text, &mut self.decoded).is_err();
+    }
+
+    fn finish(mut self) -> Result<Bytes, BadBase64> {
+        // Some leave the padding away.
+        if !self.carry.is_empty() && !self.ended && !self.bad {
+            let carry = std::mem::take(&mut self.carry);
+            self.bad = base64_simd::STANDARD_NO_PAD.decode_append(&carry, &mut self.decoded).is_err();
+        }
+        if self.bad || self.escaped || !self.carry.is_empty() {
+            return Err(BadBase64);
+        }
+        Ok(self.decoded.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn scan(text: &[u8], sizes: impl IntoIterator<Item = usize>) -> (Value, Vec<Result<Bytes, BadBase64>>) {
+        let mut scanner = Scanner::new(&["b64_json", "images"], text.len());
+        let mut rest = text;
+        for size in sizes {
+            let (piece, later) = rest.split_at(size.min(rest.len()));
+            scanner.push(piece);
+            rest = later;
+        }
+        scanner.push(rest);
+        let (skeleton, images) = scanner.finish();
+        (serde_json::from_slice(&skeleton).unwrap(), images)
+    }
+
+    fn encode(data: &[u8]) -> String {
+        base64_simd::STANDARD.encode_to_string(data)
+    }
+
+    #[test]
+    fn images_leave_and_the_rest_stays() {
+        let (a, b) = (vec![1; 100], vec![2; 1001]);
+        let text = json!({
+            "created": 1,
+            "data": [{"b64_json": encode(&a), "revised_prompt": "say \"b64_json\", please"}, {"b64_json": encode(&b)}],
+            "url": "http://example.com/b64_json",
+            "list": ["b64_json", "not an image however long it is, because its name is not one of an image's"],
+        });
+        let (skeleton, images) = scan(text.to_string().as_bytes(), []);
+        assert_eq!(images, [Ok(a.into()), Ok(b.into())]);
+        assert_eq!(skeleton["data"][0]["revised_prompt"], text["data"][0]["revised_prompt"]);
+        assert_eq!(skeleton["data"][1]["b64_json"], "\u{0}@1");
+        assert_eq!(skeleton["list"], text["list"]);
+    }
+
+    #[test]
+    fn arrays_of_images_data_urls_and_escaped_slashes_are_understood() {
+        let image = vec![0xff; 300];
+        let text = json!({"images": [encode(&image), format!("data:image/png;base64,{}", encode(&image))]});
+        let text = text.to_string().replace('/', "\\/").replace("image\\/png", "image/png");
+        let (_, images) = scan(text.as_bytes(), []);
+        assert_eq!(images, [Ok(image.clone().into()), Ok(image.into())]);
+    }
+
+    #[test]
+    fn what_is_no_base64_is_told_apart() {
+        let long = "A".repeat(200);
+        for bad in [format!("{long}!"), format!("{long}=A"), format!("{long}A"), format!("{long}====")] {
+            let (_, images) = scan(json!({"b64_json": bad}).to_string().as_bytes(), []);
+            assert_eq!(images, [Err(BadBase64)], "{bad}");
+        }
+        let url = format!("https://example.com/{long}");
+        let (skeleton, images) = scan(json!({"b64_json": url}).to_string().as_bytes(), []);
+        assert!(images.is_empty());
+        assert_eq!(skeleton["b64_json"], url.as_str());
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_of_any_size_give_the_same(
+            data in proptest::collection::vec(any::<u8>(), 60..600),
+            prompt in "\\PC{0,40}",
+            sizes in proptest::collection::vec(1usize..40, 0..60),
+        ) {
+            let text = json!({"p": prompt, "data": [{"b64_json": encode(&data)}], "q": prompt, "n": [1, {"b64_json": "x"}]});
+            let (skeleton, images) = scan(text.to_string().as_bytes(), sizes);
+            prop_assert_eq!(&images, &[Ok(Bytes::from(data))]);
+            prop_assert_eq!(&skeleton["p"], prompt.as_str());
+            prop_assert_eq!(&skeleton["q"], prompt.as_str());
+            prop_assert_eq!(&skeleton["n"][1]["b64_json"], "x");
+        }
+    }
+}
