@@ -26,8 +26,7 @@ def binary():
     """`IMAGEGATE_BIN`, else the debug build."""
     if named := os.environ.get("IMAGEGATE_BIN"):
         return named
-    target = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
-    return str(target / "debug" / "imagegate")
+    return str(ROOT / os.environ.get("CARGO_TARGET_DIR", "target") / "debug" / "imagegate")
 
 
 def eventually(condition, timeout=10, what="the condition"):

@@ -207,6 +207,7 @@ def test_the_callers_deadline_ends_the_call_and_the_upstream_one(client, openai_
     assert openai_api.wait_for_calls(1)[0].closed.wait(2)
 
 
+@pytest.mark.alone
 def test_a_cancelled_call_ends_the_upstream_one_within_100_ms(client, openai_api):
     openai_api.always = faults.hang()
     request = client.request("StreamImage", prompt="x", model="gpt-image-1")

@@ -44,6 +44,7 @@ def test_probes_and_metrics_are_on_the_admin_listener(founding):
         assert requests.get(founding.url + path, timeout=5).status_code == 404
 
 
+@pytest.mark.alone
 def test_a_client_that_disconnects_ends_the_upstream_call_within_100_ms(founding, openai_api):
     assert hang_up_during_a_call(founding, openai_api) < 0.1
 
@@ -67,6 +68,7 @@ def test_a_client_that_disconnects_is_not_a_reason_to_try_the_next_target(foundi
     assert len(openai_api.calls) == 1
 
 
+@pytest.mark.alone
 def test_sixteen_requests_in_flight_finish_after_sigterm(founding, openai_api):
     openai_api.always = faults.hold()
     answers = []

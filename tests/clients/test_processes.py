@@ -146,6 +146,7 @@ def test_a_worker_describes_itself(four):
     worker.close()
 
 
+@pytest.mark.alone
 def test_a_client_that_disconnects_ends_the_upstream_call_across_processes(four, openai_api):
     from test_lifecycle import hang_up_during_a_call
 
