@@ -68,6 +68,8 @@ pub struct Overrides {
     pub custom_host: Option<BaseUrl>,
     /// `x-portkey-forward-headers`
     pub forward_headers: Option<Vec<String>>,
+    /// `x-portkey-strict-open-ai-compliance: false`
+    pub not_strict: bool,
 }
 
 /// What happened during a request, in order.
@@ -108,6 +110,8 @@ pub struct Reply {
     pub warnings: Vec<pb::Warning>,
     /// Retries before this answer.
     pub retry_count: i32,
+    /// False: the answer may have fields that OpenAI's API does not.
+    pub strict_open_ai_compliance: bool,
 }
 
 impl RequestContext {

@@ -9,6 +9,7 @@ pub mod pb;
 pub mod provider;
 pub mod route;
 pub mod router;
+pub mod shim;
 pub mod telemetry;
 pub mod transport;
 pub mod worker;

@@ -563,7 +563,108 @@ fn wait_in(message: &str) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+    use crate::provider::fixtures::json_body;
+
+    fn event(body: AnswerBody) -> Result<Event> {
+        let job = Job {
+            request: pb::ImageRequest { model: "gpt-image-2".into(), ..Default::default() },
+            base_url: String::new(),
+            api_key: None,
+            options: Default::default(),
+        };
+        let headers = [("x-request-id".parse().unwrap(), "req_1".parse().unwrap())].into_iter().collect();
+        OpenAi.event(&job, Answer { status: http::StatusCode::OK, headers, body })
+    }
+
+    fn json_event(json: Value) -> Result<Event> {
+        event(json_body(json, OpenAi.image_members()))
+    }
+
+    #[test]
+    fn a_stream_shows_previews_and_ends_with_the_image() {
+        for endpoint in ["image_generation", "image_edit"] {
+            let partial = json!({
+                "type": format!("{endpoint}.partial_image"), "partial_image_index": 1, "b64_json": "AAAA",
+                "created_at": 1, "size": "1024x1024", "quality": "low", "background": "opaque",
+            });
+            let Ok(Event::Partial { index: 1, data }) = json_event(partial) else { panic!("{endpoint}") };
+            assert_eq!(data, [0; 3].as_slice());
+            let completed = json!({
+                "type": format!("{endpoint}.completed"), "b64_json": "AQID",
+                "usage": {"input_tokens": 5, "input_tokens_details": {"text_tokens": 5, "image_tokens": 0},
+                          "output_tokens": 272, "total_tokens": 277},
+            });
+            let Ok(Event::Done(output)) = json_event(completed) else { panic!("{endpoint}") };
+            assert_eq!(output.images[0].data, [1, 2, 3].as_slice());
+            let usage = output.usage.unwrap();
+            assert_eq!((usage.input_text_tokens, usage.output_image_tokens), (Some(5), Some(272)));
+            assert_eq!(output.upstream_request_id, "req_1");
+        }
+    }
+
+    #[test]
+    fn what_a_stream_says_besides_is_ignored() {
+        assert!(matches!(event(AnswerBody::Raw("[DONE]\n".into())), Ok(Event::Ignored)));
+        assert!(matches!(json_event(json!({"type": "image_generation.in_progress"})), Ok(Event::Ignored)));
+    }
+
+    #[test]
+    fn a_stream_can_fail_in_the_middle() {
+        for (error, kind, status, billing) in [
+            (
+                json!({"type": "server_error", "message": "x"}),
+                ErrorKind::Unavailable,
+                500,
+                BillingClass::Unknown,
+            ),
+            (json!({"code": "rate_limit_exceeded"}), ErrorKind::RateLimited, 429, BillingClass::Unknown),
+            (
+                json!({"code": "moderation_blocked", "type": "image_generation_user_error"}),
+                ErrorKind::ContentRejected,
+                400,
+                BillingClass::RejectedUnbilled,
+            ),
+            (
+                json!({"code": "moderation_blocked", "moderation_details": {"moderation_stage": "output"}}),
+                ErrorKind::ContentRejected,
+                400,
+                BillingClass::Unknown,
+            ),
+        ] {
+            let made = json_event(json!({"type": "error", "error": error})).unwrap_err();
+            assert_eq!((made.kind, made.status, made.billing), (kind, status, billing), "{error}");
+            assert!(made.message.starts_with("openai error: "), "{made}");
+        }
+    }
+
+    #[test]
+    fn a_broken_event_is_a_bad_answer() {
+        for body in [
+            AnswerBody::Raw("half a lin".into()),
+            json_body(json!({"type": "image_edit.completed"}), &["b64_json"]),
+            json_body(json!({"type": "image_edit.completed", "b64_json": "%%"}), &["b64_json"]),
+        ] {
+            let error = event(body).unwrap_err();
+            assert_eq!((error.kind, error.provider.as_str()), (ErrorKind::BadAnswer, "openai"));
+        }
+    }
+
+    #[test]
+    fn the_default_models_are_live_and_exact() {
+        for (operation, expected) in
+            [(Operation::Generate, "gpt-image-2"), (Operation::Inpaint, "gpt-image-2")]
+        {
+            let found = OpenAi.record().models.iter().find(|model| {
+                !model.model.ends_with('*')
+                    && model.operations.contains(&operation.into())
+                    && model.lifecycle.as_ref().is_some_and(|life| life.retired_on.is_empty())
+            });
+            assert_eq!(found.unwrap().model, expected);
+        }
+    }
 
     #[test]
     fn a_wait_is_read_from_the_message() {

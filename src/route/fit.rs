@@ -173,7 +173,7 @@ fn date(days: u64) -> String {
     format!("{year:04}-{month:02}-{day:02}")
 }
 
-impl Fit<'_> {
+impl<'a> Fit<'a> {
     fn model(&self) -> &str {
         &self.request.model
     }
@@ -288,17 +288,17 @@ impl Fit<'_> {
             if name == "output_compression" {
                 return Ok(());
             }
-            return self.drop(name, format_args!("{value}: {} has no such parameter", self.model()));
+            return self.drop(name, format!("{value}: {} has no such parameter", self.model()));
         };
         let Some(fitted) = nearest(name, value, rule, self.capability.max_seed) else {
             let allowed = rule.values.join(", ");
-            return self.drop(name, format_args!("{value} is not allowed by {}; allowed: {allowed}", self.model()));
+            return self.drop(name, format!("{value} is not allowed by {}; allowed: {allowed}", self.model()));
         };
         if fitted == *value {
             return Ok(());
         }
         if self.notes.policy == ParamsPolicy::Drop {
-            return self.drop(name, format_args!("{value} is not allowed by {}", self.model()));
+            return self.drop(name, format!("{value} is not allowed by {}", self.model()));
         }
         let detail = format!("{value} is not allowed by {}; {fitted} was used", self.model());
         params::set(&mut self.request, name, &fitted)?;
@@ -313,7 +313,7 @@ impl Fit<'_> {
         let names = self.request.provider_extras.values().flat_map(|extras| extras.fields.keys().cloned());
         for name in names.collect::<Vec<_>>() {
             if self.rule(&name).is_none() {
-                self.drop(&name, format_args!("{} has no such parameter", self.model()))?;
+                self.drop(&name, format!("{} has no such parameter", self.model()))?;
             }
         }
         Ok(())
@@ -340,17 +340,17 @@ impl Fit<'_> {
         if format == Some(ImageFormat::Jpeg) {
             return Ok(Some(compression));
         }
-        self.drop("output_compression", format_args!("{} cannot compress this format", self.model()))?;
+        self.drop("output_compression", format!("{} cannot compress this format", self.model()))?;
         Ok(None)
     }
 
-    fn drop(&mut self, name: &str, detail: impl std::fmt::Display) -> Result<()> {
-        let detail = format!("{detail}; dropped");
+    fn drop(&mut self, name: &str, reason: String) -> Result<()> {
+        let detail = format!("{reason}; dropped");
         params::clear(&mut self.request, name);
         self.notes.change(name, Action::Dropped, detail)
     }
 
-    fn rule(&self, name: &str) -> Option<&pb::ParameterRule> {
+    fn rule(&self, name: &str) -> Option<&'a pb::ParameterRule> {
         self.capability.parameters.iter().find(|rule| params::canonical(&rule.name) == params::canonical(name))
     }
 }

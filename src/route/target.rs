@@ -199,6 +199,7 @@ impl Attempt<'_> {
             },
             warnings,
             retry_count: i32::try_from(retries).unwrap_or(i32::MAX),
+            strict_open_ai_compliance: self.target.strict_open_ai_compliance && !self.ctx.overrides.not_strict,
         })
     }
 

@@ -28,8 +28,9 @@ use crate::{
     call::{Call, Record, Reply, RequestContext},
     config::{Settings, file::Scope, plan::Plan},
     error::{Error, Result},
+    images::probe,
     params,
-    pb::{self, Operation, router_service_server::RouterService, stream_image_response::Event},
+    pb::{self, Operation, input_image::Source, router_service_server::RouterService, stream_image_response::Event},
     route,
     telemetry::{self, RequestLog},
 };
@@ -216,6 +217,15 @@ fn check(image: &pb::ImageRequest) -> Result<()> {
     if operation != Operation::Generate && image.inputs.is_empty() {
         let message = format!("image: required for operation {}", operation.name());
         return Err(Error::invalid("image", message).with_code("missing_required_parameter"));
+    }
+    for (i, input) in image.inputs.iter().enumerate() {
+        if matches!(&input.source, Some(Source::Data(data)) if probe::sniff(data).is_none()) {
+            let message = format!("image: input {i} is not an image; allowed: png, jpeg, webp");
+            return Err(Error::invalid("image", message).with_code("invalid_image_file"));
+        }
+    }
+    if image.mask.as_ref().is_some_and(|mask| probe::sniff(&mask.data).is_none()) {
+        return Err(Error::invalid("mask", "mask: not an image; allowed: png").with_code("invalid_image_file"));
     }
     Ok(())
 }

@@ -14,6 +14,7 @@ pub fn of_reply(ctx: &RequestContext, reply: &Reply) -> pb::RouteReport {
         target: reply.target.clone(),
         retry_count: reply.retry_count,
         warnings: reply.warnings.clone(),
+        strict_open_ai_compliance: reply.strict_open_ai_compliance,
         ..of_context(ctx)
     }
 }

@@ -170,7 +170,8 @@ fn overrides(headers: &HeaderMap, settings: &Settings) -> Result<Overrides> {
     // The reference ignores a value that is no number.
     let millis = text(headers, "x-portkey-request-timeout").and_then(|value| value.parse().ok());
     let request_timeout = millis.filter(|millis| *millis > 0).map(Duration::from_millis);
-    Ok(Overrides { request_timeout, custom_host, forward_headers })
+    let not_strict = text(headers, "x-portkey-strict-open-ai-compliance") == Some("false");
+    Ok(Overrides { request_timeout, custom_host, forward_headers, not_strict })
 }
 
 /// Where a request's own provider and credential come from.

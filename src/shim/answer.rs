@@ -1,0 +1,222 @@
+//! Results and errors in OpenAI's shapes, with the headers of docs/headers.md.
+
+use std::fmt::Write as _;
+
+use axum::{
+    body::Body,
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
+    response::{IntoResponse as _, Response},
+};
+use serde_json::{Map, Value, json};
+
+use super::encode::{EncodedBody, Segment};
+use crate::{
+    error::{Error, ErrorKind},
+    images::Pieces,
+    params,
+    pb::{self, BillingClass, CacheStatus, ImageResult, RouteReport, warning::Action},
+    router::report::attempts_text,
+};
+
+/// Longest text of a header of ours, in bytes: proxies refuse more than 8 KiB of headers altogether.
+const MAX_HEADER_BYTES: usize = 2048;
+
+/// How each image of an answer is given.
+#[derive(Debug)]
+pub enum Given {
+    /// In base64.
+    Bytes(Pieces),
+    /// At an address.
+    Url(String),
+}
+
+/// A finished request as JSON.
+pub fn images(result: &ImageResult, given: Vec<Given>, request: &HeaderMap) -> Response {
+    let report = result.report.clone().unwrap_or_default();
+    let mut segments = Vec::with_capacity(given.len() * 2 + 1);
+    let mut text = format!("{{\"created\":{},\"data\":[", result.created_unix_s);
+    for (i, (image, given)) in result.images.iter().zip(given).enumerate() {
+        if i > 0 {
+            text.push(',');
+        }
+        match given {
+            Given::Url(url) => _ = write!(text, "{{\"url\":{}", Value::from(url)),
+            Given::Bytes(pieces) => {
+                text.push_str("{\"b64_json\":\"");
+                segments.push(Segment::Text(std::mem::take(&mut text).into()));
+                segments.push(Segment::Image(pieces));
+                text.push('"');
+            }
+        }
+        if !image.revised_prompt.is_empty() {
+            _ = write!(text, ",\"revised_prompt\":{}", Value::from(image.revised_prompt.as_str()));
+        }
+        if let (Some(seed), false) = (image.seed, report.strict_open_ai_compliance) {
+            _ = write!(text, ",\"seed\":{seed}");
+        }
+        text.push('}');
+    }
+    text.push(']');
+    for (name, value) in shared_fields(result) {
+        _ = write!(text, ",\"{name}\":{value}");
+    }
+    // The reference names the provider in every answer it has to translate.
+    if report.provider != "openai" {
+        _ = write!(text, ",\"provider\":{}", Value::from(report.provider.as_str()));
+    }
+    text.push('}');
+    segments.push(Segment::Text(text.into()));
+    let mut response = Response::new(Body::new(EncodedBody::new(segments)));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    report_headers(response.headers_mut(), &report, request);
+    response
+}
+
+/// What OpenAI's answers and events say about all images: how they were made and what they took.
+pub fn shared_fields(result: &ImageResult) -> Map<String, Value> {
+    let mut fields = Map::new();
+    if let Some(image) = result.images.first() {
+        fields.insert("output_format".into(), image.format().name().into());
+        if image.width > 0 {
+            fields.insert("size".into(), format!("{}x{}", image.width, image.height).into());
+        }
+    }
+    let applied = result.applied.unwrap_or_default();
+    if let Some(quality) = params::quality_name(applied.quality()) {
+        fields.insert("quality".into(), quality.into());
+    }
+    if let Some(background) = params::background_name(applied.background()) {
+        fields.insert("background".into(), background.into());
+    }
+    if let Some(usage) = result.usage.as_ref().and_then(usage) {
+        fields.insert("usage".into(), usage);
+    }
+    fields
+}
+
+fn usage(usage: &pb::Usage) -> Option<Value> {
+    let sum = |a: Option<u64>, b: Option<u64>| Some(a? + b.unwrap_or(0)).or(b);
+    let input = sum(usage.input_text_tokens, usage.input_image_tokens)?;
+    let output = sum(usage.output_text_tokens, usage.output_image_tokens)?;
+    Some(json!({
+        "input_tokens": input,
+        "input_tokens_details": {
+            "text_tokens": usage.input_text_tokens.unwrap_or(0),
+            "image_tokens": usage.input_image_tokens.unwrap_or(0),
+        },
+        "output_tokens": output,
+        "output_tokens_details": {
+            "text_tokens": usage.output_text_tokens.unwrap_or(0),
+            "image_tokens": usage.output_image_tokens.unwrap_or(0),
+        },
+        "total_tokens": input + output,
+    }))
+}
+
+/// A failed request.
+pub fn error(error: &Error, request: &HeaderMap) -> Response {
+    let status = StatusCode::from_u16(error.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let mut response = (status, axum::Json(error_body(error))).into_response();
+    let report = error.report.as_deref().cloned().unwrap_or_default();
+    let headers = response.headers_mut();
+    report_headers(headers, &report, request);
+    if let Some(wait) = error.retry_after {
+        let millis = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+        headers.insert("retry-after-ms", millis.into());
+        headers.insert(header::RETRY_AFTER, millis.div_ceil(1000).into());
+    }
+    // OpenAI's SDKs repeat 408, 409, 429 and every 5xx by themselves. Where an attempt may have been billed
+    // that would pay twice for one picture.
+    let may_be_billed = |attempt: &pb::Attempt| matches!(attempt.billing(), BillingClass::Unknown | BillingClass::Billed);
+    if report.attempts.iter().any(may_be_billed) || error.kind == ErrorKind::ContentRejected {
+        headers.insert("x-should-retry", HeaderValue::from_static("false"));
+    }
+    response
+}
+
+/// OpenAI's error object; a config's problems also in the reference's shape.
+pub fn error_body(error: &Error) -> Value {
+    let mut body = json!({
+        "error": {
+            "message": error.message,
+            "type": error.openai_type(),
+            "param": error.param,
+            "code": error.code,
+        },
+    });
+    if !error.provider.is_empty() {
+        body["provider"] = error.provider.as_str().into();
+    }
+    if error.code.as_deref() == Some("invalid_config") {
+        body["status"] = "failure".into();
+        body["message"] = error.message.split(": path: ").next().unwrap_or_default().into();
+        let line = |v: &pb::Violation| format!("path: {}, message: {}", v.path.replace('.', ","), v.message);
+        if !error.violations.is_empty() {
+            body["errors"] = error.violations.iter().map(line).collect();
+        }
+    }
+    body
+}
+
+/// What routing did, as headers.
+pub fn report_headers(headers: &mut HeaderMap, report: &RouteReport, request: &HeaderMap) {
+    let request_id = if report.request_id.is_empty() { uuid::Uuid::now_v7().to_string() } else { report.request_id.clone() };
+    let asked = request.get("x-portkey-trace-id").and_then(|value| value.to_str().ok()).filter(|id| !id.is_empty());
+    // Never empty: without it the reference's SDKs repeat every 5xx.
+    let trace_id = [report.trace_id.as_str(), asked.unwrap_or_default(), &request_id];
+    let trace_id = trace_id.into_iter().find(|id| !id.is_empty()).unwrap_or_default().to_owned();
+    let mut put = |name: &'static str, value: &str| {
+        if let (false, Ok(value)) = (value.is_empty(), HeaderValue::from_str(&visible(value))) {
+            headers.insert(HeaderName::from_static(name), value);
+        }
+    };
+    put("x-portkey-trace-id", &trace_id);
+    put("x-imagegate-request-id", &request_id);
+    put("x-portkey-provider", &report.provider);
+    put("x-portkey-last-used-option-index", &report.target);
+    put("x-portkey-retry-attempt-count", &report.retry_count.to_string());
+    put("x-portkey-cache-status", match report.cache_status() {
+        CacheStatus::Unspecified => "DISABLED",
+        CacheStatus::Hit => "HIT",
+        CacheStatus::Miss => "MISS",
+        CacheStatus::Refresh => "REFRESH",
+    });
+    put("x-imagegate-attempts", &attempts_text(&report.attempts));
+    put("x-imagegate-warnings", &warnings_text(&report.warnings));
+    put("x-imagegate-refused-by", &report.refused_by.join(", "));
+    put("x-imagegate-cost-usd", &cost_text(&report.cost_lines));
+    if let Some(parent) = request.get("traceparent") {
+        headers.insert("traceparent", parent.clone());
+    }
+}
+
+fn warnings_text(warnings: &[pb::Warning]) -> String {
+    let one = |warning: &pb::Warning| {
+        let action = match warning.action() {
+            Action::Unspecified | Action::Notice => "notice",
+            Action::Dropped => "dropped",
+            Action::Adjusted => "adjusted",
+            Action::Emulated => "emulated",
+        };
+        format!("{} {action}: {}", warning.field, warning.detail)
+    };
+    warnings.iter().map(one).collect::<Vec<_>>().join(" | ")
+}
+
+/// The sum, or `unknown` as soon as one line is.
+fn cost_text(lines: &[pb::CostLine]) -> String {
+    if lines.is_empty() {
+        return String::new();
+    }
+    match lines.iter().map(|line| line.amount_usd).sum::<Option<f64>>() {
+        // Enough digits for one token.
+        Some(sum) => format!("{sum:.6}"),
+        None => "unknown".into(),
+    }
+}
+
+/// A header's value may only be visible ASCII, and not endless.
+fn visible(text: &str) -> String {
+    let visible = |c: char| if c == ' ' || c.is_ascii_graphic() { c } else { '?' };
+    text.chars().take(MAX_HEADER_BYTES).map(visible).collect()
+}

@@ -1,0 +1,123 @@
+//! `stream: true`: server-sent events with OpenAI's names.
+
+use std::collections::VecDeque;
+
+use axum::{
+    body::Body,
+    http::{HeaderMap, HeaderValue, header},
+    response::Response,
+};
+use bytes::Bytes;
+use futures::{StreamExt as _, stream};
+use serde_json::{Map, Value};
+use tonic::Status;
+
+use super::{
+    answer,
+    encode::Encoder,
+};
+use crate::{
+    error::Error,
+    images::Pieces,
+    pb::{self, Operation, stream_image_response::Event},
+    router::EventStream,
+};
+
+/// What the events of an operation are called.
+#[derive(Clone, Copy, Debug)]
+pub struct Names {
+    prefix: &'static str,
+}
+
+impl Names {
+    /// The names for an operation.
+    pub fn of(operation: Operation) -> Self {
+        Self { prefix: if operation == Operation::Generate { "image_generation" } else { "image_edit" } }
+    }
+}
+
+/// Answers with events. The first one is waited for, so that a failure before any answer has its own status.
+pub async fn respond(mut events: EventStream, names: Names, request: &HeaderMap) -> Response {
+    let first = match next_event(&mut events).await {
+        Some(Ok(event)) => event,
+        Some(Err(status)) => return answer::error(&Error::from_status(&status), request),
+        None => return answer::error(&Error::bad_answer("the router's answer ended early"), request),
+    };
+    let created_at = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |now| now.as_secs());
+    let mut writer = Writer { names, created_at, images: Vec::new() };
+    let mut headers = HeaderMap::new();
+    let report = match &first {
+        Event::Result(result) => result.report.clone(),
+        _ => None,
+    };
+    answer::report_headers(&mut headers, &report.unwrap_or_default(), request);
+    let start = writer.write(Ok(first));
+    let rest = events.map(move |event| {
+        writer.write(event.and_then(|event| event.event.ok_or_else(|| Status::internal("an empty event"))))
+    });
+    let texts = stream::iter([start]).chain(rest).flat_map(stream::iter);
+    let mut response = Response::new(Body::from_stream(texts.map(Ok::<Bytes, std::convert::Infallible>)));
+    *response.headers_mut() = headers;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    response
+}
+
+/// The next event that clients of this API can see.
+async fn next_event(events: &mut EventStream) -> Option<Result<Event, Status>> {
+    loop {
+        match events.next().await? {
+            Ok(pb::StreamImageResponse { event: None | Some(Event::Progress(_)) }) => {}
+            Ok(pb::StreamImageResponse { event: Some(event) }) => return Some(Ok(event)),
+            Err(status) => return Some(Err(status)),
+        }
+    }
+}
+
+struct Writer {
+    names: Names,
+    created_at: u64,
+    images: Vec<Pieces>,
+}
+
+impl Writer {
+    fn write(&mut self, event: Result<Event, Status>) -> VecDeque<Bytes> {
+        match event {
+            Ok(Event::Progress(_)) => VecDeque::new(),
+            Ok(Event::ImageChunk(chunk)) => {
+                let index = chunk.image_index as usize;
+                if self.images.len() <= index {
+                    self.images.resize_with(index + 1, Pieces::default);
+                }
+                self.images[index].push(chunk.data);
+                VecDeque::new()
+            }
+            Ok(Event::PartialImage(preview)) => {
+                let mut fields = Map::new();
+                fields.insert("partial_image_index".into(), preview.partial_index.into());
+                fields.insert("output_format".into(), preview.format().name().into());
+                self.image_event("partial_image", preview.data.into(), &fields)
+            }
+            Ok(Event::Result(result)) => {
+                let fields = answer::shared_fields(&result);
+                let images = std::mem::take(&mut self.images);
+                images.into_iter().flat_map(|image| self.image_event("completed", image, &fields)).collect()
+            }
+            Err(status) => {
+                let mut body = answer::error_body(&Error::from_status(&status));
+                body["type"] = "error".into();
+                [format!("event: error\ndata: {body}\n\n").into()].into()
+            }
+        }
+    }
+
+    fn image_event(&self, kind: &str, image: Pieces, fields: &Map<String, Value>) -> VecDeque<Bytes> {
+        let name = format!("{}.{kind}", self.names.prefix);
+        let mut text = VecDeque::new();
+        text.push_back(format!("event: {name}\ndata: {{\"type\":\"{name}\",\"b64_json\":\"").into());
+        text.extend(Encoder::new(image));
+        let fields: String = fields.iter().map(|(name, value)| format!(",\"{name}\":{value}")).collect();
+        text.push_back(format!("\",\"created_at\":{}{fields}}}\n\n", self.created_at).into());
+        text
+    }
+}

@@ -1,0 +1,109 @@
+//! Images that were asked for as `url`: kept as files for a stated time, under names nobody can guess.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
+
+use axum::{
+    body::Body,
+    extract::{Path as UrlPath, State},
+    http::{HeaderMap, HeaderValue, header},
+    response::{IntoResponse as _, Response},
+};
+use tokio::{fs, io::AsyncWriteExt as _};
+use tokio_util::io::ReaderStream;
+use uuid::Uuid;
+
+use super::{Shim, answer};
+use crate::{
+    error::{Error, ErrorKind, Result},
+    images::Pieces,
+    pb::ImageFormat,
+};
+
+/// The image files of this process.
+#[derive(Debug)]
+pub struct Files {
+    folder: PathBuf,
+    lifetime: Duration,
+}
+
+impl Files {
+    /// Images below `data_dir`. The folder is made when the first one is kept.
+    pub fn new(data_dir: &Path, lifetime: Duration) -> Self {
+        Self { folder: data_dir.join("images"), lifetime }
+    }
+
+    /// Keeps an image and returns its name.
+    pub async fn keep(&self, image: &Pieces, format: ImageFormat) -> Result<String> {
+        // Random, not ordered by time: the name is all that protects the image.
+        let name = format!("{}.{}", Uuid::new_v4().simple(), format.name());
+        self.write(image, &name).await.map_err(|error| {
+            tracing::error!(%error, folder = %self.folder.display(), "an image cannot be kept");
+            Error::new(ErrorKind::Internal, "the image was made but cannot be kept for its URL")
+        })?;
+        Ok(name)
+    }
+
+    async fn write(&self, image: &Pieces, name: &str) -> io::Result<()> {
+        fs::create_dir_all(&self.folder).await?;
+        let unfinished = self.folder.join(format!("{name}.part"));
+        let mut file = fs::File::create(&unfinished).await?;
+        for piece in image.iter() {
+            file.write_all(piece).await?;
+        }
+        file.flush().await?;
+        fs::rename(unfinished, self.folder.join(name)).await
+    }
+
+    /// Removes what is older than its lifetime. Returns how long until there may be more.
+    pub async fn sweep(&self) -> Duration {
+        if let Ok(mut entries) = fs::read_dir(&self.folder).await {
+            while let Ok(Some(entry)) = entries.next_entry().await {
+                let modified = entry.metadata().await.and_then(|metadata| metadata.modified());
+                if modified.is_ok_and(|at| self.is_over(at)) {
+                    _ = fs::remove_file(entry.path()).await;
+                }
+            }
+        }
+        self.lifetime.clamp(Duration::from_secs(1), Duration::from_secs(60))
+    }
+
+    fn is_over(&self, modified: SystemTime) -> bool {
+        modified.elapsed().is_ok_and(|age| age > self.lifetime)
+    }
+
+    async fn open(&self, name: &str) -> Option<(fs::File, ImageFormat, u64, Duration)> {
+        // Only names we give: nothing in them can leave the folder.
+        let (id, extension) = name.split_once('.')?;
+        Uuid::try_parse(id).ok()?;
+        let format = ImageFormat::from_name(extension)?;
+        let file = fs::File::open(self.folder.join(name)).await.ok()?;
+        let metadata = file.metadata().await.ok()?;
+        let age = metadata.modified().ok()?.elapsed().unwrap_or_default();
+        let left = self.lifetime.checked_sub(age)?;
+        Some((file, format, metadata.len(), left))
+    }
+}
+
+/// `GET /v1/images/files/{id}`
+pub async fn get(State(shim): State<Shim>, UrlPath(name): UrlPath<String>, headers: HeaderMap) -> Response {
+    let Some((file, format, length, left)) = shim.files.open(&name).await else {
+        let lifetime = shim.files.lifetime.as_secs();
+        let message = format!("there is no such image; images can be fetched for {lifetime} s after they were made");
+        return answer::error(&Error::new(ErrorKind::NotFound, message), &headers);
+    };
+    let mut response = Body::from_stream(ReaderStream::with_capacity(file, 256 << 10)).into_response();
+    let answer = response.headers_mut();
+    answer.insert(header::CONTENT_TYPE, HeaderValue::from_static(format.mime_type()));
+    answer.insert(header::CONTENT_LENGTH, length.into());
+    if let Ok(value) = format!("private, max-age={}", left.as_secs()).try_into() {
+        answer.insert(header::CACHE_CONTROL, value);
+    }
+    // An SVG is a document; whatever scripts it may carry must not run under our name.
+    answer.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("default-src 'none'; sandbox"));
+    answer.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}

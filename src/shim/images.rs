@@ -1,0 +1,120 @@
+//! The image routes: a request in, the router's answer out.
+
+use axum::{
+    extract::{Path, Request, State},
+    http::HeaderMap,
+    response::Response,
+};
+use futures::StreamExt as _;
+
+use super::{
+    Shim,
+    answer::{self, Given},
+    events,
+    request::{self, Parsed},
+    to_router,
+};
+use crate::{
+    error::{Error, Result},
+    images::Pieces,
+    pb::{self, Delivery, ImageResult, Operation, stream_image_response::Event},
+    router::EventStream,
+};
+
+/// `POST /v1/images/generations`
+pub async fn generations(State(shim): State<Shim>, request: Request) -> Response {
+    handle(shim, request, Operation::Generate, None).await
+}
+
+/// `POST /v1/images/edits`
+pub async fn edits(State(shim): State<Shim>, request: Request) -> Response {
+    handle(shim, request, Operation::Edit, None).await
+}
+
+/// `POST /v1/images/variations`
+pub async fn variations(State(shim): State<Shim>, request: Request) -> Response {
+    handle(shim, request, Operation::Variation, None).await
+}
+
+/// `POST /openai/deployments/{deployment}/images/generations`
+pub async fn deployment_generations(
+    State(shim): State<Shim>,
+    Path(deployment): Path<String>,
+    request: Request,
+) -> Response {
+    handle(shim, request, Operation::Generate, Some(deployment)).await
+}
+
+/// `POST /openai/deployments/{deployment}/images/edits`
+pub async fn deployment_edits(State(shim): State<Shim>, Path(deployment): Path<String>, request: Request) -> Response {
+    handle(shim, request, Operation::Edit, Some(deployment)).await
+}
+
+async fn handle(shim: Shim, request: Request, operation: Operation, deployment: Option<String>) -> Response {
+    let headers = request.headers().clone();
+    let answered = match request::read(request, operation).await {
+        Ok(mut parsed) => {
+            if let Some(deployment) = deployment {
+                parsed.image.model = deployment;
+            }
+            answer(&shim, parsed, operation, &headers).await
+        }
+        Err(error) => Err(error),
+    };
+    answered.unwrap_or_else(|error| answer::error(&error, &headers))
+}
+
+async fn answer(shim: &Shim, parsed: Parsed, operation: Operation, headers: &HeaderMap) -> Result<Response> {
+    let Parsed { mut image, stream } = parsed;
+    if !stream {
+        // Previews nobody can be shown would be paid for.
+        image.partial_images = None;
+    }
+    let asked = image.output.map_or(Delivery::Unspecified, |output| output.delivery());
+    let asked_model = image.model.clone();
+    let message = to_router(pb::StreamImageRequest { image: Some(image) }, headers);
+    let events = shim.router.stream_image(message).await.map_err(|status| Error::from_status(&status))?.into_inner();
+    if stream {
+        return Ok(events::respond(events, events::Names::of(operation), headers).await);
+    }
+    let (result, images) = collect(events).await?;
+    let delivery = delivery(asked, &asked_model, &result);
+    let mut given = Vec::with_capacity(images.len());
+    for (image, pieces) in result.images.iter().zip(images) {
+        given.push(match delivery {
+            Delivery::Url => Given::Url(shim.image_url(headers, &shim.files.keep(&pieces, image.format()).await?)),
+            Delivery::Bytes | Delivery::Unspecified => Given::Bytes(pieces),
+        });
+    }
+    Ok(answer::images(&result, given, headers))
+}
+
+async fn collect(mut events: EventStream) -> Result<(ImageResult, Vec<Pieces>)> {
+    let mut images: Vec<Pieces> = Vec::new();
+    while let Some(event) = events.next().await {
+        match event.map_err(|status| Error::from_status(&status))?.event {
+            Some(Event::ImageChunk(chunk)) => {
+                let index = chunk.image_index as usize;
+                if images.len() <= index {
+                    images.resize_with(index + 1, Pieces::default);
+                }
+                images[index].push(chunk.data);
+            }
+            Some(Event::Result(result)) => return Ok((result, images)),
+            Some(Event::Progress(_) | Event::PartialImage(_)) | None => {}
+        }
+    }
+    Err(Error::bad_answer("the router's answer ended early"))
+}
+
+/// What a client gets that did not say: what the model it asked for gives at OpenAI. Only dall-e answers with
+/// addresses, and clients of it read nothing else.
+fn delivery(asked: Delivery, asked_model: &str, result: &ImageResult) -> Delivery {
+    if asked != Delivery::Unspecified {
+        return asked;
+    }
+    let answered = result.report.as_ref().map_or("", |report| report.model.as_str());
+    let model = if asked_model.is_empty() { answered } else { asked_model };
+    let model = model.rsplit('/').next().unwrap_or(model);
+    if model.starts_with("dall-e") { Delivery::Url } else { Delivery::Bytes }
+}

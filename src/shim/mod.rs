@@ -1,0 +1,139 @@
+//! The HTTP shim: OpenAI's Images API in front of a router.
+//!
+//! Translates to `RouterService` and back, and keeps images that were asked for as `url`. It knows nothing of
+//! routing: headers travel to the router as metadata, and what routing did comes back as a report.
+
+mod answer;
+mod encode;
+mod events;
+mod files;
+mod images;
+mod request;
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    Router,
+    extract::{DefaultBodyLimit, State},
+    http::{HeaderMap, StatusCode, Uri},
+    response::{IntoResponse as _, Response},
+    routing::{get, post},
+};
+use tonic::{Request, metadata::MetadataMap};
+
+pub use self::files::Files;
+use crate::{
+    error::{Error, ErrorKind},
+    pb,
+    router::SharedRouter,
+};
+
+/// What the handlers share.
+#[derive(Clone)]
+pub struct Shim {
+    router: SharedRouter,
+    files: Arc<Files>,
+    /// How clients reach us; else the request's own host.
+    public_url: Option<Arc<str>>,
+}
+
+impl Shim {
+    /// A shim in front of a router.
+    pub fn new(router: SharedRouter, files: Arc<Files>, public_url: Option<&str>) -> Self {
+        Self { router, files, public_url: public_url.map(Into::into) }
+    }
+
+    /// All routes. Larger request bodies than `max_body_bytes` are refused.
+    pub fn routes(self, max_body_bytes: usize) -> Router {
+        let images = Router::new()
+            .route("/images/generations", post(images::generations))
+            .route("/images/edits", post(images::edits))
+            .route("/images/variations", post(images::variations));
+        let azure = Router::new()
+            .route("/images/generations", post(images::deployment_generations))
+            .route("/images/edits", post(images::deployment_edits));
+        Router::new()
+            .route("/", get(|| async { "imagegate: OpenAI Images API under /v1\n" }))
+            .nest("/v1", images.clone())
+            // Azure's clients, with a deployment in the path or, since its v1, without.
+            .nest("/openai/v1", images)
+            .nest("/openai/deployments/{deployment}", azure)
+            .route("/v1/models", get(models))
+            .route("/v1/images/files/{id}", get(files::get))
+            .fallback(not_found)
+            .method_not_allowed_fallback(method_not_allowed)
+            .layer(DefaultBodyLimit::max(max_body_bytes))
+            .with_state(self)
+    }
+
+    fn image_url(&self, headers: &HeaderMap, name: &str) -> String {
+        let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+        match &self.public_url {
+            Some(url) => format!("{url}/v1/images/files/{name}"),
+            None => {
+                let scheme = text("x-forwarded-proto").filter(|scheme| *scheme == "https").unwrap_or("http");
+                let host = text("host").unwrap_or("localhost");
+                format!("{scheme}://{host}/v1/images/files/{name}")
+            }
+        }
+    }
+}
+
+/// A message for the router with the client's headers as metadata.
+fn to_router<T>(message: T, headers: &HeaderMap) -> Request<T> {
+    let mut request = Request::new(message);
+    let mut metadata = HeaderMap::with_capacity(headers.len());
+    for (name, value) in headers {
+        if !belongs_to_connection(name.as_str()) {
+            metadata.append(name, value.clone());
+        }
+    }
+    *request.metadata_mut() = MetadataMap::from_headers(metadata);
+    // How long OpenAI's Python client waits itself; nobody reads an answer that comes later.
+    let patience = headers.get("x-stainless-read-timeout").and_then(|value| value.to_str().ok()?.parse::<f64>().ok());
+    if let Some(seconds) = patience.filter(|seconds| *seconds > 0.0 && *seconds < 86_400.0) {
+        request.set_timeout(Duration::from_secs_f64(seconds));
+    }
+    request
+}
+
+/// Headers that describe the client's connection or body, which gRPC has of its own.
+fn belongs_to_connection(name: &str) -> bool {
+    name.starts_with("grpc-")
+        || name.starts_with("proxy-")
+        || name.ends_with("-bin")
+        || matches!(
+            name,
+            "host" | "connection" | "keep-alive" | "te" | "trailer" | "transfer-encoding" | "upgrade" | "expect"
+                | "content-length" | "content-type" | "content-encoding" | "accept" | "accept-encoding"
+        )
+}
+
+async fn models(State(shim): State<Shim>, headers: HeaderMap) -> Response {
+    let listed = shim.router.list_models(to_router(pb::ListModelsRequest {}, &headers)).await;
+    let models = match listed {
+        Ok(listed) => listed.into_inner().models,
+        Err(status) => return answer::error(&Error::from_status(&status), &headers),
+    };
+    let data: Vec<_> = models
+        .into_iter()
+        .map(|model| serde_json::json!({"id": model.id, "object": "model", "created": 0, "owned_by": model.provider}))
+        .collect();
+    axum::Json(serde_json::json!({"object": "list", "data": data})).into_response()
+}
+
+async fn not_found(uri: Uri, headers: HeaderMap) -> Response {
+    let error = Error::new(ErrorKind::NotFound, format!("there is no route {}", uri.path()));
+    answer::error(&error, &headers)
+}
+
+async fn method_not_allowed(uri: Uri, headers: HeaderMap) -> Response {
+    let error = Error::new(ErrorKind::InvalidRequest, format!("{} has no such method", uri.path()));
+    answer::error(&error.with_status(StatusCode::METHOD_NOT_ALLOWED.as_u16()), &headers)
+}
+
+impl std::fmt::Debug for Shim {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shim").field("public_url", &self.public_url).finish_non_exhaustive()
+    }
+}

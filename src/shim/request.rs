@@ -1,0 +1,175 @@
+//! OpenAI's requests, JSON and multipart, as [`ImageRequest`].
+//!
+//! An image inside JSON is decoded straight out of the body's text; no JSON tree is built around it.
+
+use std::{borrow::Cow, collections::BTreeMap};
+
+use axum::{
+    extract::{FromRequest as _, Multipart, Request},
+    http::header::CONTENT_TYPE,
+};
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::{Value, value::RawValue};
+
+use crate::{
+    error::{Error, Result},
+    params,
+    pb::{self, ImageRequest, InputImage, InputRole, MaskPolarity, Operation, input_image::Source},
+};
+
+/// What a client asked for.
+#[derive(Debug, Default)]
+pub struct Parsed {
+    /// For the router.
+    pub image: ImageRequest,
+    /// The answer shall be an event stream.
+    pub stream: bool,
+}
+
+/// Reads a request's body, JSON or multipart as its content type says.
+pub async fn read(request: Request, operation: Operation) -> Result<Parsed> {
+    let content_type = request.headers().get(CONTENT_TYPE).map_or("", |value| value.to_str().unwrap_or("?"));
+    let media_type = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    let mut parsed = match media_type.as_str() {
+        "multipart/form-data" => read_form(request).await?,
+        "" | "application/json" => read_json(&read_body(request).await?)?,
+        _ => {
+            let message = "Invalid content type passed; allowed: application/json, multipart/form-data";
+            return Err(Error::invalid("content-type", message));
+        }
+    };
+    // A mask makes an edit an inpainting; the router sees that by itself.
+    parsed.image.operation = operation.into();
+    Ok(parsed)
+}
+
+async fn read_body(request: Request) -> Result<Bytes> {
+    Bytes::from_request(request, &()).await.map_err(|rejection| too_large_or_broken(rejection.status().as_u16()))
+}
+
+fn too_large_or_broken(status: u16) -> Error {
+    if status == 413 {
+        return Error::invalid("body", "the request body is too large").with_status(413).with_code("body_too_large");
+    }
+    Error::invalid("body", "the request body could not be read")
+}
+
+fn read_json(body: &[u8]) -> Result<Parsed> {
+    let fields: BTreeMap<Cow<'_, str>, &RawValue> = serde_json::from_slice(body).map_err(|error| {
+        Error::invalid("body", format!("the request body is not a JSON object: {error}")).with_code("invalid_json")
+    })?;
+    let mut parsed = Parsed::default();
+    for (name, raw) in fields {
+        match name.as_ref() {
+            "images" | "image" => read_inputs(&mut parsed.image, &name, raw)?,
+            "mask" => {
+                let image: ImageField<'_> = from_raw("mask", raw)?;
+                let Source::Data(data) = image.source("mask")? else {
+                    return Err(Error::invalid("mask", "mask: must be a data URL"));
+                };
+                parsed.image.mask = Some(pb::Mask { data, polarity: MaskPolarity::AlphaEdits.into() });
+            }
+            "stream" => parsed.stream = from_raw::<Option<bool>>("stream", raw)?.unwrap_or_default(),
+            name => params::set(&mut parsed.image, name, &from_raw::<Value>(name, raw)?)?,
+        }
+    }
+    Ok(parsed)
+}
+
+/// An image in JSON: OpenAI's reference object, or what other clients write for short.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum ImageField<'a> {
+    Reference {
+        #[serde(borrow, default)]
+        image_url: Option<Cow<'a, str>>,
+        #[serde(borrow, default)]
+        file_id: Option<Cow<'a, str>>,
+    },
+    Text(#[serde(borrow)] Cow<'a, str>),
+}
+
+impl ImageField<'_> {
+    fn source(self, field: &str) -> Result<Source> {
+        let url = match self {
+            Self::Reference { image_url: Some(url), file_id: None } => url,
+            Self::Reference { image_url: None, file_id: Some(id) } => return Ok(Source::FileId(id.into_owned())),
+            Self::Reference { .. } => {
+                return Err(Error::invalid(field, format!("{field}: either image_url or file_id is required")));
+            }
+            Self::Text(text) => text,
+        };
+        if url.starts_with("http://") || url.starts_with("https://") {
+            return Ok(Source::Url(url.into_owned()));
+        }
+        let text = match url.strip_prefix("data:") {
+            Some(rest) => rest.split_once(";base64,").map(|(_, text)| text).ok_or_else(|| {
+                Error::invalid(field, format!("{field}: the data URL is not in base64"))
+            })?,
+            None => &url,
+        };
+        let data = base64_simd::STANDARD.decode_to_vec(text.as_bytes()).map_err(|_| {
+            Error::invalid(field, format!("{field}: neither a URL nor base64")).with_code("invalid_image_file")
+        })?;
+        Ok(Source::Data(data.into()))
+    }
+}
+
+fn read_inputs(image: &mut ImageRequest, name: &str, raw: &RawValue) -> Result<()> {
+    let fields: Vec<ImageField<'_>> = if raw.get().starts_with('[') {
+        from_raw(name, raw)?
+    } else {
+        vec![from_raw(name, raw)?]
+    };
+    for field in fields {
+        image.inputs.push(input(field.source(name)?, InputRole::Source));
+    }
+    Ok(())
+}
+
+fn input(source: Source, role: InputRole) -> InputImage {
+    InputImage { source: Some(source), role: role.into(), weight: None }
+}
+
+fn from_raw<'a, T: Deserialize<'a>>(name: &str, raw: &'a RawValue) -> Result<T> {
+    serde_json::from_str(raw.get()).map_err(|_| {
+        let mut shown: String = raw.get().chars().take(40).collect();
+        if shown.len() < raw.get().len() {
+            shown.push_str("...");
+        }
+        Error::invalid(name, format!("{name}: {shown} is not what is expected here")).with_code("invalid_type")
+    })
+}
+
+async fn read_form(request: Request) -> Result<Parsed> {
+    let mut form = Multipart::from_request(request, &())
+        .await
+        .map_err(|_| Error::invalid("content-type", "the multipart form has no boundary"))?;
+    let broken = |error: axum::extract::multipart::MultipartError| too_large_or_broken(error.status().as_u16());
+    let mut parsed = Parsed::default();
+    while let Some(part) = form.next_field().await.map_err(broken)? {
+        let name = part.name().unwrap_or_default().to_owned();
+        match name.as_str() {
+            // One image, several under one name, or several under a list's name, as SDKs differ.
+            "image" | "image[]" | "images" | "images[]" => {
+                let data = part.bytes().await.map_err(broken)?;
+                parsed.image.inputs.push(input(Source::Data(data), InputRole::Source));
+            }
+            "markup" => {
+                let data = part.bytes().await.map_err(broken)?;
+                parsed.image.inputs.push(input(Source::Data(data), InputRole::Markup));
+            }
+            "mask" => {
+                let data = part.bytes().await.map_err(broken)?;
+                parsed.image.mask = Some(pb::Mask { data, polarity: MaskPolarity::AlphaEdits.into() });
+            }
+            "stream" => parsed.stream = part.text().await.map_err(broken)?.trim() == "true",
+            name => {
+                let text = part.text().await.map_err(broken)?;
+                params::set_text(&mut parsed.image, name, &text)?;
+            }
+        }
+    }
+    Ok(parsed)
+}
