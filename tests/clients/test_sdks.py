@@ -129,7 +129,14 @@ def test_openai_python_streams_previews_and_the_picture(client, decode):
     assert all(decode(event.b64_json).size == (1024, 1024) for event in events)
     assert len({event.b64_json for event in events}) == 3
     assert events[-1].usage.total_tokens > 0
-    check_headers(stream.response.headers)
+    assert stream.response.headers["x-portkey-trace-id"]
+
+
+def test_a_streams_request_id_is_the_one_in_the_log(openai_only, client):
+    stream = client.images.generate(model="gpt-image-1", prompt="a red cat", stream=True, partial_images=1)
+    list(stream)
+    request_id = stream.response.headers["x-imagegate-request-id"]
+    openai_only.front.wait_for_log(lambda fields: fields.get("request_id") == request_id, timeout=5)
 
 
 def test_openai_python_streams_an_edit(client, image_files, decode):
