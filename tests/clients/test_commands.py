@@ -78,41 +78,66 @@ def test_a_missing_file_is_named(tmp_path):
         assert "nowhere.yaml" in finished.stderr + finished.stdout
 
 
-def test_generate_writes_a_picture_without_any_setup(tmp_path):
-    finished = run(["generate", "a red fox", "--size", "512x384", "-o", "fox.png"], tmp_path)
+FREE_PORTS = {f"IMAGEGATE_LISTEN_{role}": "127.0.0.1:0" for role in ("HTTP", "GRPC", "ADMIN")}
+
+
+@pytest.fixture
+def offline(start):
+    """A gateway without a file: it draws placeholder art."""
+    return start("serve", env=FREE_PORTS)
+
+
+@pytest.fixture
+def generate(offline, tmp_path):
+    router = "http://" + offline.address("grpc")
+    return lambda *args: run(["generate", *args, "--router", router], tmp_path)
+
+
+def test_generate_writes_a_picture(generate, tmp_path):
+    finished = generate("a red fox", "--size", "512x384", "-o", "fox.png")
     assert finished.returncode == 0, finished.stderr
     picture = look((tmp_path / "fox.png").read_bytes())
     assert (picture.size, picture.format) == ((512, 384), "PNG")
     assert "sandbox" in finished.stdout + finished.stderr
 
 
-def test_generate_writes_several_pictures(tmp_path):
-    finished = run(["generate", "a red fox", "-n", "2", "--size", "256x256", "-o", "fox.png"], tmp_path)
+def test_generate_writes_several_pictures(generate, tmp_path):
+    finished = generate("a red fox", "-n", "2", "--size", "256x256", "-o", "fox.webp")
     assert finished.returncode == 0, finished.stderr
-    files = sorted(tmp_path.glob("*.png"))
-    assert [look(file.read_bytes()).size for file in files] == [(256, 256)] * 2
+    pictures = [look(file.read_bytes()) for file in sorted(tmp_path.glob("*.webp"))]
+    assert [(picture.size, picture.format) for picture in pictures] == [((256, 256), "WEBP")] * 2
 
 
-def test_generate_shows_which_target_answered_and_why(tmp_path):
-    finished = run(["generate", "a red fox", "--config-id", "demo-fallback", "-o", "fox.png"], tmp_path)
+def test_generate_shows_which_target_answered_and_why(generate):
+    finished = generate("a red fox", "--config-id", "demo-fallback", "-o", "fox.png")
     assert finished.returncode == 0, finished.stderr
     shown = finished.stdout + finished.stderr
     assert "targets[0]" in shown and "targets[1]" in shown and "503" in shown
 
 
-def test_generate_fails_with_a_reason(tmp_path):
-    finished = run(["generate", "a red fox", "--config-id", "nowhere", "-o", "fox.png"], tmp_path)
+def test_generate_fails_with_a_reason(generate, tmp_path):
+    finished = generate("a red fox", "--config-id", "nowhere", "-o", "fox.png")
     assert finished.returncode != 0
     assert "nowhere" in finished.stderr
     assert not (tmp_path / "fox.png").exists()
 
 
-def test_serve_without_a_file_draws_offline(start):
-    process = start(
-        "serve",
-        env={f"IMAGEGATE_LISTEN_{role}": "127.0.0.1:0" for role in ("HTTP", "GRPC", "ADMIN")},
-    )
-    url = "http://" + process.address("http")
+def test_generate_says_when_there_is_no_router(tmp_path):
+    finished = run(["generate", "a red fox", "--router", "http://127.0.0.1:9", "-o", "fox.png"], tmp_path)
+    assert finished.returncode != 0
+    assert "http://127.0.0.1:9" in finished.stderr
+
+
+def test_generate_runs_in_its_own_process_with_a_config(tmp_path):
+    file = tmp_path / "imagegate.yaml"
+    file.write_text("configs: { demo: { provider: sandbox } }\ndefault_config: demo\n")
+    finished = run(["generate", "a red fox", "--config", file, "-o", "fox.jpeg"], tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    assert look((tmp_path / "fox.jpeg").read_bytes()).format == "JPEG"
+
+
+def test_serve_without_a_file_draws_offline(offline):
+    url = "http://" + offline.address("http")
     answer = requests.post(
         f"{url}/v1/images/generations",
         json={"prompt": "a red fox", "size": "640x480", "response_format": "url"},
