@@ -240,3 +240,14 @@ def test_health_turns_not_serving_before_the_end(founding, openai_api):
     caller.join(20)
     assert answers[0].status_code == 200
     assert founding.front.wait() == 0
+
+
+def test_an_open_health_watch_does_not_hold_up_the_end(founding):
+    health = health_pb2_grpc.HealthStub(grpc.insecure_channel(founding.grpc))
+    changes = health.Watch(health_pb2.HealthCheckRequest(service=""), timeout=60)
+    assert next(changes).status == health_pb2.HealthCheckResponse.SERVING
+    started = time.monotonic()
+    founding.front.terminate()
+    assert founding.front.wait() == 0
+    assert time.monotonic() - started < 10
+    changes.cancel()
