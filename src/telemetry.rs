@@ -26,7 +26,8 @@ const FALLBACKS: &str = "imagegate_rescued_requests_total";
 const CONFIG_RELOADS: &str = "imagegate_config_reloads_total";
 
 /// Seconds: an image takes from one second to several minutes.
-const BUCKETS: &[f64] = &[0.01, 0.05, 0.25, 1.0, 2.5, 5.12, 10.24, 20.48, 40.96, 81.92, 163.84, 327.68, 655.36];
+const BUCKETS: &[f64] =
+    &[0.01, 0.05, 0.25, 1.0, 2.5, 5.12, 10.24, 20.48, 40.96, 81.92, 163.84, 327.68, 655.36];
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -82,7 +83,8 @@ pub fn attempt<T>(
         Err(error) => (error.kind.name(), error.billing),
     };
     // Providers are as many as there are workers, so the label is bounded. Models are not.
-    counter!(ATTEMPTS, "provider" => provider.to_owned(), "outcome" => name, "billing" => billing.name()).increment(1);
+    counter!(ATTEMPTS, "provider" => provider.to_owned(), "outcome" => name, "billing" => billing.name())
+        .increment(1);
     histogram!(ATTEMPT_SECONDS, "provider" => provider.to_owned()).record(duration.as_secs_f64());
     let message = outcome.as_ref().err().map_or("", |error| error.message.as_str());
     debug!(
@@ -92,8 +94,8 @@ pub fn attempt<T>(
         model,
         outcome = name,
         billing = billing.name(),
-        duration_ms = duration.as_millis(),
-        message,
+        duration_ms = millis(duration),
+        error = message,
         "attempt"
     );
 }
@@ -102,7 +104,7 @@ pub fn attempt<T>(
 pub fn rejected(request_id: &str, trace_id: &str, error: &Error) {
     counter!(REQUESTS, "operation" => "rejected", "outcome" => error.kind.name()).increment(1);
     let (outcome, status, message) = (error.kind.name(), error.status, error.message.as_str());
-    info!(request_id, trace_id, outcome, status, attempts = 0, message, "request");
+    info!(request_id, trace_id, outcome, status, attempts = 0, error = message, "request");
 }
 
 /// Notes that the configuration was read again.
@@ -145,7 +147,15 @@ impl RequestLog {
         self.finish(error.kind.name(), error.status, &error.provider, "", calls, &error.message);
     }
 
-    fn finish(&mut self, outcome: &'static str, status: u16, provider: &str, model: &str, attempts: usize, message: &str) {
+    fn finish(
+        &mut self,
+        outcome: &'static str,
+        status: u16,
+        provider: &str,
+        model: &str,
+        attempts: usize,
+        message: &str,
+    ) {
         self.finished = true;
         let duration = self.started.elapsed();
         counter!(REQUESTS, "operation" => self.operation, "outcome" => outcome).increment(1);
@@ -161,8 +171,8 @@ impl RequestLog {
             provider,
             model,
             attempts,
-            duration_ms = duration.as_millis(),
-            message,
+            duration_ms = millis(duration),
+            error = message,
             "request"
         );
     }
@@ -177,4 +187,8 @@ impl Drop for RequestLog {
             self.finish(kind.name(), kind.http_status(), "", "", attempts, "the caller went away");
         }
     }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

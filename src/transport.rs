@@ -67,17 +67,23 @@ pub fn server() -> Server {
 
 /// A worker's client without the default limit of messages.
 pub fn worker_client(channel: Channel) -> WorkerServiceClient<Channel> {
-    WorkerServiceClient::new(channel).max_decoding_message_size(MESSAGE_BYTES).max_encoding_message_size(MESSAGE_BYTES)
+    WorkerServiceClient::new(channel)
+        .max_decoding_message_size(MESSAGE_BYTES)
+        .max_encoding_message_size(MESSAGE_BYTES)
 }
 
 /// A router's client without the default limit of messages.
 pub fn router_client(channel: Channel) -> RouterServiceClient<Channel> {
-    RouterServiceClient::new(channel).max_decoding_message_size(MESSAGE_BYTES).max_encoding_message_size(MESSAGE_BYTES)
+    RouterServiceClient::new(channel)
+        .max_decoding_message_size(MESSAGE_BYTES)
+        .max_encoding_message_size(MESSAGE_BYTES)
 }
 
 /// A worker's server without the default limit of messages.
 pub fn worker_server<T: WorkerService>(service: T) -> WorkerServiceServer<T> {
-    WorkerServiceServer::new(service).max_decoding_message_size(MESSAGE_BYTES).max_encoding_message_size(MESSAGE_BYTES)
+    WorkerServiceServer::new(service)
+        .max_decoding_message_size(MESSAGE_BYTES)
+        .max_encoding_message_size(MESSAGE_BYTES)
 }
 
 /// A router's server, whose callers may send no more than `max_request_bytes`.

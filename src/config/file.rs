@@ -133,6 +133,11 @@ impl Callers {
         self.by_digest.is_empty()
     }
 
+    /// How many have a key.
+    pub fn len(&self) -> usize {
+        self.by_digest.len()
+    }
+
     /// Whose key this is.
     pub fn find(&self, key: &str) -> Option<&Arc<Caller>> {
         self.by_digest.get(&digest(key))

@@ -225,16 +225,8 @@ fn mask_as(mask: &pb::Mask, wanted: pb::MaskPolarity) -> Result<Bytes> {
     if polarity(mask.polarity()) == polarity(wanted) {
         return Ok(mask.data.clone());
     }
-    convert_mask(&mask.data, polarity(mask.polarity()), polarity(wanted))
+    crate::images::mask::convert(&mask.data, polarity(mask.polarity()), polarity(wanted))
         .map_err(|problem| Error::unsupported("mask", problem))
-}
-
-fn convert_mask(
-    _data: &Bytes,
-    from: pb::MaskPolarity,
-    to: pb::MaskPolarity,
-) -> std::result::Result<Bytes, String> {
-    Err(format!("a mask of polarity {} cannot be made one of {}", from.as_str_name(), to.as_str_name()))
 }
 
 impl Answer {

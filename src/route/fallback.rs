@@ -17,7 +17,8 @@ pub async fn run(fallback: &Fallback, call: &Call) -> Result<Reply> {
             Ok(reply) => return Ok(reply),
             Err(error) => error,
         };
-        let goes_on = may_go_on(fallback, &error) && !call.ctx.is_committed() && !call.ctx.remaining().is_zero();
+        let goes_on =
+            may_go_on(fallback, &error) && !call.ctx.is_committed() && !call.ctx.remaining().is_zero();
         // A target that was only skipped has nothing to say about why the others failed.
         if error.kind != ErrorKind::Unsupported || last.is_none() {
             last = Some(error);

@@ -101,14 +101,21 @@ fn choose_model<'a>(
         let able = |model: &&ModelCapability| !model.model.ends_with('*') && can(model, operation);
         let default = record.models.iter().filter(able).find(|model| !is_retired(model));
         let default = default.or_else(|| record.models.iter().find(able)).ok_or_else(|| {
-            Error::unsupported("model", format!("{} has no model for operation {}", record.name, operation.name()))
+            Error::unsupported(
+                "model",
+                format!("{} has no model for operation {}", record.name, operation.name()),
+            )
         })?;
         request.model.clone_from(&default.model);
         notes.add("model", Action::Notice, format!("not given; {} was used", default.model));
     }
     let mut capability = find(record, &request.model)?;
     if capability.model == "*" {
-        notes.add("model", Action::Notice, format!("{} is not known here; passed on as it is", request.model));
+        notes.add(
+            "model",
+            Action::Notice,
+            format!("{} is not known here; passed on as it is", request.model),
+        );
     }
     if is_retired(capability) {
         let lifecycle = capability.lifecycle.clone().unwrap_or_default();
@@ -164,7 +171,8 @@ fn date(days: u64) -> String {
     // Years counted from March, so that the leap day is a year's last.
     let shifted = days + 719_468;
     let (cycle, day_of_cycle) = (shifted / 146_097, shifted % 146_097);
-    let year_of_cycle = (day_of_cycle - day_of_cycle / 1460 + day_of_cycle / 36_524 - day_of_cycle / 146_096) / 365;
+    let year_of_cycle =
+        (day_of_cycle - day_of_cycle / 1460 + day_of_cycle / 36_524 - day_of_cycle / 146_096) / 365;
     let day_of_year = day_of_cycle - (365 * year_of_cycle + year_of_cycle / 4 - year_of_cycle / 100);
     let month_from_march = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
@@ -200,7 +208,9 @@ impl<'a> Fit<'a> {
     fn inputs(&mut self) -> Result<()> {
         let (given, allowed) = (self.request.inputs.len(), self.capability.max_inputs.max(1) as usize);
         if given > allowed {
-            return Err(self.unsupported("image", format_args!("takes at most {allowed} input images, not {given}")));
+            return Err(
+                self.unsupported("image", format_args!("takes at most {allowed} input images, not {given}"))
+            );
         }
         Ok(())
     }
@@ -216,10 +226,13 @@ impl<'a> Fit<'a> {
             let detail = format!("{} has no weights; the texts were joined", self.model());
             self.notes.change("weighted_prompts", Action::Emulated, detail)?;
         }
-        let (chars, allowed) = (self.request.prompt.chars().count(), self.capability.max_prompt_chars as usize);
+        let (chars, allowed) =
+            (self.request.prompt.chars().count(), self.capability.max_prompt_chars as usize);
         if allowed > 0 && chars > allowed {
             // Cutting a prompt makes another picture.
-            return Err(self.unsupported("prompt", format_args!("takes at most {allowed} characters, not {chars}")));
+            return Err(
+                self.unsupported("prompt", format_args!("takes at most {allowed} characters, not {chars}"))
+            );
         }
         Ok(())
     }
@@ -235,13 +248,19 @@ impl<'a> Fit<'a> {
         let sent = fitted.size.map_or("the model's own size".into(), |size| size.text());
         let detail = format!("{} is not a size of {}; {sent} was used", wanted.text(), self.model());
         match self.request.size_policy() {
-            pb::SizePolicy::Strict => Err(Error::unsupported("size", format!("size: {detail}, and size_policy is strict"))),
+            pb::SizePolicy::Strict => {
+                Err(Error::unsupported("size", format!("size: {detail}, and size_policy is strict")))
+            }
             pb::SizePolicy::ResizeAfter => {
                 let exact = match wanted.size {
                     Some(pb::size::Size::Dimensions(dimensions)) => Some(dimensions),
                     _ => None,
                 };
-                let detail = format!("{} is not a size of {}; made as {sent} and resized", wanted.text(), self.model());
+                let detail = format!(
+                    "{} is not a size of {}; made as {sent} and resized",
+                    wanted.text(),
+                    self.model()
+                );
                 self.notes.change("size", Action::Emulated, detail)?;
                 Ok(exact)
             }
@@ -261,7 +280,9 @@ impl<'a> Fit<'a> {
         }
         if formats.contains(&wanted.into()) {
             // Still checked afterwards: a compatible server may ignore the field.
-            return Ok(matches!(wanted, ImageFormat::Png | ImageFormat::Jpeg | ImageFormat::Webp).then_some(wanted));
+            return Ok(
+                matches!(wanted, ImageFormat::Png | ImageFormat::Jpeg | ImageFormat::Webp).then_some(wanted)
+            );
         }
         if !matches!(wanted, ImageFormat::Png | ImageFormat::Jpeg | ImageFormat::Webp) {
             return Err(self.unsupported("output_format", format_args!("does not make {}", wanted.name())));
@@ -292,7 +313,8 @@ impl<'a> Fit<'a> {
         };
         let Some(fitted) = nearest(name, value, rule, self.capability.max_seed) else {
             let allowed = rule.values.join(", ");
-            return self.drop(name, format!("{value} is not allowed by {}; allowed: {allowed}", self.model()));
+            return self
+                .drop(name, format!("{value} is not allowed by {}; allowed: {allowed}", self.model()));
         };
         if fitted == *value {
             return Ok(());
@@ -331,7 +353,9 @@ impl<'a> Fit<'a> {
 
     /// Returns the compression for our own conversion.
     fn compression(&mut self, format: Option<ImageFormat>) -> Result<Option<u32>> {
-        let Some(compression) = self.request.output.and_then(|output| output.compression) else { return Ok(None) };
+        let Some(compression) = self.request.output.and_then(|output| output.compression) else {
+            return Ok(None);
+        };
         let native = self.capability.formats.contains(&self.request.wanted_format().into());
         if self.rule("output_compression").is_some() && (native || format.is_none()) {
             return Ok(Some(compression));
@@ -351,7 +375,10 @@ impl<'a> Fit<'a> {
     }
 
     fn rule(&self, name: &str) -> Option<&'a pb::ParameterRule> {
-        self.capability.parameters.iter().find(|rule| params::canonical(&rule.name) == params::canonical(name))
+        self.capability
+            .parameters
+            .iter()
+            .find(|rule| params::canonical(&rule.name) == params::canonical(name))
     }
 }
 
@@ -398,7 +425,8 @@ fn fan_out(request: ImageRequest, capability: &ModelCapability) -> Vec<ImageRequ
         .map(|first| {
             let mut call = request.clone();
             call.n = Some(u32::try_from(per_call.min(wanted - first)).unwrap_or(u32::MAX));
-            call.seed = request.seed.map(|seed| seed.wrapping_add(first as u64) % max_seed.saturating_add(1).max(1));
+            call.seed =
+                request.seed.map(|seed| seed.wrapping_add(first as u64) % max_seed.saturating_add(1).max(1));
             call
         })
         .collect()
@@ -418,15 +446,24 @@ mod tests {
             min: None,
             max,
         };
-        let sizes = vec![pb::Dimensions { width: 1024, height: 1024 }, pb::Dimensions { width: 1792, height: 1024 }];
+        let sizes =
+            vec![pb::Dimensions { width: 1024, height: 1024 }, pb::Dimensions { width: 1792, height: 1024 }];
         let fixed = pb::ModelCapability {
             model: "fixed".into(),
             operations: vec![Operation::Generate.into()],
             max_n: 1,
-            size: Some(pb::SizeRule { rule: Some(pb::size_rule::Rule::List(pb::SizeList { sizes })), auto: false }),
+            size: Some(pb::SizeRule {
+                rule: Some(pb::size_rule::Rule::List(pb::SizeList { sizes })),
+                auto: false,
+            }),
             max_prompt_chars: 20,
             formats: vec![ImageFormat::Png.into()],
-            parameters: vec![rule("quality", &["standard", "hd"], None), rule("style", &["vivid"], None), rule("cfg_scale", &[], Some(10.0)), rule("seed", &[], None)],
+            parameters: vec![
+                rule("quality", &["standard", "hd"], None),
+                rule("style", &["vivid"], None),
+                rule("cfg_scale", &[], Some(10.0)),
+                rule("seed", &[], None),
+            ],
             lifecycle: Some(pb::Lifecycle { retired_on: "2000-01-01".into(), successor: "free".into() }),
             ..Default::default()
         };
@@ -476,11 +513,10 @@ mod tests {
                 "tiling ACTION_DROPPED",
             ]
         );
-        assert_eq!(fitted.calls.iter().map(|call| (call.n, call.seed)).collect::<Vec<_>>(), [
-            (Some(1), Some(7)),
-            (Some(1), Some(8)),
-            (Some(1), Some(9))
-        ]);
+        assert_eq!(
+            fitted.calls.iter().map(|call| (call.n, call.seed)).collect::<Vec<_>>(),
+            [(Some(1), Some(7)), (Some(1), Some(8)), (Some(1), Some(9))]
+        );
         let call = &fitted.calls[0];
         assert_eq!(call.size.unwrap().text(), "1024x1024");
         assert_eq!(call.quality(), Quality::Medium);
@@ -518,7 +554,9 @@ mod tests {
     #[test]
     fn the_strict_policy_refuses_every_change() {
         let provider = provider();
-        for fields in [json!({"quality": "low"}), json!({"size": "1000x1000"}), json!({"negative_prompt": "x"})] {
+        for fields in
+            [json!({"quality": "low"}), json!({"size": "1000x1000"}), json!({"negative_prompt": "x"})]
+        {
             let mut request = request(fields);
             request.model = "fixed".into();
             let error = fit(&request, &provider, ParamsPolicy::Strict, RetiredModels::Warn).unwrap_err();
@@ -547,7 +585,9 @@ mod tests {
 
     #[test]
     fn days_become_dates() {
-        for (days, expected) in [(0, "1970-01-01"), (59, "1970-03-01"), (19_782, "2024-02-29"), (20_779, "2026-11-22")] {
+        for (days, expected) in
+            [(0, "1970-01-01"), (59, "1970-03-01"), (19_782, "2024-02-29"), (20_779, "2026-11-22")]
+        {
             assert_eq!(date(days), expected);
         }
     }

@@ -30,7 +30,10 @@ fn is_worth_it(retry: &Retry, error: &Error) -> bool {
     let listed = retry.on_status_codes.iter().any(|status| error.matches_status(*status));
     match error.kind {
         // Never the same picture twice: a refusal stays a refusal, credit does not come back by itself.
-        ErrorKind::ContentRejected | ErrorKind::Unsupported | ErrorKind::QuotaExhausted | ErrorKind::Cancelled => false,
+        ErrorKind::ContentRejected
+        | ErrorKind::Unsupported
+        | ErrorKind::QuotaExhausted
+        | ErrorKind::Cancelled => false,
         // A provider that stayed silent may still be painting, and bill for it: only if the config says so.
         ErrorKind::Timeout => listed,
         // Sent for sure and answered by nobody: as above.

@@ -1,6 +1,8 @@
 //! The size a model makes that comes nearest to the one asked for.
 
-use crate::pb::{self, AspectRatio, Dimensions, FreeSize, Size, SizeRule, size::Size as Kind, size_rule::Rule};
+use crate::pb::{
+    self, AspectRatio, Dimensions, FreeSize, Size, SizeRule, size::Size as Kind, size_rule::Rule,
+};
 
 /// Area that a ratio without pixels stands for.
 const USUAL_PIXELS: f64 = 1024.0 * 1024.0;
@@ -27,7 +29,9 @@ pub fn fit(size: Option<Size>, rule: Option<&SizeRule>) -> FittedSize {
     };
     let (ratio, pixels) = match wanted {
         Kind::Auto(_) => return exact(size.filter(|_| *auto)),
-        Kind::Dimensions(d) => (f64::from(d.width) / f64::from(d.height), f64::from(d.width) * f64::from(d.height)),
+        Kind::Dimensions(d) => {
+            (f64::from(d.width) / f64::from(d.height), f64::from(d.width) * f64::from(d.height))
+        }
         Kind::AspectRatio(r) => (r.width / r.height, USUAL_PIXELS),
     };
     let fitted = match rule {
@@ -51,7 +55,9 @@ pub fn fit(size: Option<Size>, rule: Option<&SizeRule>) -> FittedSize {
 fn nearest_size(sizes: &[Dimensions], ratio: f64, pixels: f64) -> Option<Size> {
     let score = |d: &Dimensions| {
         let (width, height) = (f64::from(d.width), f64::from(d.height));
-        turned(width / height, ratio) + (width / height / ratio).ln().abs() + AREA_WEIGHT * (width * height / pixels).ln().abs()
+        turned(width / height, ratio)
+            + (width / height / ratio).ln().abs()
+            + AREA_WEIGHT * (width * height / pixels).ln().abs()
     };
     let nearest = sizes.iter().min_by(|a, b| score(a).total_cmp(&score(b)))?;
     Some(Size::pixels(nearest.width, nearest.height))

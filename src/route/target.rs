@@ -27,7 +27,10 @@ pub async fn run(target: &Target, call: &Call) -> Result<Reply> {
     let upstream = match &target.source {
         Source::Fixed(upstream) => upstream,
         Source::Request => ctx.upstream.as_ref().ok_or_else(|| {
-            Error::invalid("x-portkey-provider", "the target takes its provider from the request, which names none")
+            Error::invalid(
+                "x-portkey-provider",
+                "the target takes its provider from the request, which names none",
+            )
         })?,
     };
     let provider = upstream.provider.as_str();
@@ -74,7 +77,13 @@ pub async fn run(target: &Target, call: &Call) -> Result<Reply> {
     }
 }
 
-fn passed_over(ctx: &RequestContext, target: &Target, provider: &str, model: &str, mut error: Error) -> Error {
+fn passed_over(
+    ctx: &RequestContext,
+    target: &Target,
+    provider: &str,
+    model: &str,
+    mut error: Error,
+) -> Error {
     ctx.skip(&target.path, provider, model, &error);
     if error.provider.is_empty() {
         provider.clone_into(&mut error.provider);
@@ -112,11 +121,13 @@ async fn prepare(
 }
 
 fn upstream_message(target: &Target, ctx: &RequestContext, upstream: &Upstream) -> Result<pb::Upstream> {
-    let host = ctx.overrides.custom_host.as_ref().or(target.custom_host.as_ref()).or(upstream.base_url.as_ref());
+    let host =
+        ctx.overrides.custom_host.as_ref().or(target.custom_host.as_ref()).or(upstream.base_url.as_ref());
     if let (Some(host), Some(virtual_key)) = (host.filter(|host| host.from_caller), &upstream.virtual_key) {
         // Or else any caller could send a stored credential to a server of its own.
         if !ctx.settings.egress.trusts(&host.url) {
-            let message = format!("virtual key \"{virtual_key}\" is not sent to a host that came with the request");
+            let message =
+                format!("virtual key \"{virtual_key}\" is not sent to a host that came with the request");
             return Err(Error::new(ErrorKind::PermissionDenied, message));
         }
     }
@@ -199,7 +210,8 @@ impl Attempt<'_> {
             },
             warnings,
             retry_count: i32::try_from(retries).unwrap_or(i32::MAX),
-            strict_open_ai_compliance: self.target.strict_open_ai_compliance && !self.ctx.overrides.not_strict,
+            strict_open_ai_compliance: self.target.strict_open_ai_compliance
+                && !self.ctx.overrides.not_strict,
         })
     }
 
@@ -219,7 +231,14 @@ impl Attempt<'_> {
             Err(_) => ("", Vec::new()),
         };
         let duration = running.finish(&outcome, request_id, cost_lines);
-        crate::telemetry::attempt(self.ctx, &self.target.path, self.provider, &request.model, &outcome, duration);
+        crate::telemetry::attempt(
+            self.ctx,
+            &self.target.path,
+            self.provider,
+            &request.model,
+            &outcome,
+            duration,
+        );
         outcome
     }
 
@@ -230,7 +249,9 @@ impl Attempt<'_> {
             Some(limit) => {
                 (408, format!("Request exceeded the timeout sent in the request: {}ms", limit.as_millis()))
             }
-            None => (408, format!("no answer within {} s", self.ctx.settings.limits.attempt_timeout.as_secs())),
+            None => {
+                (408, format!("no answer within {} s", self.ctx.settings.limits.attempt_timeout.as_secs()))
+            }
         };
         Error::transport(ErrorKind::Timeout, pb::BillingClass::Unknown, message).with_status(status)
     }
@@ -315,10 +336,13 @@ impl Attempt<'_> {
 
     async fn convert(&self, pieces: Pieces) -> Result<Pieces> {
         let wish = self.fitted.wish.clone();
-        let converted = tokio::task::spawn_blocking(move || convert::convert(&pieces.into_bytes(), &wish)).await;
+        let converted =
+            tokio::task::spawn_blocking(move || convert::convert(&pieces.into_bytes(), &wish)).await;
         match converted {
             Ok(Ok(image)) => Ok(image.into()),
-            Ok(Err(reason)) => Err(Error::bad_answer(format!("the answer's image cannot be converted: {reason}"))),
+            Ok(Err(reason)) => {
+                Err(Error::bad_answer(format!("the answer's image cannot be converted: {reason}")))
+            }
             Err(_) => Err(Error::new(ErrorKind::Internal, "converting the image failed")),
         }
     }

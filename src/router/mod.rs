@@ -30,13 +30,17 @@ use crate::{
     error::{Error, Result},
     images::probe,
     params,
-    pb::{self, Operation, input_image::Source, router_service_server::RouterService, stream_image_response::Event},
+    pb::{
+        self, Operation, input_image::Source, router_service_server::RouterService,
+        stream_image_response::Event,
+    },
     route,
     telemetry::{self, RequestLog},
 };
 
 /// What a router answers to `StreamImage`.
-pub type EventStream = Pin<Box<dyn Stream<Item = std::result::Result<pb::StreamImageResponse, Status>> + Send>>;
+pub type EventStream =
+    Pin<Box<dyn Stream<Item = std::result::Result<pb::StreamImageResponse, Status>> + Send>>;
 
 /// A router in this process, or the adapter of one elsewhere: the same to its callers.
 pub type SharedRouter = Arc<dyn RouterService<StreamImageStream = EventStream>>;
@@ -64,7 +68,8 @@ impl State {
     /// need no credential; a worker of the operator's own is taken to need none.
     pub fn new(settings: Arc<Settings>, workers: Arc<Workers>, built_in: &BTreeMap<String, bool>) -> Self {
         let providers = workers.providers();
-        let keyless = providers.iter().filter(|name| built_in.get(*name).copied().unwrap_or(true)).cloned().collect();
+        let keyless =
+            providers.iter().filter(|name| built_in.get(*name).copied().unwrap_or(true)).cloned().collect();
         Self { settings, workers, providers, keyless }
     }
 }
@@ -80,7 +85,12 @@ impl Router {
         self.state.store(Arc::new(state));
     }
 
-    async fn answer<T>(&self, request: Request<T>, image: Option<pb::ImageRequest>, operation: Operation) -> Result<pb::ImageResult> {
+    async fn answer<T>(
+        &self,
+        request: Request<T>,
+        image: Option<pb::ImageRequest>,
+        operation: Operation,
+    ) -> Result<pb::ImageResult> {
         let started = self.start(request.metadata().as_ref(), image, operation, None)?;
         let (ctx, reply) = started.run().await?;
         let report = report::of_reply(&ctx, &reply);
@@ -103,11 +113,13 @@ impl Router {
         let request_id = uuid::Uuid::now_v7().to_string();
         let trace_id = trace_id(headers).unwrap_or_else(|| request_id.clone());
         let state = self.state.load_full();
-        self.try_start(&state, headers, image, operation, events, &request_id, &trace_id).map_err(|mut error| {
-            telemetry::rejected(&request_id, &trace_id, &error);
-            error.report = Some(Box::new(pb::RouteReport { request_id, trace_id, ..Default::default() }));
-            error
-        })
+        self.try_start(&state, headers, image, operation, events, &request_id, &trace_id).map_err(
+            |mut error| {
+                telemetry::rejected(&request_id, &trace_id, &error);
+                error.report = Some(Box::new(pb::RouteReport { request_id, trace_id, ..Default::default() }));
+                error
+            },
+        )
     }
 
     #[expect(clippy::too_many_arguments, reason = "called once, right above")]
@@ -122,7 +134,8 @@ impl Router {
         trace_id: &str,
     ) -> Result<Started> {
         let mut image = image.unwrap_or_default();
-        let resolved = resolve::resolve(headers, &image.model, &state.settings, &state.providers, &state.keyless)?;
+        let resolved =
+            resolve::resolve(headers, &image.model, &state.settings, &state.providers, &state.keyless)?;
         if image.operation() == Operation::Unspecified {
             image.operation = operation.into();
         }
@@ -191,7 +204,10 @@ impl Started {
 }
 
 /// The result without its images, and the images.
-fn result(reply: Reply, report: pb::RouteReport) -> (pb::ImageResult, Vec<(pb::Image, crate::images::Pieces)>) {
+fn result(
+    reply: Reply,
+    report: pb::RouteReport,
+) -> (pb::ImageResult, Vec<(pb::Image, crate::images::Pieces)>) {
     let created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let result = pb::ImageResult {
         created_unix_s: i64::try_from(created).unwrap_or(i64::MAX),
@@ -212,7 +228,8 @@ fn check(image: &pb::ImageRequest) -> Result<()> {
     let operation = image.effective_operation();
     let needs_prompt = matches!(operation, Operation::Generate | Operation::Edit | Operation::Inpaint);
     if needs_prompt && image.prompt.trim().is_empty() && image.weighted_prompts.is_empty() {
-        return Err(Error::invalid("prompt", "prompt: required, and must not be empty").with_code("missing_required_parameter"));
+        return Err(Error::invalid("prompt", "prompt: required, and must not be empty")
+            .with_code("missing_required_parameter"));
     }
     if operation != Operation::Generate && image.inputs.is_empty() {
         let message = format!("image: required for operation {}", operation.name());
@@ -225,7 +242,9 @@ fn check(image: &pb::ImageRequest) -> Result<()> {
         }
     }
     if image.mask.as_ref().is_some_and(|mask| probe::sniff(&mask.data).is_none()) {
-        return Err(Error::invalid("mask", "mask: not an image; allowed: png").with_code("invalid_image_file"));
+        return Err(
+            Error::invalid("mask", "mask: not an image; allowed: png").with_code("invalid_image_file")
+        );
     }
     Ok(())
 }
@@ -291,7 +310,8 @@ impl RouterService for Router {
         let image = request.get_mut().image.take();
         let (sender, receiver) = mpsc::channel(EVENTS_WAITING);
         let started = self.start(request.metadata().as_ref(), image, Operation::Unspecified, Some(sender))?;
-        let previews = ReceiverStream::new(receiver).map(|event| Ok(pb::StreamImageResponse { event: Some(event) }));
+        let previews =
+            ReceiverStream::new(receiver).map(|event| Ok(pb::StreamImageResponse { event: Some(event) }));
         let answer = started.run_to_events().into_stream().flat_map(stream::iter);
         // What waits in the channel was said before the answer was complete.
         let events = stream::select_with_strategy(previews, answer, |(): &mut ()| stream::PollNext::Left);

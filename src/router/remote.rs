@@ -48,7 +48,10 @@ impl RouterService for Remote {
         self.0.clone().vary_image(request).await
     }
 
-    async fn stream_image(&self, request: Request<pb::StreamImageRequest>) -> Result<Response<EventStream>, Status> {
+    async fn stream_image(
+        &self,
+        request: Request<pb::StreamImageRequest>,
+    ) -> Result<Response<EventStream>, Status> {
         Ok(self.0.clone().stream_image(request).await?.map(|events| Box::pin(events) as _))
     }
 
@@ -88,7 +91,10 @@ impl RouterService for Served {
         self.0.vary_image(request).await
     }
 
-    async fn stream_image(&self, request: Request<pb::StreamImageRequest>) -> Result<Response<EventStream>, Status> {
+    async fn stream_image(
+        &self,
+        request: Request<pb::StreamImageRequest>,
+    ) -> Result<Response<EventStream>, Status> {
         let events = self.0.stream_image(request).await?;
         Ok(events.map(|events| {
             let cut = events.flat_map(|event| match event {

@@ -37,7 +37,8 @@ pub struct Resolved {
 const PLACEHOLDER: &str = "OPENAI_API_KEY";
 
 /// Headers whose rest is a provider's own setting: `x-portkey-openai-organization` is `openai_organization`.
-const OPTION_PREFIXES: &[&str] = &["openai-", "azure-", "aws-", "vertex-", "workers-ai-", "fireworks-", "huggingface-"];
+const OPTION_PREFIXES: &[&str] =
+    &["openai-", "azure-", "aws-", "vertex-", "workers-ai-", "fireworks-", "huggingface-"];
 
 /// Finds the caller of a request.
 ///
@@ -79,9 +80,10 @@ pub fn resolve(
 ) -> Result<Resolved> {
     let caller = authenticate(headers, settings, Scope::Generate)?;
     let overrides = overrides(headers, settings)?;
-    let upstream = Upstreams { headers, settings, providers, keyless, custom_host: overrides.custom_host.is_some() }
-        .find(model)?
-        .map(Arc::new);
+    let upstream =
+        Upstreams { headers, settings, providers, keyless, custom_host: overrides.custom_host.is_some() }
+            .find(model)?
+            .map(Arc::new);
     let known = Known {
         providers,
         keyless,
@@ -130,15 +132,19 @@ fn named_config(
     if is_id {
         return Ok((saved_config(header, settings)?, header.to_owned()));
     }
-    let config: Value = serde_json::from_str(header).ok().filter(|value: &Value| !value.is_null()).ok_or_else(|| {
-        Error::config("Invalid config passed. You need to pass a valid json", Vec::new())
-    })?;
-    let names_provider = ["provider", "targets", "virtual_key", "virtualKey", "strategy", "options", "override_params"];
+    let config: Value = serde_json::from_str(header)
+        .ok()
+        .filter(|value: &Value| !value.is_null())
+        .ok_or_else(|| Error::config("Invalid config passed. You need to pass a valid json", Vec::new()))?;
+    let names_provider =
+        ["provider", "targets", "virtual_key", "virtualKey", "strategy", "options", "override_params"];
     if !has_upstream && !names_provider.iter().any(|name| config.get(name).is_some()) {
         return Err(no_provider());
     }
     let plan = Plan::try_new(&config, "", known).map_err(|problems| {
-        let violations = problems.into_iter().map(|problem| pb::Violation { path: problem.path, message: problem.message });
+        let violations = problems
+            .into_iter()
+            .map(|problem| pb::Violation { path: problem.path, message: problem.message });
         Error::config("Invalid config passed", violations.collect())
     })?;
     Ok((Arc::new(plan), "inline".to_owned()))
@@ -156,7 +162,8 @@ fn overrides(headers: &HeaderMap, settings: &Settings) -> Result<Overrides> {
     let custom_host = match text(headers, "x-portkey-custom-host") {
         None => None,
         Some(url) => Some(
-            plan::caller_host(url, &settings.egress).map_err(|message| Error::invalid("x-portkey-custom-host", message))?,
+            plan::caller_host(url, &settings.egress)
+                .map_err(|message| Error::invalid("x-portkey-custom-host", message))?,
         ),
     };
     let forward_headers = text(headers, "x-portkey-forward-headers").map(|list| {
@@ -228,7 +235,9 @@ impl Upstreams<'_> {
                 Some(upstream) => return Ok(upstream),
                 None if self.keyless.contains(provider) || self.custom_host => Credential::None,
                 None => {
-                    let message = format!("no credential for provider {provider}: send it as bearer token, or name a virtual key");
+                    let message = format!(
+                        "no credential for provider {provider}: send it as bearer token, or name a virtual key"
+                    );
                     return Err(Error::invalid("authorization", message));
                 }
             },
@@ -245,7 +254,8 @@ impl Upstreams<'_> {
     /// The bearer token, if it can be the provider's key: not one of ours, nor what SDKs send for want of one.
     fn provider_key(&self) -> Option<&str> {
         let key = bearer(self.headers)?;
-        let ours = self.settings.callers.find(key).is_some() || text(self.headers, "x-portkey-api-key") == Some(key);
+        let ours =
+            self.settings.callers.find(key).is_some() || text(self.headers, "x-portkey-api-key") == Some(key);
         (!ours && key != PLACEHOLDER).then_some(key)
     }
 
@@ -255,7 +265,9 @@ impl Upstreams<'_> {
             (None, _) => Ok(None),
             (Some(upstream), None) => Ok(Some(Upstream::clone(upstream))),
             (Some(_), Some(_)) => {
-                let message = format!("several virtual keys are for provider {provider}: name one with x-portkey-virtual-key");
+                let message = format!(
+                    "several virtual keys are for provider {provider}: name one with x-portkey-virtual-key"
+                );
                 Err(Error::invalid("x-portkey-provider", message))
             }
         }

@@ -50,10 +50,9 @@ impl Workers {
     /// # Errors
     /// The worker cannot be reached and has never been, or does not serve the provider.
     pub async fn find(&self, provider: &str) -> Result<(SharedWorker, Arc<pb::Provider>)> {
-        let entry = self
-            .by_provider
-            .get(provider)
-            .ok_or_else(|| Error::unsupported("provider", format!("there is no worker for provider {provider}")))?;
+        let entry = self.by_provider.get(provider).ok_or_else(|| {
+            Error::unsupported("provider", format!("there is no worker for provider {provider}"))
+        })?;
         let known = entry.known();
         if let Some((at, record)) = &known {
             if at.elapsed() < FRESH {
@@ -72,7 +71,8 @@ impl Workers {
 
     /// Every record that can be had now.
     pub async fn records(&self) -> Vec<Arc<pb::Provider>> {
-        let found = futures::future::join_all(self.by_provider.keys().map(|provider| self.find(provider))).await;
+        let found =
+            futures::future::join_all(self.by_provider.keys().map(|provider| self.find(provider))).await;
         found.into_iter().filter_map(|found| Some(found.ok()?.1)).collect()
     }
 }

@@ -127,7 +127,8 @@ pub fn error(error: &Error, request: &HeaderMap) -> Response {
     }
     // OpenAI's SDKs repeat 408, 409, 429 and every 5xx by themselves. Where an attempt may have been billed
     // that would pay twice for one picture.
-    let may_be_billed = |attempt: &pb::Attempt| matches!(attempt.billing(), BillingClass::Unknown | BillingClass::Billed);
+    let may_be_billed =
+        |attempt: &pb::Attempt| matches!(attempt.billing(), BillingClass::Unknown | BillingClass::Billed);
     if report.attempts.iter().any(may_be_billed) || error.kind == ErrorKind::ContentRejected {
         headers.insert("x-should-retry", HeaderValue::from_static("false"));
     }
@@ -160,8 +161,13 @@ pub fn error_body(error: &Error) -> Value {
 
 /// What routing did, as headers.
 pub fn report_headers(headers: &mut HeaderMap, report: &RouteReport, request: &HeaderMap) {
-    let request_id = if report.request_id.is_empty() { uuid::Uuid::now_v7().to_string() } else { report.request_id.clone() };
-    let asked = request.get("x-portkey-trace-id").and_then(|value| value.to_str().ok()).filter(|id| !id.is_empty());
+    let request_id = if report.request_id.is_empty() {
+        uuid::Uuid::now_v7().to_string()
+    } else {
+        report.request_id.clone()
+    };
+    let asked =
+        request.get("x-portkey-trace-id").and_then(|value| value.to_str().ok()).filter(|id| !id.is_empty());
     // Never empty: without it the reference's SDKs repeat every 5xx.
     let trace_id = [report.trace_id.as_str(), asked.unwrap_or_default(), &request_id];
     let trace_id = trace_id.into_iter().find(|id| !id.is_empty()).unwrap_or_default().to_owned();
@@ -175,12 +181,15 @@ pub fn report_headers(headers: &mut HeaderMap, report: &RouteReport, request: &H
     put("x-portkey-provider", &report.provider);
     put("x-portkey-last-used-option-index", &report.target);
     put("x-portkey-retry-attempt-count", &report.retry_count.to_string());
-    put("x-portkey-cache-status", match report.cache_status() {
-        CacheStatus::Unspecified => "DISABLED",
-        CacheStatus::Hit => "HIT",
-        CacheStatus::Miss => "MISS",
-        CacheStatus::Refresh => "REFRESH",
-    });
+    put(
+        "x-portkey-cache-status",
+        match report.cache_status() {
+            CacheStatus::Unspecified => "DISABLED",
+            CacheStatus::Hit => "HIT",
+            CacheStatus::Miss => "MISS",
+            CacheStatus::Refresh => "REFRESH",
+        },
+    );
     put("x-imagegate-attempts", &attempts_text(&report.attempts));
     put("x-imagegate-warnings", &warnings_text(&report.warnings));
     put("x-imagegate-refused-by", &report.refused_by.join(", "));

@@ -12,10 +12,7 @@ use futures::{StreamExt as _, stream};
 use serde_json::{Map, Value};
 use tonic::Status;
 
-use super::{
-    answer,
-    encode::Encoder,
-};
+use super::{answer, encode::Encoder};
 use crate::{
     error::Error,
     images::Pieces,
@@ -43,7 +40,8 @@ pub async fn respond(mut events: EventStream, names: Names, request: &HeaderMap)
         Some(Err(status)) => return answer::error(&Error::from_status(&status), request),
         None => return answer::error(&Error::bad_answer("the router's answer ended early"), request),
     };
-    let created_at = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |now| now.as_secs());
+    let created_at =
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |now| now.as_secs());
     let mut writer = Writer { names, created_at, images: Vec::new() };
     let mut headers = HeaderMap::new();
     let report = match &first {

@@ -58,8 +58,15 @@ impl Files {
         fs::rename(unfinished, self.folder.join(name)).await
     }
 
-    /// Removes what is older than its lifetime. Returns how long until there may be more.
-    pub async fn sweep(&self) -> Duration {
+    /// Removes what is older than its lifetime, again and again.
+    pub async fn keep_swept(&self) {
+        loop {
+            self.sweep().await;
+            tokio::time::sleep(self.lifetime.clamp(Duration::from_secs(1), Duration::from_secs(60))).await;
+        }
+    }
+
+    async fn sweep(&self) {
         if let Ok(mut entries) = fs::read_dir(&self.folder).await {
             while let Ok(Some(entry)) = entries.next_entry().await {
                 let modified = entry.metadata().await.and_then(|metadata| metadata.modified());
@@ -68,7 +75,6 @@ impl Files {
                 }
             }
         }
-        self.lifetime.clamp(Duration::from_secs(1), Duration::from_secs(60))
     }
 
     fn is_over(&self, modified: SystemTime) -> bool {
@@ -92,7 +98,8 @@ impl Files {
 pub async fn get(State(shim): State<Shim>, UrlPath(name): UrlPath<String>, headers: HeaderMap) -> Response {
     let Some((file, format, length, left)) = shim.files.open(&name).await else {
         let lifetime = shim.files.lifetime.as_secs();
-        let message = format!("there is no such image; images can be fetched for {lifetime} s after they were made");
+        let message =
+            format!("there is no such image; images can be fetched for {lifetime} s after they were made");
         return answer::error(&Error::new(ErrorKind::NotFound, message), &headers);
     };
     let mut response = Body::from_stream(ReaderStream::with_capacity(file, 256 << 10)).into_response();

@@ -46,7 +46,11 @@ pub async fn deployment_generations(
 }
 
 /// `POST /openai/deployments/{deployment}/images/edits`
-pub async fn deployment_edits(State(shim): State<Shim>, Path(deployment): Path<String>, request: Request) -> Response {
+pub async fn deployment_edits(
+    State(shim): State<Shim>,
+    Path(deployment): Path<String>,
+    request: Request,
+) -> Response {
     handle(shim, request, Operation::Edit, Some(deployment)).await
 }
 
@@ -73,7 +77,8 @@ async fn answer(shim: &Shim, parsed: Parsed, operation: Operation, headers: &Hea
     let asked = image.output.map_or(Delivery::Unspecified, |output| output.delivery());
     let asked_model = image.model.clone();
     let message = to_router(pb::StreamImageRequest { image: Some(image) }, headers);
-    let events = shim.router.stream_image(message).await.map_err(|status| Error::from_status(&status))?.into_inner();
+    let events =
+        shim.router.stream_image(message).await.map_err(|status| Error::from_status(&status))?.into_inner();
     if stream {
         return Ok(events::respond(events, events::Names::of(operation), headers).await);
     }
@@ -82,7 +87,9 @@ async fn answer(shim: &Shim, parsed: Parsed, operation: Operation, headers: &Hea
     let mut given = Vec::with_capacity(images.len());
     for (image, pieces) in result.images.iter().zip(images) {
         given.push(match delivery {
-            Delivery::Url => Given::Url(shim.image_url(headers, &shim.files.keep(&pieces, image.format()).await?)),
+            Delivery::Url => {
+                Given::Url(shim.image_url(headers, &shim.files.keep(&pieces, image.format()).await?))
+            }
             Delivery::Bytes | Delivery::Unspecified => Given::Bytes(pieces),
         });
     }

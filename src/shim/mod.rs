@@ -90,7 +90,8 @@ fn to_router<T>(message: T, headers: &HeaderMap) -> Request<T> {
     }
     *request.metadata_mut() = MetadataMap::from_headers(metadata);
     // How long OpenAI's Python client waits itself; nobody reads an answer that comes later.
-    let patience = headers.get("x-stainless-read-timeout").and_then(|value| value.to_str().ok()?.parse::<f64>().ok());
+    let patience =
+        headers.get("x-stainless-read-timeout").and_then(|value| value.to_str().ok()?.parse::<f64>().ok());
     if let Some(seconds) = patience.filter(|seconds| *seconds > 0.0 && *seconds < 86_400.0) {
         request.set_timeout(Duration::from_secs_f64(seconds));
     }
@@ -104,8 +105,19 @@ fn belongs_to_connection(name: &str) -> bool {
         || name.ends_with("-bin")
         || matches!(
             name,
-            "host" | "connection" | "keep-alive" | "te" | "trailer" | "transfer-encoding" | "upgrade" | "expect"
-                | "content-length" | "content-type" | "content-encoding" | "accept" | "accept-encoding"
+            "host"
+                | "connection"
+                | "keep-alive"
+                | "te"
+                | "trailer"
+                | "transfer-encoding"
+                | "upgrade"
+                | "expect"
+                | "content-length"
+                | "content-type"
+                | "content-encoding"
+                | "accept"
+                | "accept-encoding"
         )
 }
 

@@ -45,19 +45,24 @@ pub async fn read(request: Request, operation: Operation) -> Result<Parsed> {
 }
 
 async fn read_body(request: Request) -> Result<Bytes> {
-    Bytes::from_request(request, &()).await.map_err(|rejection| too_large_or_broken(rejection.status().as_u16()))
+    Bytes::from_request(request, &())
+        .await
+        .map_err(|rejection| too_large_or_broken(rejection.status().as_u16()))
 }
 
 fn too_large_or_broken(status: u16) -> Error {
     if status == 413 {
-        return Error::invalid("body", "the request body is too large").with_status(413).with_code("body_too_large");
+        return Error::invalid("body", "the request body is too large")
+            .with_status(413)
+            .with_code("body_too_large");
     }
     Error::invalid("body", "the request body could not be read")
 }
 
 fn read_json(body: &[u8]) -> Result<Parsed> {
     let fields: BTreeMap<Cow<'_, str>, &RawValue> = serde_json::from_slice(body).map_err(|error| {
-        Error::invalid("body", format!("the request body is not a JSON object: {error}")).with_code("invalid_json")
+        Error::invalid("body", format!("the request body is not a JSON object: {error}"))
+            .with_code("invalid_json")
     })?;
     let mut parsed = Parsed::default();
     for (name, raw) in fields {
@@ -94,9 +99,14 @@ impl ImageField<'_> {
     fn source(self, field: &str) -> Result<Source> {
         let url = match self {
             Self::Reference { image_url: Some(url), file_id: None } => url,
-            Self::Reference { image_url: None, file_id: Some(id) } => return Ok(Source::FileId(id.into_owned())),
+            Self::Reference { image_url: None, file_id: Some(id) } => {
+                return Ok(Source::FileId(id.into_owned()));
+            }
             Self::Reference { .. } => {
-                return Err(Error::invalid(field, format!("{field}: either image_url or file_id is required")));
+                return Err(Error::invalid(
+                    field,
+                    format!("{field}: either image_url or file_id is required"),
+                ));
             }
             Self::Text(text) => text,
         };
@@ -104,24 +114,23 @@ impl ImageField<'_> {
             return Ok(Source::Url(url.into_owned()));
         }
         let text = match url.strip_prefix("data:") {
-            Some(rest) => rest.split_once(";base64,").map(|(_, text)| text).ok_or_else(|| {
-                Error::invalid(field, format!("{field}: the data URL is not in base64"))
-            })?,
+            Some(rest) => rest
+                .split_once(";base64,")
+                .map(|(_, text)| text)
+                .ok_or_else(|| Error::invalid(field, format!("{field}: the data URL is not in base64")))?,
             None => &url,
         };
         let data = base64_simd::STANDARD.decode_to_vec(text.as_bytes()).map_err(|_| {
-            Error::invalid(field, format!("{field}: neither a URL nor base64")).with_code("invalid_image_file")
+            Error::invalid(field, format!("{field}: neither a URL nor base64"))
+                .with_code("invalid_image_file")
         })?;
         Ok(Source::Data(data.into()))
     }
 }
 
 fn read_inputs(image: &mut ImageRequest, name: &str, raw: &RawValue) -> Result<()> {
-    let fields: Vec<ImageField<'_>> = if raw.get().starts_with('[') {
-        from_raw(name, raw)?
-    } else {
-        vec![from_raw(name, raw)?]
-    };
+    let fields: Vec<ImageField<'_>> =
+        if raw.get().starts_with('[') { from_raw(name, raw)? } else { vec![from_raw(name, raw)?] };
     for field in fields {
         image.inputs.push(input(field.source(name)?, InputRole::Source));
     }
@@ -138,7 +147,8 @@ fn from_raw<'a, T: Deserialize<'a>>(name: &str, raw: &'a RawValue) -> Result<T> 
         if shown.len() < raw.get().len() {
             shown.push_str("...");
         }
-        Error::invalid(name, format!("{name}: {shown} is not what is expected here")).with_code("invalid_type")
+        Error::invalid(name, format!("{name}: {shown} is not what is expected here"))
+            .with_code("invalid_type")
     })
 }
 
@@ -146,7 +156,8 @@ async fn read_form(request: Request) -> Result<Parsed> {
     let mut form = Multipart::from_request(request, &())
         .await
         .map_err(|_| Error::invalid("content-type", "the multipart form has no boundary"))?;
-    let broken = |error: axum::extract::multipart::MultipartError| too_large_or_broken(error.status().as_u16());
+    let broken =
+        |error: axum::extract::multipart::MultipartError| too_large_or_broken(error.status().as_u16());
     let mut parsed = Parsed::default();
     while let Some(part) = form.next_field().await.map_err(broken)? {
         let name = part.name().unwrap_or_default().to_owned();

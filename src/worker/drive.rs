@@ -67,7 +67,10 @@ impl HttpWorker {
             Some(Credential::HeldByWorker(name)) => {
                 let held = self.secrets.load().get(&name).map(|secret| secret.0.clone());
                 Some(held.ok_or_else(|| {
-                    Error::new(ErrorKind::PermissionDenied, format!("the worker holds no credential \"{name}\""))
+                    Error::new(
+                        ErrorKind::PermissionDenied,
+                        format!("the worker holds no credential \"{name}\""),
+                    )
                 })?)
             }
         };
@@ -80,7 +83,7 @@ impl HttpWorker {
     async fn run(self, request: pb::GenerateRequest, events: mpsc::Sender<Event>) -> Result<Output> {
         let (mut job, trust, headers) = self.job(request)?;
         self.fetch_inputs(&mut job).await?;
-        let mut request = self.provider.start(&job)?;
+        let (job, mut request) = self.start(job).await?;
         loop {
             forward(request.headers_mut(), &headers);
             let mut incoming = self.http.send(request, trust).await?;
@@ -101,7 +104,24 @@ impl HttpWorker {
         }
     }
 
-    async fn read_events(&self, job: &Job, incoming: &mut Incoming, events: &mpsc::Sender<Event>) -> Result<Output> {
+    /// A mask may have to be drawn anew, which takes long enough to be in the way of other requests.
+    async fn start(&self, job: Job) -> Result<(Job, http::Request<Pieces>)> {
+        if job.request.mask.is_none() {
+            let request = self.provider.start(&job)?;
+            return Ok((job, request));
+        }
+        let provider = Arc::clone(&self.provider);
+        let started =
+            tokio::task::spawn_blocking(move || provider.start(&job).map(|request| (job, request))).await;
+        started.unwrap_or_else(|_| Err(Error::new(ErrorKind::Internal, "preparing the mask failed")))
+    }
+
+    async fn read_events(
+        &self,
+        job: &Job,
+        incoming: &mut Incoming,
+        events: &mpsc::Sender<Event>,
+    ) -> Result<Output> {
         let mut reader = EventReader::new(self.provider.image_members());
         while let Some(event) = incoming.next_event(&mut reader).await? {
             let body = AnswerBody::Json { skeleton: event.skeleton, images: event.images };
@@ -110,8 +130,12 @@ impl HttpWorker {
                 provider::Event::Done(output) => return Ok(output),
                 provider::Event::Partial { index, data } => {
                     let format = crate::images::probe::sniff(&data).unwrap_or_default();
-                    let preview =
-                        pb::PartialImage { data, format: format.into(), partial_index: index, image_index: 0 };
+                    let preview = pb::PartialImage {
+                        data,
+                        format: format.into(),
+                        partial_index: index,
+                        image_index: 0,
+                    };
                     _ = events.send(Event::PartialImage(preview)).await;
                 }
                 provider::Event::Ignored => {}
@@ -137,7 +161,13 @@ impl HttpWorker {
         Ok(())
     }
 
-    async fn fetch_images(&self, job: &Job, trust: Trust, urls: Vec<String>, mut output: Output) -> Result<Output> {
+    async fn fetch_images(
+        &self,
+        job: &Job,
+        trust: Trust,
+        urls: Vec<String>,
+        mut output: Output,
+    ) -> Result<Output> {
         let base = Url::parse(&job.base_url).ok();
         let origin = |url: &Url| (url.host_str().map(str::to_owned), url.port_or_known_default());
         let empty = output.images.iter_mut().filter(|image| image.data.is_empty());
@@ -179,7 +209,8 @@ impl WorkerService for HttpWorker {
                 vec![Err(error.into())]
             }
         });
-        let waiting = ReceiverStream::new(receiver).map(|event| Ok(pb::GenerateResponse { event: Some(event) }));
+        let waiting =
+            ReceiverStream::new(receiver).map(|event| Ok(pb::GenerateResponse { event: Some(event) }));
         let answer = run.into_stream().flat_map(stream::iter);
         let events = stream::select_with_strategy(waiting, answer, |(): &mut ()| stream::PollNext::Left);
         Ok(Response::new(Box::pin(events)))

@@ -128,7 +128,10 @@ impl Http {
             .map_err(|_| Error::bad_answer("the image's address is not a URL"))?;
         let mut incoming = self.send(request, trust).await?;
         if !incoming.status.is_success() {
-            return Err(Error::bad_answer(format!("fetching the image gave HTTP {}", incoming.status.as_u16())));
+            return Err(Error::bad_answer(format!(
+                "fetching the image gave HTTP {}",
+                incoming.status.as_u16()
+            )));
         }
         incoming.pieces(limit).await
     }
@@ -166,7 +169,8 @@ impl Incoming {
             let (skeleton, images) = scanner.finish();
             AnswerBody::Json { skeleton, images }
         } else {
-            let is_image = self.content_type().starts_with("image/") || self.content_type().contains("octet-stream");
+            let is_image =
+                self.content_type().starts_with("image/") || self.content_type().contains("octet-stream");
             let limit = if is_image { MAX_ANSWER_BYTES } else { MAX_ERROR_BYTES };
             AnswerBody::Raw(self.pieces(limit).await?.into_bytes())
         };
@@ -199,7 +203,8 @@ impl Incoming {
     async fn next(&mut self) -> Result<Option<Bytes>> {
         self.response.chunk().await.map_err(|_| {
             // The provider had begun to answer: a success that broke off may well be billed.
-            let billing = if self.status.is_success() { BillingClass::Unknown } else { BillingClass::RejectedUnbilled };
+            let billing =
+                if self.status.is_success() { BillingClass::Unknown } else { BillingClass::RejectedUnbilled };
             Error::transport(ErrorKind::BadAnswer, billing, "the provider's answer broke off")
         })
     }
@@ -279,7 +284,8 @@ impl Resolve for Guard {
         let egress = self.0.load_full();
         Box::pin(async move {
             let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
-            let permitted: Vec<SocketAddr> = found.filter(|address| egress.permits(IpAddr::from(address.ip()))).collect();
+            let permitted: Vec<SocketAddr> =
+                found.filter(|address| egress.permits(IpAddr::from(address.ip()))).collect();
             if permitted.is_empty() {
                 return Err(Forbidden.into());
             }

@@ -25,7 +25,10 @@ impl Local {
 impl WorkerService for Local {
     type GenerateStream = EventStream;
 
-    async fn describe(&self, _: Request<pb::DescribeRequest>) -> Result<Response<pb::DescribeResponse>, Status> {
+    async fn describe(
+        &self,
+        _: Request<pb::DescribeRequest>,
+    ) -> Result<Response<pb::DescribeResponse>, Status> {
         let mut all = pb::DescribeResponse::default();
         for worker in self.0.values() {
             let described = worker.describe(Request::new(pb::DescribeRequest {})).await?;

@@ -27,7 +27,10 @@ impl Remote {
 impl WorkerService for Remote {
     type GenerateStream = EventStream;
 
-    async fn describe(&self, request: Request<pb::DescribeRequest>) -> Result<Response<pb::DescribeResponse>, Status> {
+    async fn describe(
+        &self,
+        request: Request<pb::DescribeRequest>,
+    ) -> Result<Response<pb::DescribeResponse>, Status> {
         self.0.clone().describe(request).await
     }
 
@@ -43,7 +46,10 @@ pub struct Served(pub SharedWorker);
 impl WorkerService for Served {
     type GenerateStream = EventStream;
 
-    async fn describe(&self, request: Request<pb::DescribeRequest>) -> Result<Response<pb::DescribeResponse>, Status> {
+    async fn describe(
+        &self,
+        request: Request<pb::DescribeRequest>,
+    ) -> Result<Response<pb::DescribeResponse>, Status> {
         self.0.describe(request).await
     }
 

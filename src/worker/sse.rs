@@ -123,7 +123,11 @@ mod tests {
         );
         for size in 1..text.len() {
             let events = read(&text, size);
-            assert_eq!(events, ["{\"x\":1,\"b64_json\":\"\\u0000@0\"} 1", "{\"y\":\n 2} 0", "[DONE] 0"], "{size}");
+            assert_eq!(
+                events,
+                ["{\"x\":1,\"b64_json\":\"\\u0000@0\"} 1", "{\"y\":\n 2} 0", "[DONE] 0"],
+                "{size}"
+            );
         }
     }
 }

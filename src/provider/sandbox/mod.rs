@@ -72,6 +72,9 @@ const DEFAULT_SIDE: u32 = 1024;
 const DEFAULT_STRENGTH: f32 = 0.5;
 
 impl Sandbox {
+    /// Its id in configs, logs and metrics.
+    pub const NAME: &'static str = "sandbox";
+
     /// The sandbox with its embedded capability record.
     pub fn new() -> Self {
         Self { record: catalog::embedded(include_str!("sandbox.yaml")) }
@@ -255,7 +258,7 @@ async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static
 }
 
 fn blame_sandbox(mut error: Error) -> Error {
-    error.provider = "sandbox".into();
+    error.provider = Sandbox::NAME.into();
     error
 }
 

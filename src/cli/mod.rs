@@ -1,0 +1,107 @@
+//! The commands, one file each.
+
+mod check;
+mod generate;
+mod router;
+mod serve;
+mod shim;
+mod worker;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+
+use crate::{
+    config::Origin,
+    telemetry::{self, LogFormat},
+};
+
+/// The image-generation gateway: OpenAI's Images API in, any image provider out.
+#[derive(Debug, Parser)]
+#[command(version, propagate_version = true, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+
+    /// How log lines on standard error look; RUST_LOG says how much is logged
+    #[arg(long, global = true, env = "IMAGEGATE_LOG_FORMAT", value_enum, default_value_t)]
+    log_format: LogFormat,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run everything in one process
+    #[command(
+        after_help = "Example:\n  imagegate serve --config imagegate.yaml\n\nWithout a file it listens on 127.0.0.1:8787 and answers with placeholder art."
+    )]
+    Serve(serve::Serve),
+    /// Run the gRPC router, and the HTTP shim too if the file has listen.http
+    #[command(after_help = "Example:\n  imagegate router --config imagegate.yaml")]
+    Router(router::Router),
+    /// Run the worker of one or several providers
+    #[command(after_help = "Example:\n  imagegate worker --provider stability-ai --listen 0.0.0.0:50061")]
+    Worker(worker::Worker),
+    /// Run the HTTP shim in front of a router elsewhere
+    #[command(
+        after_help = "Example:\n  imagegate shim --router http://imagegate-router:50051 --listen 0.0.0.0:8787"
+    )]
+    Shim(shim::Shim),
+    /// Make an image and write it to a file
+    #[command(
+        after_help = "Example:\n  imagegate generate \"a lighthouse at dusk\" --size 1024x1024 -o lighthouse.png"
+    )]
+    Generate(generate::Generate),
+    /// Validate a configuration file and all routing configs in it
+    #[command(after_help = "Example:\n  imagegate check imagegate.yaml")]
+    Check(check::Check),
+}
+
+/// Where the configuration comes from.
+#[derive(Debug, clap::Args)]
+struct ConfigArg {
+    /// Configuration file; embedded defaults without one
+    #[arg(long, env = "IMAGEGATE_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+impl ConfigArg {
+    fn origin(&self) -> Origin {
+        self.config.clone().map_or(Origin::Embedded, Origin::File)
+    }
+}
+
+impl Cli {
+    /// Runs the command. 0 if it did what it was asked to, 1 if not.
+    pub fn run(self) -> ExitCode {
+        telemetry::init_logs(self.log_format);
+        // The one TLS implementation of this process; a second call, in tests, changes nothing.
+        _ = rustls::crypto::ring::default_provider().install_default();
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+        let runtime = match runtime {
+            Ok(runtime) => runtime,
+            Err(error) => return failed(&error.into()),
+        };
+        let outcome = runtime.block_on(async {
+            match self.command {
+                Command::Serve(command) => command.run().await,
+                Command::Router(command) => command.run().await,
+                Command::Worker(command) => command.run().await,
+                Command::Shim(command) => command.run().await,
+                Command::Generate(command) => command.run().await,
+                Command::Check(command) => command.run(),
+            }
+        });
+        // Whatever still runs on blocking threads has nobody to report to.
+        runtime.shutdown_background();
+        match outcome {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => failed(&error),
+        }
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "the command's last word to a person")]
+fn failed(error: &anyhow::Error) -> ExitCode {
+    eprintln!("error: {error:#}");
+    ExitCode::FAILURE
+}

@@ -1,0 +1,79 @@
+//! `imagegate router`: the router over gRPC, with the shim in front of it where the file wants one.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+};
+
+use anyhow::{Result, bail};
+
+use super::ConfigArg;
+use crate::{
+    config::{Origin, Settings, file::Listen},
+    gateway::Gateway,
+    router::{self, remote::Served},
+    serve::{Grpc, Servers},
+    shim::{Files, Shim},
+    telemetry, worker,
+};
+
+/// Run the gRPC router.
+#[derive(Debug, clap::Args)]
+pub struct Router {
+    #[command(flatten)]
+    config: ConfigArg,
+}
+
+impl Router {
+    /// Runs until it is asked to stop.
+    pub async fn run(self) -> Result<()> {
+        let local = |port| Some(SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+        serve(self.config.origin(), Listen { http: None, grpc: local(50051), admin: local(9090) }).await
+    }
+}
+
+/// Runs the router and all that the configuration wants beside it.
+pub async fn serve(origin: Origin, defaults: Listen) -> Result<()> {
+    let metrics = telemetry::init_metrics().map_err(anyhow::Error::msg)?;
+    let (gateway, settings) = Gateway::try_new(origin)?;
+    let listen = Listen {
+        http: settings.listen.http.or(defaults.http),
+        grpc: settings.listen.grpc.or(defaults.grpc),
+        admin: settings.listen.admin.or(defaults.admin),
+    };
+    refuse_to_be_open(&settings, listen)?;
+    let router = router::Router::new(gateway.state(&settings)?);
+    let mut servers = Servers::new(settings.shutdown_grace);
+    if let Some(address) = listen.admin {
+        servers.admin(address, metrics).await?;
+    }
+    if let Some(address) = listen.grpc {
+        let served = Served(Arc::new(router.clone()));
+        let service = Grpc::<_, worker::remote::Served>::Router(served, settings.limits.max_body_bytes);
+        servers.grpc("grpc", address, service).await?;
+    }
+    if let Some(address) = listen.http {
+        let files = Arc::new(Files::new(&settings.data_dir, settings.image_lifetime));
+        let shim = Shim::new(Arc::new(router.clone()), Arc::clone(&files), settings.public_url.as_deref());
+        servers.http("http", address, shim.routes(settings.limits.max_body_bytes)).await?;
+        servers.background(async move { files.keep_swept().await });
+    }
+    servers.background(gateway.watch(Some(router)));
+    servers.run().await
+}
+
+/// Whoever reaches an open gateway spends the operator's money.
+fn refuse_to_be_open(settings: &Settings, listen: Listen) -> Result<()> {
+    if settings.callers.open || !settings.callers.is_empty() {
+        return Ok(());
+    }
+    let reachable = [("listen.http", listen.http), ("listen.grpc", listen.grpc)];
+    for (field, address) in reachable {
+        if let Some(address) = address.filter(|address| !address.ip().is_loopback()) {
+            bail!(
+                "{field}: {address} is reachable from outside and there are no api_keys: add some, or write `auth: open`"
+            );
+        }
+    }
+    Ok(())
+}

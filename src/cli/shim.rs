@@ -1,0 +1,67 @@
+//! `imagegate shim`: the HTTP shim alone.
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use anyhow::{Result, anyhow};
+
+use crate::{
+    router::remote::Remote,
+    serve::Servers,
+    shim::{self, Files},
+    telemetry, transport,
+};
+
+/// Run the HTTP shim in front of a router elsewhere.
+#[derive(Debug, clap::Args)]
+pub struct Shim {
+    /// The router's address
+    #[arg(long, env = "IMAGEGATE_ROUTER", value_name = "URI")]
+    router: String,
+
+    /// Address for clients
+    #[arg(long, env = "IMAGEGATE_LISTEN_HTTP", value_name = "ADDR", default_value = "127.0.0.1:8787")]
+    listen: SocketAddr,
+
+    /// Address for probes and metrics
+    #[arg(long, env = "IMAGEGATE_LISTEN_ADMIN", value_name = "ADDR")]
+    admin: Option<SocketAddr>,
+
+    /// Folder for images asked for as `url`
+    #[arg(long, env = "IMAGEGATE_DATA_DIR", value_name = "DIR", default_value = "./data")]
+    data_dir: PathBuf,
+
+    /// How clients reach this shim, for links to images
+    #[arg(long, env = "IMAGEGATE_PUBLIC_URL", value_name = "URL")]
+    public_url: Option<String>,
+
+    /// How long images asked for as `url` can be fetched
+    #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
+    image_lifetime_s: u64,
+
+    /// Larger request bodies are refused
+    #[arg(long, value_name = "BYTES", default_value_t = 64 << 20)]
+    max_body_bytes: usize,
+
+    /// How long in-flight requests may take to finish after SIGTERM
+    #[arg(long, value_name = "SECONDS", default_value_t = 330)]
+    shutdown_grace_s: u64,
+}
+
+impl Shim {
+    /// Runs until it is asked to stop.
+    pub async fn run(self) -> Result<()> {
+        let metrics = telemetry::init_metrics().map_err(anyhow::Error::msg)?;
+        let router =
+            Remote::new(transport::channel(&self.router).map_err(|reason| anyhow!("--router: {reason}"))?);
+        let files = Arc::new(Files::new(&self.data_dir, Duration::from_secs(self.image_lifetime_s)));
+        let public_url = self.public_url.as_deref().map(|url| url.trim_end_matches('/'));
+        let shim = shim::Shim::new(Arc::new(router), Arc::clone(&files), public_url);
+        let mut servers = Servers::new(Duration::from_secs(self.shutdown_grace_s));
+        if let Some(address) = self.admin {
+            servers.admin(address, metrics).await?;
+        }
+        servers.http("http", self.listen, shim.routes(self.max_body_bytes)).await?;
+        servers.background(async move { files.keep_swept().await });
+        servers.run().await
+    }
+}
