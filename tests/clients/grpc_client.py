@@ -1,0 +1,71 @@
+"""A gRPC client without stubs: it learns every message from the server's reflection."""
+
+import grpc
+from google.protobuf import descriptor_pool, message_factory
+from google.rpc import error_details_pb2
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+from grpc_status import rpc_status
+
+from gateway import TEAM_KEY
+
+MESSAGES = [("grpc.max_receive_message_length", -1), ("grpc.max_metadata_size", 1 << 20)]
+
+
+class Client:
+    """Calls one service by the names of its methods."""
+
+    def __init__(self, address, service="imagegate.v1.RouterService"):
+        self.channel = grpc.insecure_channel(address, options=MESSAGES)
+        self.database = ProtoReflectionDescriptorDatabase(self.channel)
+        self.pool = descriptor_pool.DescriptorPool(self.database)
+        self.service = self.pool.FindServiceByName(service)
+
+    def message(self, name):
+        return message_factory.GetMessageClass(self.pool.FindMessageTypeByName(name))
+
+    def request(self, method, **fields):
+        """A method's request, from plain values."""
+        message = message_factory.GetMessageClass(self.service.FindMethodByName(method).input_type)()
+        if fields:
+            fill(message.image, fields)
+        return message
+
+    def call(self, method, request, key=TEAM_KEY, metadata=(), timeout=30, with_call=False):
+        """Calls a method. The metadata are the HTTP headers."""
+        found = self.service.FindMethodByName(method)
+        answer = message_factory.GetMessageClass(found.output_type)
+        make = self.channel.unary_stream if found.server_streaming else self.channel.unary_unary
+        stub = make(
+            f"/{self.service.full_name}/{method}",
+            request_serializer=lambda message: message.SerializeToString(),
+            response_deserializer=answer.FromString,
+        )
+        metadata = [*metadata] + ([("x-portkey-api-key", key)] if key else [])
+        if with_call:
+            return stub.with_call(request, metadata=metadata, timeout=timeout)
+        return stub(request, metadata=metadata, timeout=timeout)
+
+    def details(self, error):
+        """The details of a failed call, by their message's short name."""
+        found = {}
+        for any_message in rpc_status.from_call(error).details:
+            name = any_message.type_url.rsplit("/")[-1]
+            known = getattr(error_details_pb2, name.rsplit(".")[-1], None) if name.startswith("google.rpc.") else None
+            message = (known or self.message(name))()
+            any_message.Unpack(message)
+            found[name.rsplit(".")[-1]] = message
+        return found
+
+    def close(self):
+        self.channel.close()
+
+
+def fill(message, fields):
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            fill(getattr(message, name), value)
+        elif isinstance(value, list):
+            for entry in value:
+                fill(getattr(message, name).add(), entry)
+        else:
+            setattr(message, name, value)
