@@ -11,6 +11,7 @@ use std::{
 
 use http::HeaderMap;
 use tokio::{sync::mpsc, time::Instant};
+use tonic::Status;
 
 use crate::{
     config::{
@@ -32,6 +33,9 @@ pub struct Call {
     pub ctx: Arc<RequestContext>,
 }
 
+/// Where previews and progress go. The other end also takes the answer, which may fail.
+pub type Events = mpsc::Sender<std::result::Result<Event, Status>>;
+
 /// Facts about a request as a whole.
 #[derive(Debug)]
 pub struct RequestContext {
@@ -52,7 +56,7 @@ pub struct RequestContext {
     /// The configuration that was in force when the request came.
     pub settings: Arc<Settings>,
     /// Where previews and progress go, if somebody wants them.
-    pub events: Option<mpsc::Sender<Event>>,
+    pub events: Option<Events>,
     /// A preview was delivered: the caller has seen part of this target's answer, no other may follow.
     pub committed: AtomicBool,
     /// What happened so far.
@@ -128,7 +132,7 @@ impl RequestContext {
     /// Passes progress on. A slow reader misses some of it.
     pub fn progress(&self, progress: pb::Progress) {
         if let Some(events) = &self.events {
-            _ = events.try_send(Event::Progress(progress));
+            _ = events.try_send(Ok(Event::Progress(progress)));
         }
     }
 
@@ -136,7 +140,7 @@ impl RequestContext {
     pub async fn preview(&self, preview: pb::PartialImage) {
         if let Some(events) = &self.events {
             self.committed.store(true, Ordering::Relaxed);
-            _ = events.send(Event::PartialImage(preview)).await;
+            _ = events.send(Ok(Event::PartialImage(preview))).await;
         }
     }
 

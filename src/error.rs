@@ -478,6 +478,12 @@ impl Error {
         self.violations.iter().map(|v| violation(&v.path, &v.message)).collect()
     }
 
+    /// `error.code` for OpenAI's error object. A refusal always says so, whatever its provider's dialect.
+    pub fn openai_code(&self) -> Option<&str> {
+        let always = matches!(self.kind, ErrorKind::ContentRejected | ErrorKind::QuotaExhausted);
+        self.code.as_deref().or_else(|| self.kind.openai_code().filter(|_| always))
+    }
+
     /// `error.type` for OpenAI's error object.
     pub fn openai_type(&self) -> Cow<'_, str> {
         self.error_type.as_deref().map_or(Cow::Borrowed(self.kind.openai_type()), Cow::Borrowed)

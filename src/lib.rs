@@ -6,6 +6,7 @@ pub mod egress;
 pub mod error;
 pub mod gateway;
 pub mod images;
+mod merge;
 pub mod params;
 pub mod pb;
 pub mod provider;

@@ -163,9 +163,11 @@ impl Servers {
         };
         info!("draining");
         self.ready.store(false, Ordering::Relaxed);
-        for health in &self.health {
+        for health in &mut self.health {
             for service in [ROUTER, WORKER, ""] {
                 health.set_service_status(service, ServingStatus::NotServing).await;
+                // Ends the streams of those who watch it, which would hold up draining.
+                health.clear_service_status(service).await;
             }
         }
         self.draining.cancel();

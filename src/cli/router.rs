@@ -54,8 +54,10 @@ pub async fn serve(origin: Origin, defaults: Listen) -> Result<()> {
     }
     if let Some(address) = listen.http {
         let files = Arc::new(Files::new(&settings.data_dir, settings.image_lifetime));
-        let shim = Shim::new(Arc::new(router.clone()), Arc::clone(&files), settings.public_url.as_deref());
-        servers.http("http", address, shim.routes(settings.limits.max_body_bytes)).await?;
+        let public_url = settings.public_url.as_deref();
+        let limit = settings.limits.max_body_bytes;
+        let shim = Shim::new(Arc::new(router.clone()), Arc::clone(&files), public_url, limit);
+        servers.http("http", address, shim.routes()).await?;
         servers.background(async move { files.keep_swept().await });
     }
     servers.background(gateway.watch(Some(router)));

@@ -55,12 +55,12 @@ impl Shim {
             Remote::new(transport::channel(&self.router).map_err(|reason| anyhow!("--router: {reason}"))?);
         let files = Arc::new(Files::new(&self.data_dir, Duration::from_secs(self.image_lifetime_s)));
         let public_url = self.public_url.as_deref().map(|url| url.trim_end_matches('/'));
-        let shim = shim::Shim::new(Arc::new(router), Arc::clone(&files), public_url);
+        let shim = shim::Shim::new(Arc::new(router), Arc::clone(&files), public_url, self.max_body_bytes);
         let mut servers = Servers::new(Duration::from_secs(self.shutdown_grace_s));
         if let Some(address) = self.admin {
             servers.admin(address, metrics).await?;
         }
-        servers.http("http", self.listen, shim.routes(self.max_body_bytes)).await?;
+        servers.http("http", self.listen, shim.routes()).await?;
         servers.background(async move { files.keep_swept().await });
         servers.run().await
     }

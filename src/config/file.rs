@@ -326,6 +326,9 @@ fn read_virtual_key(
     let base_url = object
         .text("base_url")
         .and_then(|url| plan::operator_host(url).map_err(|message| object.problem("base_url", message)).ok());
+    let options = object.texts_where(spec::is_provider_option).into_iter().collect();
+    let key_is_missing = object.value("api_key").is_none_or(|key| key.as_str() == Some(""));
+    object.report_unknown();
     let credential = match (key, held_by_worker) {
         (Some(_), true) => {
             object.problem("api_key", "a credential is either written here or held by the worker, not both");
@@ -335,20 +338,19 @@ fn read_virtual_key(
         (None, true) => Credential::HeldByWorker(id.to_owned()),
         (None, false) if provider.is_some_and(|provider| keyless.contains(provider)) => Credential::None,
         (None, false) => {
-            if !object.has("api_key") || object.text("api_key") == Some("") {
+            // A key that could not be filled in, or is no text, has been reported already.
+            if key_is_missing {
                 object.problem("api_key", "Required: write the key as { env: NAME }, or `held_by: worker`");
             }
             return None;
         }
     };
-    let options = object.texts_where(spec::is_provider_option);
-    object.finish();
     Some(Upstream {
         provider: provider?.to_owned(),
         virtual_key: Some(id.to_owned()),
         credential,
         base_url,
-        options: options.into_iter().collect(),
+        options,
     })
 }
 

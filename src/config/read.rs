@@ -199,6 +199,11 @@ impl<'a> Object<'a> {
 
     /// Reports every field that nobody asked for.
     pub fn finish(self) {
+        self.report_unknown();
+    }
+
+    /// As [`Object::finish`], for a reader that still has something to say about known fields.
+    pub fn report_unknown(&self) {
         let known = self.known.iter().filter(|name| !name.chars().any(char::is_uppercase));
         let known: Vec<&str> = known.map(String::as_str).collect();
         for name in self.fields.keys().filter(|name| !self.known.contains(*name)) {

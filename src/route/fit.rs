@@ -58,8 +58,15 @@ pub fn fit<'a>(
     fit.extras(&record.name)?;
     fit.partial_images();
     let wish = Wish { format, compression: fit.compression(format)?, exact_size };
-    let Fit { request, notes, .. } = fit;
-    Ok(Fitted { calls: fan_out(request, capability), capability, wish, warnings: notes.warnings })
+    let Fit { request, mut notes, .. } = fit;
+    let model = request.model.clone();
+    let calls = fan_out(request, capability);
+    if calls.len() > 1 {
+        let detail =
+            format!("{model} makes {} per call; made by {} calls", capability.max_n.max(1), calls.len());
+        notes.add("n", Action::Emulated, detail);
+    }
+    Ok(Fitted { calls, capability, wish, warnings: notes.warnings })
 }
 
 /// Changes made so far, under the rule for making them.
@@ -511,6 +518,7 @@ mod tests {
                 "guidance ACTION_ADJUSTED",
                 "negative_prompt ACTION_DROPPED",
                 "tiling ACTION_DROPPED",
+                "n ACTION_EMULATED",
             ]
         );
         assert_eq!(
@@ -531,7 +539,7 @@ mod tests {
         let provider = provider();
         let request = request(json!({"model": "free", "prompt": "a cat", "n": 6}));
         let fitted = fit_it(&request, &provider).unwrap();
-        assert!(fitted.warnings.is_empty());
+        assert_eq!(said(&fitted), ["n ACTION_EMULATED"]);
         assert_eq!(fitted.calls.iter().map(|call| call.n).collect::<Vec<_>>(), [Some(4), Some(2)]);
     }
 

@@ -17,18 +17,18 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use futures::{FutureExt as _, Stream, StreamExt as _, stream};
+use futures::{Stream, StreamExt as _};
 use http::HeaderMap;
 use tokio::{sync::mpsc, time::Instant};
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 pub use self::workers::Workers;
 use crate::{
-    call::{Call, Record, Reply, RequestContext},
+    call::{Call, Events, Record, Reply, RequestContext},
     config::{Settings, file::Scope, plan::Plan},
     error::{Error, Result},
     images::probe,
+    merge::merge,
     params,
     pb::{
         self, Operation, input_image::Source, router_service_server::RouterService,
@@ -44,6 +44,11 @@ pub type EventStream =
 
 /// A router in this process, or the adapter of one elsewhere: the same to its callers.
 pub type SharedRouter = Arc<dyn RouterService<StreamImageStream = EventStream>>;
+
+/// Metadata of an answer that streams.
+pub const REQUEST_ID: &str = "x-imagegate-request-id";
+/// Metadata of an answer that streams.
+pub const TRACE_ID: &str = "x-portkey-trace-id";
 
 /// Previews and progress that may wait for a slow reader.
 const EVENTS_WAITING: usize = 16;
@@ -108,7 +113,7 @@ impl Router {
         headers: &HeaderMap,
         image: Option<pb::ImageRequest>,
         operation: Operation,
-        events: Option<mpsc::Sender<Event>>,
+        events: Option<Events>,
     ) -> Result<Started> {
         let request_id = uuid::Uuid::now_v7().to_string();
         let trace_id = trace_id(headers).unwrap_or_else(|| request_id.clone());
@@ -129,7 +134,7 @@ impl Router {
         headers: &HeaderMap,
         image: Option<pb::ImageRequest>,
         operation: Operation,
-        events: Option<mpsc::Sender<Event>>,
+        events: Option<Events>,
         request_id: &str,
         trace_id: &str,
     ) -> Result<Started> {
@@ -185,7 +190,7 @@ impl Started {
     }
 
     /// The answer as the events of a stream.
-    async fn run_to_events(self) -> Vec<std::result::Result<pb::StreamImageResponse, Status>> {
+    async fn run_to_events(self) -> Vec<std::result::Result<Event, Status>> {
         let (ctx, reply) = match self.run().await {
             Ok(answered) => answered,
             Err(error) => return vec![Err(error.into())],
@@ -199,7 +204,7 @@ impl Started {
             result.images.push(image);
         }
         events.push(Event::Result(result));
-        events.into_iter().map(|event| Ok(pb::StreamImageResponse { event: Some(event) })).collect()
+        events.into_iter().map(Ok).collect()
     }
 }
 
@@ -310,12 +315,17 @@ impl RouterService for Router {
         let image = request.get_mut().image.take();
         let (sender, receiver) = mpsc::channel(EVENTS_WAITING);
         let started = self.start(request.metadata().as_ref(), image, Operation::Unspecified, Some(sender))?;
-        let previews =
-            ReceiverStream::new(receiver).map(|event| Ok(pb::StreamImageResponse { event: Some(event) }));
-        let answer = started.run_to_events().into_stream().flat_map(stream::iter);
-        // What waits in the channel was said before the answer was complete.
-        let events = stream::select_with_strategy(previews, answer, |(): &mut ()| stream::PollNext::Left);
-        Ok(Response::new(Box::pin(events)))
+        let ctx = Arc::clone(&started.call.ctx);
+        let events = merge(receiver, started.run_to_events())
+            .map(|event| Ok(pb::StreamImageResponse { event: Some(event?) }));
+        let mut response: Response<EventStream> = Response::new(Box::pin(events));
+        // Known at once, for those who have to send headers before the first preview.
+        for (name, id) in [(REQUEST_ID, &ctx.request_id), (TRACE_ID, &ctx.trace_id)] {
+            if let Ok(id) = id.parse() {
+                response.metadata_mut().insert(name, id);
+            }
+        }
+        Ok(response)
     }
 
     async fn list_models(

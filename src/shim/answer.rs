@@ -142,7 +142,7 @@ pub fn error_body(error: &Error) -> Value {
             "message": error.message,
             "type": error.openai_type(),
             "param": error.param,
-            "code": error.code,
+            "code": error.openai_code(),
         },
     });
     if !error.provider.is_empty() {

@@ -10,14 +10,14 @@ use axum::{
 use bytes::Bytes;
 use futures::{StreamExt as _, stream};
 use serde_json::{Map, Value};
-use tonic::Status;
+use tonic::{Status, metadata::MetadataMap};
 
 use super::{answer, encode::Encoder};
 use crate::{
     error::Error,
     images::Pieces,
     pb::{self, Operation, stream_image_response::Event},
-    router::EventStream,
+    router::{EventStream, REQUEST_ID, TRACE_ID},
 };
 
 /// What the events of an operation are called.
@@ -34,7 +34,9 @@ impl Names {
 }
 
 /// Answers with events. The first one is waited for, so that a failure before any answer has its own status.
-pub async fn respond(mut events: EventStream, names: Names, request: &HeaderMap) -> Response {
+pub async fn respond(answer: tonic::Response<EventStream>, names: Names, request: &HeaderMap) -> Response {
+    let ids = ids(answer.metadata());
+    let mut events = answer.into_inner();
     let first = match next_event(&mut events).await {
         Some(Ok(event)) => event,
         Some(Err(status)) => return answer::error(&Error::from_status(&status), request),
@@ -45,10 +47,11 @@ pub async fn respond(mut events: EventStream, names: Names, request: &HeaderMap)
     let mut writer = Writer { names, created_at, images: Vec::new() };
     let mut headers = HeaderMap::new();
     let report = match &first {
-        Event::Result(result) => result.report.clone(),
-        _ => None,
+        Event::Result(result) => result.report.clone().unwrap_or_default(),
+        // Who will answer is not known before the first preview; which request it is, is.
+        _ => ids,
     };
-    answer::report_headers(&mut headers, &report.unwrap_or_default(), request);
+    answer::report_headers(&mut headers, &report, request);
     let start = writer.write(Ok(first));
     let rest = events.map(move |event| {
         writer.write(event.and_then(|event| event.event.ok_or_else(|| Status::internal("an empty event"))))
@@ -59,6 +62,11 @@ pub async fn respond(mut events: EventStream, names: Names, request: &HeaderMap)
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     response
+}
+
+fn ids(metadata: &MetadataMap) -> pb::RouteReport {
+    let id = |name| metadata.get(name).and_then(|id| id.to_str().ok()).unwrap_or_default().to_owned();
+    pb::RouteReport { request_id: id(REQUEST_ID), trace_id: id(TRACE_ID), ..Default::default() }
 }
 
 /// The next event that clients of this API can see.

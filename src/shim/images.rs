@@ -56,7 +56,7 @@ pub async fn deployment_edits(
 
 async fn handle(shim: Shim, request: Request, operation: Operation, deployment: Option<String>) -> Response {
     let headers = request.headers().clone();
-    let answered = match request::read(request, operation).await {
+    let answered = match request::read(request, operation, shim.max_body_bytes).await {
         Ok(mut parsed) => {
             if let Some(deployment) = deployment {
                 parsed.image.model = deployment;
@@ -77,12 +77,11 @@ async fn answer(shim: &Shim, parsed: Parsed, operation: Operation, headers: &Hea
     let asked = image.output.map_or(Delivery::Unspecified, |output| output.delivery());
     let asked_model = image.model.clone();
     let message = to_router(pb::StreamImageRequest { image: Some(image) }, headers);
-    let events =
-        shim.router.stream_image(message).await.map_err(|status| Error::from_status(&status))?.into_inner();
+    let events = shim.router.stream_image(message).await.map_err(|status| Error::from_status(&status))?;
     if stream {
         return Ok(events::respond(events, events::Names::of(operation), headers).await);
     }
-    let (result, images) = collect(events).await?;
+    let (result, images) = collect(events.into_inner()).await?;
     let delivery = delivery(asked, &asked_model, &result);
     let mut given = Vec::with_capacity(images.len());
     for (image, pieces) in result.images.iter().zip(images) {

@@ -35,16 +35,23 @@ pub struct Shim {
     files: Arc<Files>,
     /// How clients reach us; else the request's own host.
     public_url: Option<Arc<str>>,
+    max_body_bytes: usize,
 }
 
 impl Shim {
     /// A shim in front of a router.
-    pub fn new(router: SharedRouter, files: Arc<Files>, public_url: Option<&str>) -> Self {
-        Self { router, files, public_url: public_url.map(Into::into) }
+    /// Larger request bodies than `max_body_bytes` are refused.
+    pub fn new(
+        router: SharedRouter,
+        files: Arc<Files>,
+        public_url: Option<&str>,
+        max_body_bytes: usize,
+    ) -> Self {
+        Self { router, files, public_url: public_url.map(Into::into), max_body_bytes }
     }
 
-    /// All routes. Larger request bodies than `max_body_bytes` are refused.
-    pub fn routes(self, max_body_bytes: usize) -> Router {
+    /// All routes.
+    pub fn routes(self) -> Router {
         let images = Router::new()
             .route("/images/generations", post(images::generations))
             .route("/images/edits", post(images::edits))
@@ -62,7 +69,7 @@ impl Shim {
             .route("/v1/images/files/{id}", get(files::get))
             .fallback(not_found)
             .method_not_allowed_fallback(method_not_allowed)
-            .layer(DefaultBodyLimit::max(max_body_bytes))
+            .layer(DefaultBodyLimit::max(self.max_body_bytes))
             .with_state(self)
     }
 

@@ -5,18 +5,25 @@
 use std::{borrow::Cow, collections::BTreeMap};
 
 use axum::{
+    body::Body,
     extract::{FromRequest as _, Multipart, Request},
-    http::header::CONTENT_TYPE,
+    http::header::{CONTENT_LENGTH, CONTENT_TYPE},
 };
 use bytes::Bytes;
+use http_body_util::BodyExt as _;
 use serde::Deserialize;
 use serde_json::{Value, value::RawValue};
+use tokio::time::{Duration, Instant, timeout};
 
 use crate::{
     error::{Error, Result},
     params,
     pb::{self, ImageRequest, InputImage, InputRole, MaskPolarity, Operation, input_image::Source},
 };
+
+/// How long a body that is thrown away may take, and how long it may pause.
+const DRAIN_AT_MOST: Duration = Duration::from_secs(10);
+const DRAIN_IDLE: Duration = Duration::from_millis(200);
 
 /// What a client asked for.
 #[derive(Debug, Default)]
@@ -28,7 +35,11 @@ pub struct Parsed {
 }
 
 /// Reads a request's body, JSON or multipart as its content type says.
-pub async fn read(request: Request, operation: Operation) -> Result<Parsed> {
+pub async fn read(request: Request, operation: Operation, max_body_bytes: usize) -> Result<Parsed> {
+    if announced_length(&request).is_some_and(|length| length > max_body_bytes) {
+        drain(request.into_body()).await;
+        return Err(too_large());
+    }
     let content_type = request.headers().get(CONTENT_TYPE).map_or("", |value| value.to_str().unwrap_or("?"));
     let media_type = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     let mut parsed = match media_type.as_str() {
@@ -50,11 +61,29 @@ async fn read_body(request: Request) -> Result<Bytes> {
         .map_err(|rejection| too_large_or_broken(rejection.status().as_u16()))
 }
 
+fn announced_length(request: &Request) -> Option<usize> {
+    request.headers().get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+/// Throws away what a client still sends: one that is busy writing does not see an answer, only that its
+/// connection broke. One that waits for an answer before it writes is not kept waiting.
+async fn drain(mut body: Body) {
+    let deadline = Instant::now() + DRAIN_AT_MOST;
+    while Instant::now() < deadline {
+        match timeout(DRAIN_IDLE, body.frame()).await {
+            Ok(Some(Ok(_))) => {}
+            Ok(Some(Err(_)) | None) | Err(_) => return,
+        }
+    }
+}
+
+fn too_large() -> Error {
+    Error::invalid("body", "the request body is too large").with_status(413).with_code("body_too_large")
+}
+
 fn too_large_or_broken(status: u16) -> Error {
     if status == 413 {
-        return Error::invalid("body", "the request body is too large")
-            .with_status(413)
-            .with_code("body_too_large");
+        return too_large();
     }
     Error::invalid("body", "the request body could not be read")
 }

@@ -4,9 +4,8 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use arc_swap::ArcSwap;
-use futures::{FutureExt as _, StreamExt as _, stream};
+use futures::{FutureExt as _, StreamExt as _};
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 use url::Url;
 
@@ -19,6 +18,7 @@ use crate::{
     config::spec::Secret,
     error::{Error, ErrorKind, Result},
     images::Pieces,
+    merge::merge,
     pb::{
         self, credential::Credential, generate_response::Event, input_image::Source,
         worker_service_server::WorkerService,
@@ -31,6 +31,9 @@ const MAX_FETCH_BYTES: usize = 64 << 20;
 
 /// Events that may wait for a slow reader.
 const EVENTS_WAITING: usize = 4;
+
+/// Where previews and progress go. The other end also takes the answer, which may fail.
+type Events = mpsc::Sender<std::result::Result<Event, Status>>;
 
 /// Credentials that the worker holds itself, by name.
 pub type Secrets = BTreeMap<String, Secret>;
@@ -80,7 +83,7 @@ impl HttpWorker {
         Ok((Job { request, base_url, api_key, options }, trust, headers))
     }
 
-    async fn run(self, request: pb::GenerateRequest, events: mpsc::Sender<Event>) -> Result<Output> {
+    async fn run(self, request: pb::GenerateRequest, events: Events) -> Result<Output> {
         let (mut job, trust, headers) = self.job(request)?;
         self.fetch_inputs(&mut job).await?;
         let (job, mut request) = self.start(job).await?;
@@ -95,7 +98,7 @@ impl HttpWorker {
                 Step::Done(output) => return Ok(output),
                 Step::Next { after, request: next } => {
                     let progress = pb::Progress { fraction: None, state: "running".into() };
-                    _ = events.try_send(Event::Progress(progress));
+                    _ = events.try_send(Ok(Event::Progress(progress)));
                     tokio::time::sleep(after).await;
                     request = next;
                 }
@@ -116,12 +119,7 @@ impl HttpWorker {
         started.unwrap_or_else(|_| Err(Error::new(ErrorKind::Internal, "preparing the mask failed")))
     }
 
-    async fn read_events(
-        &self,
-        job: &Job,
-        incoming: &mut Incoming,
-        events: &mpsc::Sender<Event>,
-    ) -> Result<Output> {
+    async fn read_events(&self, job: &Job, incoming: &mut Incoming, events: &Events) -> Result<Output> {
         let mut reader = EventReader::new(self.provider.image_members());
         while let Some(event) = incoming.next_event(&mut reader).await? {
             let body = AnswerBody::Json { skeleton: event.skeleton, images: event.images };
@@ -136,7 +134,7 @@ impl HttpWorker {
                         partial_index: index,
                         image_index: 0,
                     };
-                    _ = events.send(Event::PartialImage(preview)).await;
+                    _ = events.send(Ok(Event::PartialImage(preview))).await;
                 }
                 provider::Event::Ignored => {}
             }
@@ -209,16 +207,13 @@ impl WorkerService for HttpWorker {
                 vec![Err(error.into())]
             }
         });
-        let waiting =
-            ReceiverStream::new(receiver).map(|event| Ok(pb::GenerateResponse { event: Some(event) }));
-        let answer = run.into_stream().flat_map(stream::iter);
-        let events = stream::select_with_strategy(waiting, answer, |(): &mut ()| stream::PollNext::Left);
+        let events = merge(receiver, run).map(|event| Ok(pb::GenerateResponse { event: Some(event?) }));
         Ok(Response::new(Box::pin(events)))
     }
 }
 
 /// The images in their order, then the end.
-fn finished(mut output: Output) -> Vec<std::result::Result<pb::GenerateResponse, Status>> {
+fn finished(mut output: Output) -> Vec<std::result::Result<Event, Status>> {
     let mut events = Vec::with_capacity(output.images.len() + 1);
     for (image_index, image) in (0..).zip(&mut output.images) {
         let data = std::mem::take(&mut image.data);
@@ -233,7 +228,7 @@ fn finished(mut output: Output) -> Vec<std::result::Result<pb::GenerateResponse,
         warnings: output.warnings,
         reported_cost_usd: output.reported_cost_usd,
     }));
-    events.into_iter().map(|event| Ok(pb::GenerateResponse { event: Some(event) })).collect()
+    events.into_iter().map(Ok).collect()
 }
 
 impl std::fmt::Debug for HttpWorker {
