@@ -290,12 +290,12 @@ fn leaf(
 ) -> Option<Plan> {
     let named = named_in_model(&mut inherited.override_params);
     let slug = spec.virtual_key.as_deref().or_else(|| spec.provider.as_deref()?.strip_prefix('@'));
-    if let (Some(named), Some(slug)) = (named.as_deref(), slug) {
-        if named != slug {
-            let message = format!("the model names virtual key \"{named}\", the target \"{slug}\"");
-            problems.add(join(&spec.path, "override_params.model"), message);
-            return None;
-        }
+    if let (Some(named), Some(slug)) = (named.as_deref(), slug)
+        && named != slug
+    {
+        let message = format!("the model names virtual key \"{named}\", the target \"{slug}\"");
+        problems.add(join(&spec.path, "override_params.model"), message);
+        return None;
     }
     let source = if let Some(slug) = slug.or(named.as_deref()) {
         let field = if spec.virtual_key.is_some() { "virtual_key" } else { "provider" };

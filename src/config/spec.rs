@@ -318,10 +318,10 @@ fn read_conditions(object: &mut Object<'_>) {
 }
 
 fn read_cache(mut object: Object<'_>) {
-    if let Some(mode) = object.required("mode") {
-        if !matches!(mode.as_str(), Some("simple" | "semantic")) {
-            object.problem("mode", "Invalid 'cache.mode' value. Must be one of: simple, semantic");
-        }
+    if let Some(mode) = object.required("mode")
+        && !matches!(mode.as_str(), Some("simple" | "semantic"))
+    {
+        object.problem("mode", "Invalid 'cache.mode' value. Must be one of: simple, semantic");
     }
     object.number("max_age");
     object.text("namespace");

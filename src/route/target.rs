@@ -335,7 +335,7 @@ impl Attempt<'_> {
     }
 
     async fn convert(&self, pieces: Pieces) -> Result<Pieces> {
-        let wish = self.fitted.wish.clone();
+        let wish = self.fitted.wish;
         let converted =
             tokio::task::spawn_blocking(move || convert::convert(&pieces.into_bytes(), &wish)).await;
         match converted {

@@ -103,10 +103,10 @@ pub fn resolve(
         };
         (saved_config(id, settings)?, id.clone())
     };
-    if let (Plan::Target(target), None) = (&*plan, &upstream) {
-        if matches!(target.source, Source::Request) {
-            return Err(no_provider());
-        }
+    if let (Plan::Target(target), None) = (&*plan, &upstream)
+        && matches!(target.source, Source::Request)
+    {
+        return Err(no_provider());
     }
     Ok(Resolved { plan, route, caller, upstream, overrides })
 }

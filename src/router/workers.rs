@@ -54,10 +54,10 @@ impl Workers {
             Error::unsupported("provider", format!("there is no worker for provider {provider}"))
         })?;
         let known = entry.known();
-        if let Some((at, record)) = &known {
-            if at.elapsed() < FRESH {
-                return Ok((Arc::clone(&entry.worker), Arc::clone(record)));
-            }
+        if let Some((at, record)) = &known
+            && at.elapsed() < FRESH
+        {
+            return Ok((Arc::clone(&entry.worker), Arc::clone(record)));
         }
         let record = match (entry.describe(provider).await, known) {
             (Ok(record), _) => Arc::new(record),

@@ -5,7 +5,7 @@
 
 use std::{
     collections::VecDeque,
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -284,8 +284,7 @@ impl Resolve for Guard {
         let egress = self.0.load_full();
         Box::pin(async move {
             let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
-            let permitted: Vec<SocketAddr> =
-                found.filter(|address| egress.permits(IpAddr::from(address.ip()))).collect();
+            let permitted: Vec<SocketAddr> = found.filter(|address| egress.permits(address.ip())).collect();
             if permitted.is_empty() {
                 return Err(Forbidden.into());
             }
