@@ -71,7 +71,7 @@ def test_adjusted_parameters_are_in_the_warnings(client):
     assert [(image.width, image.height) for image in answer.result.images] == [(1024, 1024)] * 2
     warnings = {warning.field: warning for warning in answer.result.report.warnings}
     assert "1024x1024" in warnings["size"].detail
-    assert "n" in warnings
+    assert "n" in warnings, "two calls for two images are a fact that the caller should know"
 
 
 def test_costs_are_lines_and_unknown_is_not_zero(client):

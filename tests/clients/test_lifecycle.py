@@ -151,7 +151,7 @@ def test_sighup_reads_the_file_again(serve, stability_api, openai_api):
 def test_requests_in_flight_survive_a_change_of_the_file(serve, stability_api, openai_api):
     config = founding_config(stability_api, openai_api, default_config="pc-openai")
     gateway = serve(config)
-    openai_api.always = faults.hold()
+    openai_api.script.append(faults.hold())
     answers = []
     caller = threading.Thread(target=lambda: answers.append(gateway.post(body=GPT)))
     caller.start()

@@ -82,7 +82,7 @@ def test_three_images_from_dalle_3_are_three_calls_with_one_each(founding, opena
     )
     assert sizes(answer) == [(1024, 1024)] * 3
     assert [call.json().get("n", 1) for call in openai_api.calls] == [1, 1, 1]
-    assert "n" in answer.headers["x-imagegate-warnings"]
+    assert "n emulated" in answer.headers["x-imagegate-warnings"]
     assert all(image["revised_prompt"] for image in answer.json()["data"])
 
 
