@@ -176,7 +176,8 @@ impl Settings {
             from_caller: false,
         };
         let configs = read_configs(&mut file, known);
-        let names: Vec<&str> = configs.keys().map(String::as_str).collect();
+        // Also those that could not be read: they have been reported, and are not missing.
+        let names: Vec<&str> = file.map("configs").into_iter().flatten().map(|(id, _)| id.as_str()).collect();
         let callers = read_callers(&mut file, &names);
         let default_config = file.text("default_config").map(str::to_owned);
         check_config_id(&file, "default_config", default_config.as_deref(), &names);
@@ -415,10 +416,7 @@ fn read_callers(file: &mut Object<'_>, configs: &[&str]) -> Callers {
 
 fn check_config_id(object: &Object<'_>, field: &str, id: Option<&str>, configs: &[&str]) {
     if let Some(id) = id.filter(|id| !configs.contains(id)) {
-        // A config that could not be read has been reported already.
-        if object.problems().is_empty() {
-            object.problem(field, format!("config \"{id}\" does not exist{}", suggestion(id, configs)));
-        }
+        object.problem(field, format!("config \"{id}\" does not exist{}", suggestion(id, configs)));
     }
 }
 

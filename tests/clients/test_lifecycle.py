@@ -157,7 +157,7 @@ def test_requests_in_flight_survive_a_change_of_the_file(serve, stability_api, o
     caller.start()
     openai_api.wait_for_calls(1)
     gateway.write_config({**config, "default_config": "pc-stability"})
-    gateway.wait_for_log(lambda fields: fields.get("message") == "configuration reloaded")
+    gateway.front.wait_for_log(lambda fields: fields.get("message") == "configuration reloaded")
     assert provider(gateway) == "stability-ai"
     openai_api.release()
     caller.join(30)
