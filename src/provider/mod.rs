@@ -145,7 +145,7 @@ pub struct BadBase64;
 
 /// The place of an image that was taken out of a JSON document.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ImageRef(usize);
+pub struct ImageRef(Option<usize>);
 
 /// The tail end of an [`ImageRef`] in a skeleton; a leading NUL cannot be in base64.
 pub const IMAGE_REF_PREFIX: &str = "\u{0}@";
@@ -244,10 +244,12 @@ impl Answer {
 
     /// Moves an image out of the answer.
     pub fn take_image(&mut self, place: &ImageRef) -> Result<Bytes> {
+        // Some servers send an empty text beside an address.
+        let Some(index) = place.0 else { return Ok(Bytes::new()) };
         let AnswerBody::Json { images, .. } = &mut self.body else {
             return Err(Error::bad_answer("the answer carries no image"));
         };
-        match images.get_mut(place.0) {
+        match images.get_mut(index) {
             Some(Ok(data)) => Ok(std::mem::take(data)),
             Some(Err(BadBase64)) => Err(Error::bad_answer("the answer's image is not valid base64")),
             None => Err(Error::bad_answer("the answer carries no image")),
@@ -332,9 +334,12 @@ impl fmt::Debug for Job {
 impl<'de> serde::Deserialize<'de> for ImageRef {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
         let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+        if text.is_empty() {
+            return Ok(Self(None));
+        }
         text.strip_prefix(IMAGE_REF_PREFIX)
             .and_then(|index| index.parse().ok())
-            .map(Self)
+            .map(|index| Self(Some(index)))
             .ok_or_else(|| serde::de::Error::custom("expected an image in base64"))
     }
 }
