@@ -73,6 +73,7 @@ pub async fn run(target: &Target, call: &Call) -> Result<Reply> {
         let pause = policy.and_then(|policy| retry::pause(policy, retries, &error, ctx.remaining(), dice()));
         let Some(pause) = pause else {
             ctx.record.warn(at_target(&fitted.warnings, target));
+            ctx.record.set_retry_count(retry::count(policy, retries, &error));
             return Err(error);
         };
         tokio::time::sleep(pause).await;
