@@ -277,11 +277,6 @@ impl Worker {
         requests.remove(0)
     }
 
-    /// Calls that ended before they were finished.
-    pub fn dropped(&self) -> usize {
-        *self.dropped.borrow()
-    }
-
     /// Waits until that many calls have come.
     pub async fn is_called(&self, times: usize) {
         reaches(&self.called, times).await;
