@@ -181,7 +181,7 @@ async fn a_child_replaces_its_parents_retry() {
 #[tokio::test(start_paused = true)]
 async fn the_provider_says_how_long_to_wait_where_the_config_lets_it() {
     both_ways(async |mode| {
-        for (heeds, at_least, at_most) in [(true, 7000 * MS, 7050 * MS), (false, 0 * MS, 1050 * MS)] {
+        for (heeds, at_least, at_most) in [(true, 7000 * MS, 7050 * MS), (false, Duration::ZERO, 1050 * MS)] {
             let worker = Worker::paint().script("a", [rate_limited(7000 * MS), Outcome::Good]);
             let retry = json!({"retry": {"attempts": 1, "use_retry_after_header": heeds}});
             let gateway = Gateway::over(mode, &worker, &with(target("a"), &retry));
@@ -202,7 +202,7 @@ async fn a_pause_that_outlasts_the_caller_is_not_made() {
         let gateway = Gateway::over(mode, &worker, &with(fallback(&["a", "b"]), &retry));
         let started = Instant::now();
         let result = gateway.generate_within(5000 * MS, &nothing()).await.unwrap();
-        assert_about(started.elapsed(), 0 * MS);
+        assert_about(started.elapsed(), Duration::ZERO);
         assert_eq!(report(&result).target, "config.targets[1]");
         assert_eq!(worker.models_called(), ["a", "b"]);
     })
