@@ -85,6 +85,7 @@ struct Happened {
     attempts: Vec<pb::Attempt>,
     cost_lines: Vec<pb::CostLine>,
     warnings: Vec<pb::Warning>,
+    retry_count: i32,
 }
 
 /// An attempt that has begun. One that is dropped unfinished was cancelled, and may have been billed.
@@ -195,6 +196,16 @@ impl Record {
     /// Warnings of targets that did not answer.
     pub fn warnings(&self) -> Vec<pb::Warning> {
         self.lock().warnings.clone()
+    }
+
+    /// Retries of the last target that failed, see `RouteReport.retry_count`.
+    pub fn retry_count(&self) -> i32 {
+        self.lock().retry_count
+    }
+
+    /// Notes how the retries of a target ended that failed.
+    pub fn set_retry_count(&self, count: i32) {
+        self.lock().retry_count = count;
     }
 
     /// Adds what a target had to change, for a request that fails in the end.

@@ -20,7 +20,9 @@ pub async fn run(fallback: &Fallback, call: &Call) -> Result<Reply> {
         let goes_on =
             may_go_on(fallback, &error) && !call.ctx.is_committed() && !call.ctx.remaining().is_zero();
         // A target that was only skipped has nothing to say about why the others failed.
-        if error.kind != ErrorKind::Unsupported || last.is_none() {
+        if error.kind != ErrorKind::Unsupported
+            || last.as_ref().is_none_or(|last| last.kind == ErrorKind::Unsupported)
+        {
             last = Some(error);
         }
         if !goes_on {

@@ -26,6 +26,15 @@ pub fn pause(retry: &Retry, retries: u32, error: &Error, remaining: Duration, di
     (pause < remaining).then_some(pause)
 }
 
+/// What a target that failed in the end reports of its retries: how many there were, or -1 if only patience was
+/// missing for another.
+pub fn count(retry: Option<&Retry>, retries: u32, error: &Error) -> i32 {
+    if retry.is_some_and(|retry| retry.attempts > 0 && is_worth_it(retry, error)) {
+        return -1;
+    }
+    i32::try_from(retries).unwrap_or(i32::MAX)
+}
+
 fn is_worth_it(retry: &Retry, error: &Error) -> bool {
     let listed = retry.on_status_codes.iter().any(|status| error.matches_status(*status));
     match error.kind {

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use futures::{StreamExt as _, future::try_join_all};
 use tokio::time::{Instant, timeout_at};
-use tonic::Request;
+use tonic::{Request, Status};
 
 use super::{
     cost,
@@ -20,6 +20,9 @@ use crate::{
     pb::{self, FinishReason, ImageFormat, generate_response::Event},
     worker::SharedWorker,
 };
+
+/// How far timers of the same deadline may be apart: `grpc-timeout` is rounded to milliseconds, and so are timers.
+const TIMER_GRAIN: Duration = Duration::from_millis(10);
 
 /// Tries one target, again where its retry policy says so.
 pub async fn run(target: &Target, call: &Call) -> Result<Reply> {
@@ -70,6 +73,7 @@ pub async fn run(target: &Target, call: &Call) -> Result<Reply> {
         let pause = policy.and_then(|policy| retry::pause(policy, retries, &error, ctx.remaining(), dice()));
         let Some(pause) = pause else {
             ctx.record.warn(at_target(&fitted.warnings, target));
+            ctx.record.set_retry_count(retry::count(policy, retries, &error));
             return Err(error);
         };
         tokio::time::sleep(pause).await;
@@ -269,13 +273,18 @@ impl Attempt<'_> {
             request_id: self.ctx.request_id.clone(),
         });
         message.set_timeout(deadline.saturating_duration_since(Instant::now()));
-        let answer = self.worker.generate(message).await.map_err(|status| Error::from_status(&status))?;
-        let mut events = answer.into_inner();
+        let mut events = match self.worker.generate(message).await {
+            Ok(answer) => answer.into_inner(),
+            Err(status) => return Err(self.failure(&status, deadline).await),
+        };
         let wanted = request.wanted();
         let mut pieces = vec![Pieces::default(); wanted];
         while let Some(event) = events.next().await {
-            let event = event.map_err(|status| Error::from_status(&status))?;
-            match event.event {
+            let event = match event {
+                Ok(event) => event.event,
+                Err(status) => return Err(self.failure(&status, deadline).await),
+            };
+            match event {
                 Some(Event::Progress(progress)) => self.ctx.progress(progress),
                 Some(Event::PartialImage(mut preview)) => {
                     preview.image_index += u32::try_from(offset).unwrap_or_default();
@@ -292,6 +301,24 @@ impl Attempt<'_> {
             }
         }
         Err(Error::bad_answer("the worker's answer ended early"))
+    }
+
+    /// What the worker's status means. "Cancelled" is never our caller's doing: had it gone, nobody would wait
+    /// here. tonic says it when a deadline passes, a worker when it stops.
+    async fn failure(&self, status: &Status, deadline: Instant) -> Error {
+        let error = Error::from_status(status);
+        match error.kind {
+            // The attempt's own limit is about to say so, in the words that callers and configs know.
+            ErrorKind::Cancelled | ErrorKind::Timeout if Instant::now() + TIMER_GRAIN >= deadline => {
+                std::future::pending().await
+            }
+            ErrorKind::Cancelled => Error::transport(
+                ErrorKind::Unavailable,
+                pb::BillingClass::Unknown,
+                "the worker gave up the call",
+            ),
+            _ => error,
+        }
     }
 
     /// A success is an image: as many as were asked for, complete, in a format we can name.

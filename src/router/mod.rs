@@ -146,7 +146,7 @@ impl Router {
         }
         check(&image)?;
         let total = state.settings.limits.total_timeout;
-        let limit = grpc_timeout(headers).map_or(total, |limit| limit.min(total));
+        let limit = grpc_timeout(headers).map_or(total, |limit| answer_within(limit).min(total));
         let ctx = Arc::new(RequestContext {
             request_id: request_id.to_owned(),
             trace_id: trace_id.to_owned(),
@@ -259,6 +259,12 @@ fn trace_id(headers: &HeaderMap) -> Option<String> {
     let text = |name: &str| headers.get(name)?.to_str().ok().map(str::trim).filter(|text| !text.is_empty());
     let of_parent = || text("traceparent")?.split('-').nth(1).filter(|id| id.len() == 32);
     text("x-portkey-trace-id").or_else(of_parent).map(str::to_owned)
+}
+
+/// How long a request may take whose caller waits for `limit`. A little less: at the limit itself tonic ends
+/// the call on both sides, and the caller never learns what was tried.
+fn answer_within(limit: Duration) -> Duration {
+    limit - (limit / 20).min(Duration::from_millis(100))
 }
 
 /// Reads `grpc-timeout`: at most eight digits and a unit.

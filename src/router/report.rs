@@ -27,8 +27,7 @@ pub fn of_error(ctx: &RequestContext, mut error: Error) -> Error {
         report.target.clone_from(&last.target);
         report.provider.clone_from(&last.provider);
         report.model.clone_from(&last.model);
-        let tries = report.attempts.iter().filter(|attempt| attempt.target == last.target).count();
-        report.retry_count = if tries > 1 { -1 } else { 0 };
+        report.retry_count = ctx.record.retry_count();
     } else if let Some(skipped) = report.attempts.last() {
         report.target.clone_from(&skipped.target);
         report.provider.clone_from(&skipped.provider);

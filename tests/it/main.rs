@@ -1,0 +1,16 @@
+//! The router and its strategies, driven through the generated services with a scripted worker.
+//!
+//! Every test holds in one process and across connections; no network, no sleeping, no fixed ports.
+
+#[cfg(test)]
+mod answers;
+#[cfg(test)]
+mod callers;
+#[cfg(test)]
+mod routing;
+#[cfg(test)]
+mod simulation;
+#[cfg(test)]
+mod support;
+#[cfg(test)]
+mod timing;

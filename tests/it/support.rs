@@ -1,0 +1,582 @@
+//! A worker that does what a script says, and a router over it, in one process or across connections.
+
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    io::Cursor,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures::{StreamExt as _, stream};
+use hyper_util::rt::TokioIo;
+use imagegate::{
+    config,
+    error::{Error, Result},
+    params, pb,
+    pb::{
+        Operation, generate_response::Event, stream_image_response::Event as Answer,
+        worker_service_server::WorkerService,
+    },
+    router::{self, Router, SharedRouter, State, Workers},
+    transport,
+    worker::{self, EventStream, SharedWorker},
+};
+use serde_json::{Value, json};
+use tokio::{
+    io::DuplexStream,
+    sync::{mpsc, watch},
+    task::JoinSet,
+    time::timeout,
+};
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tonic::{
+    Request, Response, Status,
+    transport::{Channel, Endpoint},
+};
+
+/// How the roles meet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// At the generated traits: messages are moved.
+    OneProcess,
+    /// Through tonic, over a pipe in memory.
+    Connected,
+}
+
+/// What a scripted worker does with one call.
+#[derive(Clone, Debug)]
+pub enum Outcome {
+    /// As many images as asked for, in the size asked for.
+    Good,
+    /// These images.
+    Images(Vec<Bytes>),
+    /// Good images with these facts.
+    Done(Box<pb::GenerateDone>),
+    /// An error before anything else.
+    Fail(Error),
+    /// A status as a worker in another language might send it.
+    Status(Status),
+    /// An error in the middle of the image.
+    FailLate(Error),
+    /// Never an answer.
+    Silent,
+    /// Half an image, then nothing more.
+    Stalled,
+    /// The stream ends without its last event.
+    EndsEarly,
+    /// All images withheld by the provider's filter.
+    Withheld,
+    /// One image less than asked for.
+    TooFew,
+    /// Half a PNG.
+    Truncated,
+    /// A page instead of an image.
+    Html,
+    /// Something else, later.
+    After(Duration, Box<Outcome>),
+    /// That many previews first.
+    Previews(u32, Box<Outcome>),
+    /// It depends on the request.
+    By(fn(&pb::ImageRequest) -> Outcome),
+}
+
+/// A worker that follows a script.
+pub struct Worker {
+    record: pb::Provider,
+    script: Mutex<HashMap<String, VecDeque<Outcome>>>,
+    requests: Mutex<Vec<pb::GenerateRequest>>,
+    called: watch::Sender<usize>,
+    dropped: watch::Sender<usize>,
+}
+
+/// A router with its workers.
+pub struct Gateway {
+    router: SharedRouter,
+    /// Aborted when the gateway goes.
+    _servers: JoinSet<()>,
+}
+
+enum Act {
+    Wait(Duration),
+    WaitForever,
+    Say(Event),
+    Fail(Status),
+}
+
+/// Counts a call that ends before it is finished.
+struct InFlight {
+    finished: bool,
+    dropped: watch::Sender<usize>,
+}
+
+/// Tells in which mode a test failed.
+struct Trying(Mode);
+
+/// Runs a test in one process and across connections.
+pub async fn both_ways(test: impl AsyncFn(Mode)) {
+    for mode in [Mode::OneProcess, Mode::Connected] {
+        let _trying = Trying(mode);
+        test(mode).await;
+    }
+}
+
+/// A model that can do everything and takes any size.
+pub fn model(name: &str) -> pb::ModelCapability {
+    let rule = |name: &str| pb::ParameterRule { name: name.into(), ..Default::default() };
+    pb::ModelCapability {
+        model: name.into(),
+        operations: [Operation::Generate, Operation::Edit, Operation::Inpaint, Operation::Variation]
+            .map(Into::into)
+            .into(),
+        max_n: 10,
+        size: Some(pb::SizeRule {
+            rule: Some(pb::size_rule::Rule::Free(pb::FreeSize::default())),
+            auto: true,
+        }),
+        formats: vec![pb::ImageFormat::Png.into()],
+        parameters: ["seed", "style", "negative_prompt", "user", "steps"].map(rule).into(),
+        max_partial_images: 3,
+        max_inputs: 4,
+        ..Default::default()
+    }
+}
+
+/// A PNG of this size in one shade.
+pub fn png(width: u32, height: u32, shade: u8) -> Bytes {
+    encoded(&image::RgbImage::from_pixel(width, height, image::Rgb([shade, shade, shade])))
+}
+
+/// A PNG that does not compress: about three bytes per pixel.
+pub fn large_png(side: u32) -> Bytes {
+    let mut state = 1_u32;
+    encoded(&image::RgbImage::from_fn(side, side, |_, _| {
+        image::Rgb([(); 3].map(|()| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 24) as u8
+        }))
+    }))
+}
+
+fn encoded(picture: &image::RgbImage) -> Bytes {
+    let mut bytes = Cursor::new(Vec::new());
+    picture.write_to(&mut bytes, image::ImageFormat::Png).unwrap();
+    bytes.into_inner().into()
+}
+
+/// A target of the provider `paint` with this model.
+pub fn target(model: &str) -> Value {
+    json!({"provider": "paint", "override_params": {"model": model}})
+}
+
+/// A fallback over targets of the provider `paint`.
+pub fn fallback(models: &[&str]) -> Value {
+    json!({"strategy": {"mode": "fallback"}, "targets": models.iter().map(|m| target(m)).collect::<Vec<_>>()})
+}
+
+/// A config with some more fields.
+pub fn with(mut config: Value, more: &Value) -> Value {
+    for (name, value) in more.as_object().unwrap() {
+        config[name] = value.clone();
+    }
+    config
+}
+
+/// A request with these parameters and some prompt.
+pub fn ask(fields: &Value) -> pb::ImageRequest {
+    let mut request = pb::ImageRequest { prompt: "a cat".into(), ..Default::default() };
+    for (name, value) in fields.as_object().unwrap() {
+        params::set(&mut request, name, value).unwrap();
+    }
+    request
+}
+
+/// A message with these headers.
+pub fn message<T>(message: T, headers: &[(&'static str, &str)]) -> Request<T> {
+    let mut request = Request::new(message);
+    for (name, value) in headers {
+        request.metadata_mut().insert(*name, value.parse().unwrap());
+    }
+    request
+}
+
+/// `config.targets[0] rate_limited 429` for each attempt.
+pub fn attempts(report: &pb::RouteReport) -> Vec<String> {
+    let line = |attempt: &pb::Attempt| format!("{} {} {}", attempt.target, attempt.outcome, attempt.status);
+    report.attempts.iter().map(line).collect()
+}
+
+/// The report of an answer.
+pub fn report(result: &pb::ImageResult) -> &pb::RouteReport {
+    result.report.as_ref().unwrap()
+}
+
+/// Field and action of each warning.
+pub fn warnings(result: &pb::ImageResult) -> Vec<String> {
+    let line = |warning: &pb::Warning| format!("{} {}", warning.field, warning.action().as_str_name());
+    report(result).warnings.iter().map(line).collect()
+}
+
+/// An address on this machine where nobody listens.
+pub fn nowhere() -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    format!("http://{}", listener.local_addr().unwrap())
+}
+
+impl Worker {
+    /// A worker that serves the provider `paint` with the models `a` to `d`.
+    pub fn paint() -> Arc<Self> {
+        Self::new("paint", ["a", "b", "c", "d"].map(model).into())
+    }
+
+    /// A worker that serves a provider without credential.
+    pub fn new(provider: &str, models: Vec<pb::ModelCapability>) -> Arc<Self> {
+        Self::of(pb::Provider { name: provider.into(), models, keyless: true })
+    }
+
+    /// A worker that serves a provider with a credential.
+    pub fn locked(provider: &str, models: Vec<pb::ModelCapability>) -> Arc<Self> {
+        Self::of(pb::Provider { name: provider.into(), models, keyless: false })
+    }
+
+    fn of(record: pb::Provider) -> Arc<Self> {
+        Arc::new(Self {
+            record,
+            script: Mutex::default(),
+            requests: Mutex::default(),
+            called: watch::Sender::new(0),
+            dropped: watch::Sender::new(0),
+        })
+    }
+
+    /// What calls for a model meet, one after the other; the last one repeats. Without a script: `Good`.
+    pub fn script(self: &Arc<Self>, model: &str, outcomes: impl Into<VecDeque<Outcome>>) -> Arc<Self> {
+        self.script.lock().unwrap().insert(model.to_owned(), outcomes.into());
+        Arc::clone(self)
+    }
+
+    /// The calls so far.
+    pub fn requests(&self) -> Vec<pb::GenerateRequest> {
+        self.requests.lock().unwrap().clone()
+    }
+
+    /// The images that were asked for so far.
+    pub fn images(&self) -> Vec<pb::ImageRequest> {
+        self.requests().into_iter().map(|request| request.image.unwrap()).collect()
+    }
+
+    /// The models of the calls so far.
+    pub fn models_called(&self) -> Vec<String> {
+        self.images().into_iter().map(|image| image.model).collect()
+    }
+
+    /// The only call so far.
+    pub fn only_request(&self) -> pb::GenerateRequest {
+        let mut requests = self.requests();
+        assert_eq!(requests.len(), 1);
+        requests.remove(0)
+    }
+
+    /// Waits until that many calls have come.
+    pub async fn is_called(&self, times: usize) {
+        reaches(&self.called, times).await;
+    }
+
+    /// Waits until that many calls were dropped.
+    pub async fn is_dropped(&self, times: usize) {
+        reaches(&self.dropped, times).await;
+    }
+
+    fn next(&self, model: &str) -> Outcome {
+        let mut script = self.script.lock().unwrap();
+        match script.get_mut(model) {
+            None => Outcome::Good,
+            Some(outcomes) if outcomes.len() > 1 => outcomes.pop_front().unwrap(),
+            Some(outcomes) => outcomes[0].clone(),
+        }
+    }
+}
+
+async fn reaches(counter: &watch::Sender<usize>, times: usize) {
+    let mut counter = counter.subscribe();
+    let reached = timeout(Duration::from_secs(60), counter.wait_for(|count| *count >= times)).await;
+    reached.expect("it did not happen in a minute").unwrap();
+}
+
+impl Outcome {
+    /// An error of this kind.
+    pub fn fail(error: Error) -> [Self; 1] {
+        [Self::Fail(error)]
+    }
+
+    fn acts(&self, request: &pb::ImageRequest) -> Vec<Act> {
+        let good = || {
+            let pb::Dimensions { width, height } =
+                request.dimensions().unwrap_or(pb::Dimensions { width: 16, height: 12 });
+            let shade = |i: usize| (request.seed.unwrap_or(100) as usize + i) as u8;
+            (0..request.wanted()).map(|i| png(width, height, shade(i))).collect::<Vec<_>>()
+        };
+        match self {
+            Self::Good => images(good(), pb::GenerateDone::default()),
+            Self::Images(found) => images(found.clone(), pb::GenerateDone::default()),
+            Self::Done(done) => images(good(), pb::GenerateDone::clone(done)),
+            Self::Fail(error) => vec![Act::Fail(error.to_status())],
+            Self::Status(status) => vec![Act::Fail(status.clone())],
+            Self::FailLate(error) => {
+                let mut acts = halves(&good()[0]);
+                acts[1] = Act::Fail(error.to_status());
+                acts
+            }
+            Self::Silent => vec![Act::WaitForever],
+            Self::Stalled => {
+                let mut acts = halves(&good()[0]);
+                acts[1] = Act::WaitForever;
+                acts
+            }
+            Self::EndsEarly => halves(&good()[0]),
+            Self::Withheld => {
+                let image = pb::Image {
+                    finish_reason: pb::FinishReason::ContentFiltered.into(),
+                    ..Default::default()
+                };
+                let images = vec![image; request.wanted()];
+                vec![Act::Say(Event::Done(pb::GenerateDone { images, ..Default::default() }))]
+            }
+            Self::TooFew => {
+                let mut some = good();
+                some.pop();
+                images(some, pb::GenerateDone::default())
+            }
+            Self::Truncated => {
+                let cut = |png: Bytes| png.slice(..png.len() / 2);
+                images(good().into_iter().map(cut).collect(), pb::GenerateDone::default())
+            }
+            Self::Html => {
+                let page = Bytes::from_static(b"<!doctype html><html><body>bad gateway</body></html>");
+                images(vec![page; request.wanted()], pb::GenerateDone::default())
+            }
+            Self::After(pause, then) => {
+                let mut acts = vec![Act::Wait(*pause)];
+                acts.extend(then.acts(request));
+                acts
+            }
+            Self::Previews(count, then) => {
+                let preview = |partial_index| {
+                    Act::Say(Event::PartialImage(pb::PartialImage {
+                        data: png(8, 8, 0),
+                        format: pb::ImageFormat::Png.into(),
+                        partial_index,
+                        image_index: 0,
+                    }))
+                };
+                let mut acts: Vec<Act> = (0..*count).map(preview).collect();
+                acts.extend(then.acts(request));
+                acts
+            }
+            Self::By(outcome) => outcome(request).acts(request),
+        }
+    }
+}
+
+fn images(images: Vec<Bytes>, mut done: pb::GenerateDone) -> Vec<Act> {
+    let mut acts = Vec::new();
+    for (index, data) in (0..).zip(images) {
+        acts.push(Act::Say(Event::ImageChunk(pb::ImageChunk { image_index: index, data })));
+        done.images.push(pb::Image {
+            seed: Some(u64::from(index)),
+            revised_prompt: "a better cat".into(),
+            ..Default::default()
+        });
+    }
+    acts.push(Act::Say(Event::Done(done)));
+    acts
+}
+
+fn halves(image: &Bytes) -> Vec<Act> {
+    let (first, second) = (image.slice(..image.len() / 2), image.slice(image.len() / 2..));
+    let chunk = |data| Act::Say(Event::ImageChunk(pb::ImageChunk { image_index: 0, data }));
+    [first, second].map(chunk).into()
+}
+
+#[tonic::async_trait]
+impl WorkerService for Worker {
+    type GenerateStream = EventStream;
+
+    async fn describe(
+        &self,
+        _: Request<pb::DescribeRequest>,
+    ) -> Result<Response<pb::DescribeResponse>, Status> {
+        Ok(Response::new(pb::DescribeResponse { providers: vec![self.record.clone()] }))
+    }
+
+    async fn generate(&self, request: Request<pb::GenerateRequest>) -> Result<Response<EventStream>, Status> {
+        let request = request.into_inner();
+        let image = request.image.clone().unwrap();
+        let mut in_flight = InFlight { finished: false, dropped: self.dropped.clone() };
+        self.requests.lock().unwrap().push(request);
+        self.called.send_modify(|count| *count += 1);
+        let mut acts = VecDeque::from(self.next(&image.model).acts(&image));
+        // Like a provider: silence comes before the answer's head.
+        while let Some(act) = acts.pop_front() {
+            match act {
+                Act::Wait(pause) => tokio::time::sleep(pause).await,
+                Act::WaitForever => futures::future::pending().await,
+                Act::Fail(status) => {
+                    in_flight.finished = true;
+                    return Err(status);
+                }
+                event @ Act::Say(_) => {
+                    acts.push_front(event);
+                    break;
+                }
+            }
+        }
+        let events = stream::unfold((acts, in_flight), async |(mut acts, mut in_flight)| {
+            loop {
+                let act = acts.pop_front();
+                in_flight.finished = acts.is_empty() && !matches!(act, Some(Act::WaitForever));
+                let said = match act? {
+                    Act::Wait(pause) => {
+                        tokio::time::sleep(pause).await;
+                        continue;
+                    }
+                    Act::WaitForever => futures::future::pending().await,
+                    Act::Fail(status) => Err(status),
+                    Act::Say(event) => Ok(pb::GenerateResponse { event: Some(event) }),
+                };
+                return Some((said, (acts, in_flight)));
+            }
+        });
+        Ok(Response::new(Box::pin(events)))
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        if !self.finished {
+            self.dropped.send_modify(|count| *count += 1);
+        }
+    }
+}
+
+impl Gateway {
+    /// A router that runs one config over one worker.
+    pub fn over(mode: Mode, worker: &Arc<Worker>, config: &Value) -> Self {
+        Self::new(mode, &format!("configs: {{it: {config}}}\ndefault_config: it\n"), &[worker])
+    }
+
+    /// A router with a whole configuration. In its environment, `PAINT_KEY` is `sk-stored`.
+    pub fn new(mode: Mode, yaml: &str, workers: &[&Arc<Worker>]) -> Self {
+        let built_in: BTreeMap<String, bool> =
+            workers.iter().map(|worker| (worker.record.name.clone(), worker.record.keyless)).collect();
+        let environment = |name: &str| (name == "PAINT_KEY").then(|| "sk-stored".to_owned());
+        let settings = config::read(yaml, &built_in, &environment).unwrap();
+        let mut servers = JoinSet::new();
+        let mut known = Workers::default();
+        for worker in workers {
+            let here: SharedWorker = Arc::clone(worker) as _;
+            let worker_service = match mode {
+                Mode::OneProcess => here,
+                Mode::Connected => {
+                    let served = transport::worker_server(worker::remote::Served(here));
+                    let channel = connect(&mut servers, transport::server().add_service(served));
+                    Arc::new(worker::remote::Remote::new(channel))
+                }
+            };
+            known.insert(worker.record.name.clone(), worker_service);
+        }
+        for (provider, uri) in &settings.workers {
+            let channel = transport::channel(uri).unwrap();
+            known.insert(provider.clone(), Arc::new(worker::remote::Remote::new(channel)));
+        }
+        let max_body_bytes = settings.limits.max_body_bytes;
+        let state = State::new(Arc::new(settings), Arc::new(known), &built_in);
+        let here: SharedRouter = Arc::new(Router::new(state));
+        let router = match mode {
+            Mode::OneProcess => here,
+            Mode::Connected => {
+                let served = transport::router_server(router::remote::Served(here), max_body_bytes);
+                let channel = connect(&mut servers, transport::server().add_service(served));
+                Arc::new(router::remote::Remote::new(channel))
+            }
+        };
+        Self { router, _servers: servers }
+    }
+
+    /// Generates images.
+    pub async fn generate(&self, fields: &Value) -> Result<pb::ImageResult> {
+        self.generate_with(fields, &[]).await
+    }
+
+    /// Generates images for a caller with these headers.
+    pub async fn generate_with(
+        &self,
+        fields: &Value,
+        headers: &[(&'static str, &str)],
+    ) -> Result<pb::ImageResult> {
+        let image = Some(ask(fields));
+        self.send(message(pb::GenerateImageRequest { image }, headers)).await
+    }
+
+    /// Generates images for a caller that waits no longer than this.
+    pub async fn generate_within(&self, limit: Duration, fields: &Value) -> Result<pb::ImageResult> {
+        let mut request = message(pb::GenerateImageRequest { image: Some(ask(fields)) }, &[]);
+        request.set_timeout(limit);
+        self.send(request).await
+    }
+
+    /// Sends a request as it is.
+    pub async fn send(&self, request: Request<pb::GenerateImageRequest>) -> Result<pb::ImageResult> {
+        let answer = self.router.generate_image(request).await.map_err(|status| Error::from_status(&status));
+        Ok(answer?.into_inner().result.unwrap())
+    }
+
+    /// The role itself, for the other calls.
+    pub fn router(&self) -> &SharedRouter {
+        &self.router
+    }
+
+    /// Streams images: the events before the end, and how it ended.
+    pub async fn stream(&self, fields: &Value) -> (Vec<Answer>, Result<()>) {
+        let request = Request::new(pb::StreamImageRequest { image: Some(ask(fields)) });
+        let mut stream = match self.router.stream_image(request).await {
+            Ok(answer) => answer.into_inner(),
+            Err(status) => return (Vec::new(), Err(Error::from_status(&status))),
+        };
+        let mut events = Vec::new();
+        while let Some(event) = stream.next().await {
+            match event {
+                Ok(event) => events.extend(event.event),
+                Err(status) => return (events, Err(Error::from_status(&status))),
+            }
+        }
+        (events, Ok(()))
+    }
+}
+
+/// A client's end of a server without sockets, so that both follow the paused clock.
+fn connect(servers: &mut JoinSet<()>, server: tonic::transport::server::Router) -> Channel {
+    let (sender, receiver) = mpsc::unbounded_channel::<std::io::Result<DuplexStream>>();
+    servers.spawn(async move {
+        server.serve_with_incoming(UnboundedReceiverStream::new(receiver)).await.unwrap();
+    });
+    Endpoint::from_static("http://peer").connect_with_connector_lazy(tower::service_fn(move |_| {
+        let (here, there) = tokio::io::duplex(64 * 1024);
+        let sent = sender.send(Ok(there));
+        async move {
+            sent.map_err(|_| std::io::Error::from(std::io::ErrorKind::ConnectionRefused))?;
+            Ok::<_, std::io::Error>(TokioIo::new(here))
+        }
+    }))
+}
+
+impl Drop for Trying {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            #[expect(clippy::print_stderr, reason = "a failed test says where")]
+            {
+                eprintln!("failed in mode {:?}", self.0);
+            }
+        }
+    }
+}
