@@ -162,6 +162,14 @@ def test_a_custom_host_header_cannot_reach_inside(serve, stability_api, openai_a
     assert "custom host" in openai_error(answer)["message"].lower()
 
 
+def test_a_stored_key_is_not_sent_to_a_host_that_the_caller_names(founding):
+    for header in ("pc-openai", '{"virtual_key": "open-ai-virtual-key", "custom_host": "https://images.example/v1"}'):
+        headers = {"x-portkey-config": header, "x-portkey-custom-host": "https://images.example/v1"}
+        answer = founding.post(body={"prompt": "x"}, headers=headers)
+        assert answer.status_code == 403
+        assert "open-ai-virtual-key" in openai_error(answer)["message"]
+
+
 def test_a_custom_host_that_resolves_inside_is_refused(serve, stability_api, openai_api):
     gateway = serve(founding_config(stability_api, openai_api, egress={"allow": []}))
     host = openai_api.base_url.replace("127.0.0.1", "localhost")

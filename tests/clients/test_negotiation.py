@@ -409,3 +409,86 @@ def test_a_caller_has_its_own_default_config(serve, stability_api, openai_api):
     gateway = serve(config)
     answer = gateway.post(body={"prompt": "x", "model": "gpt-image-1"})
     assert answer.headers["x-portkey-provider"] == "openai"
+
+
+def test_an_address_in_the_providers_answer_is_fetched_without_credentials(founding, openai_api):
+    openai_api.always = faults.by_address()
+    body = {"prompt": "x", "n": 2, "response_format": "b64_json"}
+    answer = founding.post(body=body, headers=openai("gpt-image-1"))
+    assert sizes(answer) == [(1024, 1024)] * 2
+    fetched = [request for request in openai_api.requests if request.path.startswith("/files/")]
+    assert len(fetched) == 2
+    assert all("authorization" not in request.headers for request in fetched)
+
+
+def test_an_answer_of_another_size_is_reported(founding, openai_api):
+    openai_api.always = faults.another_size()
+    body = {"prompt": "x", "size": "1024x1024", "response_format": "b64_json"}
+    answer = founding.post(body=body, headers=openai("dall-e-3"))
+    assert sizes(answer) == [(768, 512)]
+    assert "768x512" in answer.headers["x-imagegate-warnings"]
+    assert answer.json().get("size", "768x512") == "768x512"
+
+
+@pytest.mark.parametrize("policy, model, status", [("substitute", "gpt-image-2", 200), ("fail", None, 400)])
+def test_a_retired_model_can_be_substituted_or_refused(serve, stability_api, openai_api, policy, model, status):
+    gateway = serve(founding_config(stability_api, openai_api, retired_models=policy))
+    answer = gateway.post(body={"prompt": "x"}, headers=openai("dall-e-3"))
+    assert answer.status_code == status, answer.text[:500]
+    assert [call.json()["model"] for call in openai_api.calls] == ([model] if model else [])
+    if status == 200:
+        assert "dall-e-3" in answer.headers["x-imagegate-warnings"]
+
+
+def test_the_cost_is_told_and_an_unknown_one_is_not_zero(founding):
+    answer = founding.post(body={"prompt": "x"}, headers=openai("gpt-image-1.5"))
+    assert float(answer.headers["x-imagegate-cost-usd"]) == pytest.approx(1 * 5 / 1e6 + 1056 * 32 / 1e6, abs=1e-5)
+    answer = founding.post(body={"prompt": "x"}, headers=stability("stable-diffusion-v1-6"))
+    assert answer.headers["x-imagegate-cost-usd"] == "unknown"
+
+
+def test_fields_that_openai_lacks_are_shown_only_when_asked_for(founding):
+    target = stability("stable-diffusion-v1-6")
+    strict = founding.post(body={"prompt": "x", "seed": 7}, headers=target).json()["data"][0]
+    assert "seed" not in strict
+    loose = {**target, "x-portkey-strict-open-ai-compliance": "false"}
+    assert founding.post(body={"prompt": "x", "seed": 7}, headers=loose).json()["data"][0]["seed"] == 7
+
+
+def test_an_input_may_be_an_address(founding, openai_api):
+    from emulators.pictures import picture
+
+    address = openai_api._store(picture(512, 512))
+    body = {"model": "gpt-image-1", "prompt": "hat", "images": [{"image_url": address}]}
+    answer = founding.post("/images/edits", body, headers=openai("gpt-image-1"))
+    assert sizes(answer) == [(1024, 1024)]
+
+
+@pytest.mark.parametrize(
+    "address", ["http://169.254.169.254/latest/meta-data", "http://10.0.0.1/a.png", "file:///etc/passwd", "http://localhost:1/"]
+)
+def test_an_input_address_cannot_reach_inside(serve, stability_api, openai_api, address):
+    gateway = serve(founding_config(stability_api, openai_api, egress={"allow": []}))
+    body = {"model": "gpt-image-1", "prompt": "hat", "images": [{"image_url": address}]}
+    answer = gateway.post("/images/edits", body, headers=openai("gpt-image-1"))
+    assert answer.status_code == 400, answer.text[:500]
+    openai_error(answer)
+
+
+def test_the_whole_request_has_a_deadline(serve, stability_api, openai_api):
+    config = founding_config(stability_api, openai_api, limits={"total_timeout_ms": 1000})
+    gateway = serve(config)
+    stability_api.always = openai_api.always = faults.hang()
+    answer = gateway.post(body={"prompt": "x"}, headers={"x-portkey-config": "pc-sdxl-dalle"}, timeout=10)
+    assert answer.status_code in (408, 504)
+    openai_error(answer)
+    assert openai_api.calls == [], "there was no time left for the second target"
+
+
+def test_a_key_without_the_scope_cannot_generate(serve, stability_api, openai_api):
+    config = founding_config(stability_api, openai_api, default_config="pc-openai")
+    config["api_keys"][0]["scopes"] = ["logs"]
+    answer = serve(config).post(body={"prompt": "x"})
+    assert answer.status_code == 403
+    assert "generate" in openai_error(answer)["message"]
+    assert openai_api.calls == []

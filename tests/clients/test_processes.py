@@ -9,7 +9,7 @@ from portkey_ai import createHeaders
 
 from emulators import faults
 from emulators.pictures import look
-from gateway import TEAM_KEY, check_headers, eventually, founding_config, openai_error
+from gateway import Gateway, TEAM_KEY, check_headers, eventually, founding_config, openai_error
 from grpc_client import Client
 
 
@@ -144,6 +144,30 @@ def test_a_worker_describes_itself(four):
     models = {model.model: model for model in provider.models}
     assert models["dall-e-3"].lifecycle.retired_on == "2026-05-12"
     worker.close()
+
+
+def test_a_secret_held_by_the_worker_is_nowhere_else(start, tmp_path, stability_api, openai_api, decode):
+    import yaml
+
+    held = {"open-ai-virtual-key": {"provider": "openai", "api_key": {"env": "OPENAI_API_KEY"}}}
+    (tmp_path / "worker.yaml").write_text(yaml.safe_dump({"virtual_keys": held}))
+    args = ["--provider", "openai", "--listen", "127.0.0.1:0", "--config", tmp_path / "worker.yaml"]
+    worker = start("worker", *args)
+    config = founding_config(stability_api, openai_api, default_config="pc-openai", data_dir=str(tmp_path / "data"))
+    config["virtual_keys"]["open-ai-virtual-key"] = {
+        "provider": "openai",
+        "held_by": "worker",
+        "base_url": openai_api.base_url,
+    }
+    config["workers"] = {"openai": "http://" + worker.address("worker")}
+    file = tmp_path / "router.yaml"
+    file.write_text(yaml.safe_dump(config))
+    router = start("router", "--config", file, env={"OPENAI_API_KEY": ""})
+    gateway = Gateway(router, router, file)
+    answer = gateway.post(body={"prompt": "x", "model": "gpt-image-1"})
+    assert answer.status_code == 200, answer.text[:500]
+    assert decode(answer.json()["data"][0]["b64_json"]).size == (1024, 1024)
+    assert openai_api.calls[0].headers["authorization"] == f"Bearer {openai_api.key}"
 
 
 @pytest.mark.alone

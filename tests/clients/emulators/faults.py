@@ -55,6 +55,24 @@ def fewer():
     return fault
 
 
+def by_address():
+    """A success that gives an address, whatever shape was asked for, as some servers do."""
+
+    async def fault(emulator, request, connection):
+        return await _answer(connection, request, emulator.by_address(request))
+
+    return fault
+
+
+def another_size():
+    """A success whose image has not the size that was asked for."""
+
+    async def fault(emulator, request, connection):
+        return await _answer(connection, request, emulator.another_size(request))
+
+    return fault
+
+
 def broken_base64():
     """A success whose image is not base64."""
 

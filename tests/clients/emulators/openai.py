@@ -426,6 +426,14 @@ class OpenAI(Emulator):
     def with_image_text(self, request, text):
         return self._altered(request, lambda data: [{"b64_json": text} for _ in data])
 
+    def by_address(self, request):
+        return self._altered(
+            request, lambda data: [{"url": self._store(base64.b64decode(entry["b64_json"]))} for entry in data]
+        )
+
+    def another_size(self, request):
+        return self.with_image_text(request, base64.b64encode(picture(768, 512)).decode())
+
     def truncated(self, request):
         def cut(entry):
             whole = base64.b64decode(entry["b64_json"])
