@@ -1,4 +1,34 @@
-//! imagegate: the image-generation gateway.
+//! imagegate: the image-generation gateway. OpenAI's Images API in, any provider out, gRPC inside.
+//!
+//! The map, along the way of a request (docs/architecture.md has the whole of it):
+//!
+//! - [`cli`]: the commands, one file each
+//! - [`gateway`]: puts a process together from its configuration, and again when that changes
+//! - [`config`]: what a person configures, read and checked: the file, routing configs, secrets
+//! - [`serve`]: listening, health, probes, draining
+//! - [`shim`]: OpenAI's HTTP format in front of a router
+//! - [`router`]: `RouterService`: who calls, which plan, what happened
+//! - [`route`]: executes a plan: strategies, the target, fitting, retries, cost
+//! - [`call`]: what one request carries down the tree, and what is recorded on the way
+//! - [`worker`]: `WorkerService`: drives a provider over HTTP, here or in another process
+//! - [`provider`]: the providers' wire formats as pure functions, and their model data
+//! - [`images`]: pieces, format and completeness, conversion, masks
+//! - [`params`]: request parameters by name, the only table of them
+//! - [`error`]: the one error type and every mapping of it
+//! - [`egress`]: what hosts that come with a request may reach
+//! - [`transport`]: gRPC connections and their limits
+//! - [`telemetry`]: logs and metrics, the only list of their names
+//! - `merge`: what is said on the way and then the answer, as one stream
+//! - [`pb`]: the generated messages and services
+//!
+//! Invariants:
+//!
+//! - `provider` does no IO. `worker::drive` is the only upstream caller, through `worker::http`.
+//! - `config` is the only reader of configuration files and of the environment behind them.
+//! - `shim` knows nothing about strategies: it only calls the `RouterService` trait.
+//! - A deadline never grows. After the first preview of an image there is no retry and no fallback.
+//! - Prompts, images and keys never reach a log, an error message or a metric label.
+//! - Only `serve` spawns tasks: dropping a request's future stops everything below it.
 pub mod call;
 pub mod cli;
 pub mod config;
