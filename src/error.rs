@@ -400,7 +400,7 @@ impl Error {
                 error = Self::transport(
                     ErrorKind::Unavailable,
                     BillingClass::Unknown,
-                    "the worker is not reachable",
+                    "the process behind this one is not reachable",
                 );
                 if is_connect_failure(status) {
                     error.billing = BillingClass::NotSent;

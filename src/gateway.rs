@@ -12,7 +12,7 @@ use arc_swap::ArcSwap;
 use tracing::{error, info, warn};
 
 use crate::{
-    config::{Origin, Settings, plan::Credential},
+    config::{Origin, Settings, file::Listen, plan::Credential},
     egress::Egress,
     provider::{self, sandbox::Sandbox},
     router::{Router, State, Workers},
@@ -90,7 +90,7 @@ impl Gateway {
     }
 
     /// Puts every valid change of the file into force. An invalid one is logged, and the old one stays.
-    pub async fn watch(self, router: Option<Router>) {
+    pub async fn watch(self, router: Option<(Router, Listen)>) {
         let mut seen = self.origin.path().and_then(fingerprint);
         loop {
             tokio::select! {
@@ -107,16 +107,19 @@ impl Gateway {
         }
     }
 
-    fn reload(&self, router: Option<&Router>) {
+    fn reload(&self, router: Option<&(Router, Listen)>) {
         let read = self.origin.read(&self.built_in).map_err(anyhow::Error::from);
         let read = read.and_then(|settings| {
             let settings = Arc::new(settings);
+            if let Some((_, listen)) = router {
+                settings.check_exposure(*listen).map_err(anyhow::Error::msg)?;
+            }
             Ok((self.state(&settings)?, settings))
         });
         match read {
             Ok((state, settings)) => {
                 self.apply(&settings);
-                if let Some(router) = router {
+                if let Some((router, _)) = router {
                     router.replace(state);
                 }
                 telemetry::config_reload(true);

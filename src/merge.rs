@@ -37,18 +37,23 @@ impl<T> Stream for Merged<'_, T> {
     type Item = T;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<T>> {
+        let this = &mut *self;
         loop {
-            if let Poll::Ready(Some(item)) = self.on_the_way.poll_recv(cx) {
+            if let Poll::Ready(Some(item)) = this.on_the_way.poll_recv(cx) {
                 return Poll::Ready(Some(item));
             }
-            match &mut self.answer {
-                State::Finished(items) => return Poll::Ready(items.next()),
+            match &mut this.answer {
+                // `poll_recv` also says pending when the task has used up its turn; `try_recv` does not.
+                State::Finished(items) => {
+                    let waiting = this.on_the_way.try_recv().ok();
+                    return Poll::Ready(waiting.or_else(|| items.next()));
+                }
                 State::Running(answer) => match answer.as_mut().poll(cx) {
                     // It may have said something more just before it finished.
-                    Poll::Ready(items) => self.answer = State::Finished(items.into_iter()),
+                    Poll::Ready(items) => this.answer = State::Finished(items.into_iter()),
                     Poll::Pending => {
                         // And it may have said something before it had to wait.
-                        return match self.on_the_way.poll_recv(cx) {
+                        return match this.on_the_way.poll_recv(cx) {
                             Poll::Ready(Some(item)) => Poll::Ready(Some(item)),
                             Poll::Ready(None) | Poll::Pending => Poll::Pending,
                         };

@@ -340,8 +340,23 @@ fn parse_ratio(name: &str, text: &str) -> Result<pb::Size> {
 }
 
 fn not_allowed(name: &str, value: &Value, allowed: &str) -> Error {
-    Error::invalid(name, format!("{name}: {value} is not allowed; allowed: {allowed}"))
-        .with_code("invalid_value")
+    let message = format!("{name}: {} is not allowed; allowed: {allowed}", shown(name, value));
+    Error::invalid(name, message).with_code("invalid_value")
+}
+
+/// A parameter's value for messages and logs. What people write in their own words is not shown.
+pub fn shown(name: &str, value: &Value) -> String {
+    let settings =
+        ["model", "n", "size", "aspect_ratio", "response_format", "output_format", "partial_images"];
+    let is_setting = settings.contains(&name) || NAMES.contains(&canonical(name));
+    let is_private = matches!(canonical(name), "negative_prompt" | "user");
+    match value {
+        Value::Bool(_) | Value::Number(_) | Value::Null => value.to_string(),
+        Value::String(text) if is_setting && !is_private && text.chars().count() <= 64 => value.to_string(),
+        Value::String(_) => "this text".into(),
+        Value::Array(_) => "a list".into(),
+        Value::Object(_) => "an object".into(),
+    }
 }
 
 fn remove_at(fields: &mut prost_types::Struct, path: &str) {

@@ -101,10 +101,16 @@ impl Servers {
         let (listener, bound) = bind(role, address).await?;
         let (health, health_service) = tonic_health::server::health_reporter();
         // grpcurl and Python's client still speak the older protocol.
+        let name = match &service {
+            Grpc::Router(..) => ROUTER,
+            Grpc::Worker(_) => WORKER,
+        };
         let reflection = || {
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(DESCRIPTORS)
                 .register_encoded_file_descriptor_set(HEALTH_DESCRIPTORS)
+                .with_service_name(name)
+                .with_service_name("grpc.health.v1.Health")
         };
         let server = transport::server()
             .add_service(health_service)

@@ -132,7 +132,7 @@ impl RequestLog {
 
     /// It was answered.
     pub fn succeed(mut self, report: &pb::RouteReport) {
-        let calls = report.attempts.iter().filter(|attempt| attempt.outcome != "skipped").count();
+        let calls = calls(&report.attempts);
         if report.attempts.iter().any(|attempt| attempt.target != report.target) {
             counter!(FALLBACKS, "provider" => report.provider.clone()).increment(1);
             let failed = crate::router::report::attempts_text(&report.attempts);
@@ -143,7 +143,7 @@ impl RequestLog {
 
     /// It failed.
     pub fn fail(mut self, error: &Error) {
-        let calls = self.ctx.record.attempts().len();
+        let calls = calls(&self.ctx.record.attempts());
         self.finish(error.kind.name(), error.status, &error.provider, "", calls, &error.message);
     }
 
@@ -182,11 +182,16 @@ impl Drop for RequestLog {
     fn drop(&mut self) {
         gauge!(IN_FLIGHT).decrement(1.0);
         if !self.finished {
-            let attempts = self.ctx.record.attempts().len();
+            let attempts = calls(&self.ctx.record.attempts());
             let kind = ErrorKind::Cancelled;
             self.finish(kind.name(), kind.http_status(), "", "", attempts, "the caller went away");
         }
     }
+}
+
+/// A target that was passed over was not called.
+fn calls(attempts: &[pb::Attempt]) -> usize {
+    attempts.iter().filter(|attempt| attempt.outcome != "skipped").count()
 }
 
 fn millis(duration: Duration) -> u64 {

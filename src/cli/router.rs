@@ -5,11 +5,11 @@ use std::{
     sync::Arc,
 };
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 
 use super::ConfigArg;
 use crate::{
-    config::{Origin, Settings, file::Listen},
+    config::{Origin, file::Listen},
     gateway::Gateway,
     router::{self, remote::Served},
     serve::{Grpc, Servers},
@@ -41,7 +41,7 @@ pub async fn serve(origin: Origin, defaults: Listen) -> Result<()> {
         grpc: settings.listen.grpc.or(defaults.grpc),
         admin: settings.listen.admin.or(defaults.admin),
     };
-    refuse_to_be_open(&settings, listen)?;
+    settings.check_exposure(listen).map_err(anyhow::Error::msg)?;
     let router = router::Router::new(gateway.state(&settings)?);
     let mut servers = Servers::new(settings.shutdown_grace);
     if let Some(address) = listen.admin {
@@ -60,22 +60,6 @@ pub async fn serve(origin: Origin, defaults: Listen) -> Result<()> {
         servers.http("http", address, shim.routes()).await?;
         servers.background(async move { files.keep_swept().await });
     }
-    servers.background(gateway.watch(Some(router)));
+    servers.background(gateway.watch(Some((router, listen))));
     servers.run().await
-}
-
-/// Whoever reaches an open gateway spends the operator's money.
-fn refuse_to_be_open(settings: &Settings, listen: Listen) -> Result<()> {
-    if settings.callers.open || !settings.callers.is_empty() {
-        return Ok(());
-    }
-    let reachable = [("listen.http", listen.http), ("listen.grpc", listen.grpc)];
-    for (field, address) in reachable {
-        if let Some(address) = address.filter(|address| !address.ip().is_loopback()) {
-            bail!(
-                "{field}: {address} is reachable from outside and there are no api_keys: add some, or write `auth: open`"
-            );
-        }
-    }
-    Ok(())
 }

@@ -167,7 +167,7 @@ impl Settings {
             providers.insert(name.clone());
             keyless.insert(name.clone());
         }
-        let virtual_keys = read_virtual_keys(&mut file, &providers, &keyless);
+        let virtual_keys = read_virtual_keys(&mut file, &providers, &keyless, &workers);
         let known = Known {
             providers: &providers,
             keyless: &keyless,
@@ -218,6 +218,27 @@ impl Settings {
         };
         file.finish();
         Some(settings)
+    }
+}
+
+impl Settings {
+    /// Refuses to be open to others: whoever reaches an open gateway spends the operator's money.
+    ///
+    /// # Errors
+    /// The address that is reachable, and what to write.
+    pub fn check_exposure(&self, listen: Listen) -> Result<(), String> {
+        if self.callers.open || !self.callers.is_empty() {
+            return Ok(());
+        }
+        for (field, address) in [("listen.http", listen.http), ("listen.grpc", listen.grpc)] {
+            if let Some(address) = address.filter(|address| !address.ip().is_loopback()) {
+                return Err(format!(
+                    "{field}: {address} is reachable from outside and there are no api_keys: add some, or write \
+                     `auth: open`"
+                ));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -289,13 +310,14 @@ fn read_virtual_keys(
     file: &mut Object<'_>,
     providers: &BTreeSet<String>,
     keyless: &BTreeSet<String>,
+    workers: &BTreeMap<String, String>,
 ) -> BTreeMap<String, Arc<Upstream>> {
     let mut keys = BTreeMap::new();
     let Some(entries) = file.map("virtual_keys") else { return keys };
     for (id, value) in entries {
         let path = file.at(&format!("virtual_keys.{id}"));
         let Some(object) = Object::open(value, path, file.problems()) else { continue };
-        if let Some(upstream) = read_virtual_key(id, object, providers, keyless) {
+        if let Some(upstream) = read_virtual_key(id, object, providers, keyless, workers) {
             keys.insert(id.clone(), Arc::new(upstream));
         }
     }
@@ -307,6 +329,7 @@ fn read_virtual_key(
     mut object: Object<'_>,
     providers: &BTreeSet<String>,
     keyless: &BTreeSet<String>,
+    workers: &BTreeMap<String, String>,
 ) -> Option<Upstream> {
     object.required("provider");
     let provider = object.text("provider").map(canonical_name);
@@ -336,6 +359,13 @@ fn read_virtual_key(
             return None;
         }
         (Some(key), false) => Credential::ApiKey(key),
+        (None, true) if provider.is_some_and(|provider| !workers.contains_key(provider)) => {
+            object.problem(
+                "held_by",
+                "only a worker of its own process holds credentials: name it under `workers`",
+            );
+            return None;
+        }
         (None, true) => Credential::HeldByWorker(id.to_owned()),
         (None, false) if provider.is_some_and(|provider| keyless.contains(provider)) => Credential::None,
         (None, false) => {
@@ -358,6 +388,10 @@ fn read_virtual_key(
 fn read_configs(file: &mut Object<'_>, known: Known<'_>) -> BTreeMap<String, Arc<Plan>> {
     let mut configs = BTreeMap::new();
     for (id, value) in file.map("configs").into_iter().flatten() {
+        if !is_config_id(id) {
+            let allowed = "a letter, then letters, digits, `-`, `_` and `.`";
+            file.problem(&format!("configs.{id}"), format!("\"{id}\" cannot be an id; allowed: {allowed}"));
+        }
         match Plan::try_new(value, &file.at(&format!("configs.{id}")), known) {
             Ok(plan) => _ = configs.insert(id.clone(), Arc::new(plan)),
             Err(problems) => {
@@ -368,6 +402,13 @@ fn read_configs(file: &mut Object<'_>, known: Known<'_>) -> BTreeMap<String, Arc
         }
     }
     configs
+}
+
+/// Whether a text can be the id of a config. Anything else in the config header is JSON.
+pub fn is_config_id(text: &str) -> bool {
+    text.starts_with(|c: char| c.is_ascii_alphabetic())
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+        && !matches!(text, "null" | "true" | "false" | "undefined")
 }
 
 fn read_callers(file: &mut Object<'_>, configs: &[&str]) -> Callers {

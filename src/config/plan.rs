@@ -243,11 +243,8 @@ fn build(
     let inherited = inherited.with(spec, known, problems);
     check_params(spec, problems);
     let Some(targets) = &spec.targets else {
-        if let (Some(strategy), true) =
-            (&spec.strategy, spec.provider.is_none() && spec.virtual_key.is_none())
-        {
-            problems
-                .add(join(&spec.path, "targets"), format!("Required by strategy mode '{:?}'", strategy.mode));
+        if spec.strategy.is_some() && spec.provider.is_none() && spec.virtual_key.is_none() {
+            problems.add(join(&spec.path, "targets"), "Required: a strategy chooses among targets");
             return None;
         }
         return leaf(spec, path, inherited, known, problems);

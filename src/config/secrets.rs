@@ -13,11 +13,13 @@ pub fn fill_in(
     environment: &dyn Fn(&str) -> Option<String>,
     problems: &Problems,
 ) {
-    let variable = |name: &str| {
-        environment(name).unwrap_or_else(|| {
-            problems.add(path, format!("environment variable {name} is not set"));
+    let variable = |name: &str| match environment(name) {
+        Some(text) if !text.is_empty() => text,
+        found => {
+            let what = if found.is_some() { "is empty" } else { "is not set" };
+            problems.add(path, format!("environment variable {name} {what}"));
             String::new()
-        })
+        }
     };
     match value {
         Value::String(text) if text.contains("${") => *text = expand(text, &variable),
@@ -41,6 +43,10 @@ pub fn fill_in(
                 return;
             }
             for (name, field) in fields {
+                // What goes to a provider is the provider's business: its fields may be named like ours.
+                if matches!(name.as_str(), "override_params" | "default_params") {
+                    continue;
+                }
                 fill_in(field, &join(path, name), environment, problems);
             }
         }

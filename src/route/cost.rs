@@ -43,6 +43,17 @@ pub fn lines(
     }
 }
 
+/// The lines for a call that was billed but gave nothing: its images at list price.
+pub fn estimate(
+    provider: &str,
+    request: &ImageRequest,
+    capability: &ModelCapability,
+    attempt: u32,
+) -> Vec<CostLine> {
+    let images = vec![pb::Image::default(); request.wanted()];
+    lines(provider, request, capability, &GenerateDone { images, ..Default::default() }, attempt)
+}
+
 fn counted(usage: Option<&pb::Usage>) -> Vec<(&'static str, f64)> {
     let Some(usage) = usage else { return Vec::new() };
     let tokens = [

@@ -62,8 +62,10 @@ pub fn fit<'a>(
     let model = request.model.clone();
     let calls = fan_out(request, capability);
     if calls.len() > 1 {
-        let detail =
-            format!("{model} makes {} per call; made by {} calls", capability.max_n.max(1), calls.len());
+        let per_call = calls[0].wanted();
+        let why =
+            if per_call < capability.max_n.max(1) as usize { ", as previews are of one image" } else { "" };
+        let detail = format!("{model} makes {per_call} per call{why}; made by {} calls", calls.len());
         notes.add("n", Action::Emulated, detail);
     }
     Ok(Fitted { calls, capability, wish, warnings: notes.warnings })
@@ -316,20 +318,31 @@ impl<'a> Fit<'a> {
             if name == "output_compression" {
                 return Ok(());
             }
-            return self.drop(name, format!("{value}: {} has no such parameter", self.model()));
+            return self.drop(
+                name,
+                format!("{}: {} has no such parameter", params::shown(name, value), self.model()),
+            );
         };
         let Some(fitted) = nearest(name, value, rule, self.capability.max_seed) else {
             let allowed = rule.values.join(", ");
-            return self
-                .drop(name, format!("{value} is not allowed by {}; allowed: {allowed}", self.model()));
+            return self.drop(
+                name,
+                format!(
+                    "{} is not allowed by {}; allowed: {allowed}",
+                    params::shown(name, value),
+                    self.model()
+                ),
+            );
         };
         if fitted == *value {
             return Ok(());
         }
         if self.notes.policy == ParamsPolicy::Drop {
-            return self.drop(name, format!("{value} is not allowed by {}", self.model()));
+            return self
+                .drop(name, format!("{} is not allowed by {}", params::shown(name, value), self.model()));
         }
-        let detail = format!("{value} is not allowed by {}; {fitted} was used", self.model());
+        let detail =
+            format!("{} is not allowed by {}; {fitted} was used", params::shown(name, value), self.model());
         params::set(&mut self.request, name, &fitted)?;
         self.notes.change(name, Action::Adjusted, detail)
     }

@@ -44,7 +44,7 @@ fn is_worth_it(retry: &Retry, error: &Error) -> bool {
         | ErrorKind::QuotaExhausted
         | ErrorKind::Cancelled => false,
         // A provider that stayed silent may still be painting, and bill for it: only if the config says so.
-        ErrorKind::Timeout => listed,
+        ErrorKind::Timeout => retry.on_status_codes.contains(&408),
         // Sent for sure and answered by nobody: as above.
         ErrorKind::Unavailable if error.transport => error.billing == BillingClass::NotSent || listed,
         _ => listed && error.billing != BillingClass::Billed,
@@ -58,7 +58,7 @@ mod tests {
     fn retry() -> Retry {
         Retry {
             attempts: 2,
-            on_status_codes: vec![429, 500, 503],
+            on_status_codes: vec![429, 500, 503, 504],
             use_retry_after_header: true,
             max_delay: Duration::from_secs(16),
         }
@@ -88,6 +88,7 @@ mod tests {
             Error::new(ErrorKind::ContentRejected, "x").with_status(429),
             Error::new(ErrorKind::QuotaExhausted, "x"),
             Error::new(ErrorKind::Timeout, "x"),
+            Error::transport(ErrorKind::Timeout, BillingClass::Unknown, "x"),
             Error::bad_answer("x").with_status(500),
         ] {
             assert_eq!(pause(&retry(), 0, &error, LONG, 0.5), None, "{error:?}");

@@ -29,12 +29,14 @@ pub async fn run(target: &Target, call: &Call) -> Result<Reply> {
     let ctx = &call.ctx;
     let upstream = match &target.source {
         Source::Fixed(upstream) => upstream,
-        Source::Request => ctx.upstream.as_ref().ok_or_else(|| {
-            Error::invalid(
-                "x-portkey-provider",
-                "the target takes its provider from the request, which names none",
-            )
-        })?,
+        Source::Request => match &ctx.upstream {
+            Some(upstream) => upstream,
+            None => {
+                let message = "the target takes its provider from the request, which names none";
+                let error = Error::unsupported("x-portkey-provider", message);
+                return Err(passed_over(ctx, target, "", &call.request.model, error));
+            }
+        },
     };
     let provider = upstream.provider.as_str();
     let prepared = prepare(target, call, upstream).await;
@@ -112,6 +114,11 @@ async fn prepare(
     }
     for path in &target.drop_params {
         params::clear(&mut request, path);
+    }
+    let wants_previews = call.ctx.events.is_some() && call.request.partial_images.is_some_and(|n| n > 0);
+    if !wants_previews {
+        // Previews that nobody is shown are paid for, and would commit the request to this target.
+        request.partial_images = None;
     }
     if let Some((slug, model)) = split_model(&request.model) {
         if upstream.virtual_key.as_deref() != Some(slug) {
@@ -211,6 +218,7 @@ impl Attempt<'_> {
                 size: sent.size,
                 quality: sent.quality,
                 background: sent.output.map_or(0, |output| output.background),
+                delivery: sent.output.map_or(0, |output| output.delivery),
             },
             warnings,
             retry_count: i32::try_from(retries).unwrap_or(i32::MAX),
@@ -232,6 +240,10 @@ impl Attempt<'_> {
         });
         let (request_id, cost_lines) = match &outcome {
             Ok(answer) => (answer.done.upstream_request_id.as_str(), answer.cost_lines.clone()),
+            // Paid for and useless is paid for.
+            Err(error) if error.billing == pb::BillingClass::Billed => {
+                ("", cost::estimate(self.provider, request, self.fitted.capability, number))
+            }
             Err(_) => ("", Vec::new()),
         };
         let duration = running.finish(&outcome, request_id, cost_lines);

@@ -32,7 +32,8 @@ pub fn of_error(ctx: &RequestContext, mut error: Error) -> Error {
         report.target.clone_from(&skipped.target);
         report.provider.clone_from(&skipped.provider);
     }
-    if report.attempts.len() > 1 && error.kind != ErrorKind::Cancelled {
+    let several = report.attempts.iter().any(|attempt| attempt.target != report.attempts[0].target);
+    if several && error.kind != ErrorKind::Cancelled {
         let failures: Vec<String> = report.attempts.iter().map(failure).collect();
         error.message = format!("{} (every target failed: {})", error.message, failures.join("; "));
     }

@@ -9,8 +9,8 @@ use crate::{
     call::Overrides,
     config::{
         Settings,
-        file::{Caller, Scope},
-        plan::{self, Credential, Known, Plan, Source, Upstream, split_model},
+        file::{Caller, Scope, is_config_id},
+        plan::{self, Credential, Known, Plan, Source, Target, Upstream, split_model},
         spec::Secret,
     },
     error::{Error, ErrorKind, Result},
@@ -82,8 +82,7 @@ pub fn resolve(
     let overrides = overrides(headers, settings)?;
     let upstream =
         Upstreams { headers, settings, providers, keyless, custom_host: overrides.custom_host.is_some() }
-            .find(model)?
-            .map(Arc::new);
+            .find(model);
     let known = Known {
         providers,
         keyless,
@@ -92,8 +91,8 @@ pub fn resolve(
         from_caller: true,
     };
     let (plan, route) = if let Some(config) = text(headers, "x-portkey-config") {
-        named_config(config, settings, known, upstream.is_some())?
-    } else if upstream.is_some() {
+        named_config(config, settings, known, !matches!(upstream, Ok(None)))?
+    } else if !matches!(upstream, Ok(None)) {
         (Arc::new(Plan::from_request()), "request".to_owned())
     } else {
         let own = caller.as_ref().and_then(|caller| caller.default_config.as_ref());
@@ -102,6 +101,13 @@ pub fn resolve(
             return Err(Error::invalid("x-portkey-config", message));
         };
         (saved_config(id, settings)?, id.clone())
+    };
+    let takes_from_request = |target: &&Target| matches!(target.source, Source::Request);
+    let upstream = if plan.targets().iter().any(takes_from_request) {
+        upstream?.map(Arc::new)
+    } else {
+        // What is wrong with a header that nobody needs is nobody's concern.
+        None
     };
     if let (Plan::Target(target), None) = (&*plan, &upstream)
         && matches!(target.source, Source::Request)
@@ -126,10 +132,7 @@ fn named_config(
     has_upstream: bool,
 ) -> Result<(Arc<Plan>, String)> {
     let header = header.trim();
-    let is_id = header.starts_with(|c: char| c.is_ascii_alphabetic())
-        && header.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
-        && !matches!(header, "null" | "true" | "false" | "undefined");
-    if is_id {
+    if is_config_id(header) {
         return Ok((saved_config(header, settings)?, header.to_owned()));
     }
     let config: Value = serde_json::from_str(header)

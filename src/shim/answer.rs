@@ -150,7 +150,8 @@ pub fn error_body(error: &Error) -> Value {
     }
     if error.code.as_deref() == Some("invalid_config") {
         body["status"] = "failure".into();
-        body["message"] = error.message.split(": path: ").next().unwrap_or_default().into();
+        let summary = if error.violations.is_empty() { &error.message } else { "Invalid config passed" };
+        body["message"] = summary.into();
         let line = |v: &pb::Violation| format!("path: {}, message: {}", v.path.replace('.', ","), v.message);
         if !error.violations.is_empty() {
             body["errors"] = error.violations.iter().map(line).collect();

@@ -74,7 +74,6 @@ async fn answer(shim: &Shim, parsed: Parsed, operation: Operation, headers: &Hea
         // Previews nobody can be shown would be paid for.
         image.partial_images = None;
     }
-    let asked = image.output.map_or(Delivery::Unspecified, |output| output.delivery());
     let asked_model = image.model.clone();
     let message = to_router(pb::StreamImageRequest { image: Some(image) }, headers);
     let events = shim.router.stream_image(message).await.map_err(|status| Error::from_status(&status))?;
@@ -82,7 +81,7 @@ async fn answer(shim: &Shim, parsed: Parsed, operation: Operation, headers: &Hea
         return Ok(events::respond(events, events::Names::of(operation), headers).await);
     }
     let (result, images) = collect(events.into_inner()).await?;
-    let delivery = delivery(asked, &asked_model, &result);
+    let delivery = delivery(&asked_model, &result);
     let mut given = Vec::with_capacity(images.len());
     for (image, pieces) in result.images.iter().zip(images) {
         given.push(match delivery {
@@ -115,7 +114,8 @@ async fn collect(mut events: EventStream) -> Result<(ImageResult, Vec<Pieces>)> 
 
 /// What a client gets that did not say: what the model it asked for gives at OpenAI. Only dall-e answers with
 /// addresses, and clients of it read nothing else.
-fn delivery(asked: Delivery, asked_model: &str, result: &ImageResult) -> Delivery {
+fn delivery(asked_model: &str, result: &ImageResult) -> Delivery {
+    let asked = result.applied.unwrap_or_default().delivery();
     if asked != Delivery::Unspecified {
         return asked;
     }

@@ -172,12 +172,16 @@ fn input(source: Source, role: InputRole) -> InputImage {
 
 fn from_raw<'a, T: Deserialize<'a>>(name: &str, raw: &'a RawValue) -> Result<T> {
     serde_json::from_str(raw.get()).map_err(|_| {
-        let mut shown: String = raw.get().chars().take(40).collect();
-        if shown.len() < raw.get().len() {
-            shown.push_str("...");
-        }
-        Error::invalid(name, format!("{name}: {shown} is not what is expected here"))
-            .with_code("invalid_type")
+        // The text itself may be a prompt or half an image.
+        let kind = match raw.get().as_bytes().first() {
+            Some(b'"') => "a text",
+            Some(b'[') => "a list",
+            Some(b'{') => "an object",
+            Some(b't' | b'f') => "true or false",
+            Some(b'n') => "null",
+            _ => "a number",
+        };
+        Error::invalid(name, format!("{name}: {kind} is not what is expected here")).with_code("invalid_type")
     })
 }
 

@@ -13,6 +13,7 @@ use crate::support::{Gateway, Mode, Outcome, Worker, both_ways, message, model, 
 
 /// Providers: `paint` needs no credential, `vault` does.
 const YAML: &str = "
+workers: {vault: 'http://vault.example:50061'}
 virtual_keys:
   vk-one: {provider: vault, api_key: {env: PAINT_KEY}, base_url: 'https://vault.example/v1/'}
   vk-two: {provider: vault, held_by: worker}
