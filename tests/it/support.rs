@@ -485,7 +485,9 @@ impl Gateway {
             };
             known.insert(worker.record.name.clone(), worker_service);
         }
-        for (provider, uri) in &settings.workers {
+        // A worker given to the harness serves its provider, wherever the configuration says it is.
+        let elsewhere = settings.workers.iter().filter(|(provider, _)| !built_in.contains_key(*provider));
+        for (provider, uri) in elsewhere {
             let channel = transport::channel(uri).unwrap();
             known.insert(provider.clone(), Arc::new(worker::remote::Remote::new(channel)));
         }
