@@ -160,10 +160,10 @@ async fn a_worker_that_dies_during_a_call_lets_the_next_target_try() {
             ["config.targets[0] unavailable 503", "config.targets[1] ok 200"]
         );
         assert_eq!(report(&result).attempts[0].billing(), BillingClass::Unknown);
-        // Its record is still known, so that it is called, in vain.
+        // Its record is still known, so that it is called, in vain. Whether the connection has been found dead
+        // by then, so that nothing is sent, is a race.
         let again = gateway.generate(&fields).await.unwrap();
-        let first = &report(&again).attempts[0];
-        assert_eq!((first.outcome.as_str(), first.billing()), ("unavailable", BillingClass::NotSent));
+        assert_eq!(report(&again).attempts[0].outcome, "unavailable");
     }
 }
 

@@ -1,0 +1,136 @@
+//! The load: connections that each send a request as soon as the last one is answered.
+//!
+//! Written by hand, because it runs on the same cores as what it measures.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    task::JoinSet,
+    time::Instant,
+};
+
+const READ_BYTES: usize = 256 << 10;
+
+/// When a connection stops.
+#[derive(Clone, Copy, Debug)]
+pub enum Until {
+    /// The answer that is under way is finished first.
+    Elapsed(Duration),
+    /// So many answers.
+    Answered(usize),
+}
+
+/// What to send where.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// Address and port.
+    pub address: String,
+    /// The whole request.
+    pub request: String,
+}
+
+impl Target {
+    /// A request for one image.
+    pub fn new(address: &str, path: &str, virtual_key: &str) -> Self {
+        let body = r#"{"model":"gpt-image-1","prompt":"a lighthouse at dusk"}"#;
+        let request = format!(
+            "POST {path} HTTP/1.1\r\nhost: {address}\r\nx-portkey-virtual-key: {virtual_key}\r\n\
+             content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len(),
+        );
+        Self { address: address.to_owned(), request }
+    }
+
+    /// Sends one request and gives the answer's body.
+    pub async fn once(&self) -> Result<Vec<u8>> {
+        let mut body = Vec::new();
+        Connection::open(self).await?.exchange(|piece| body.extend_from_slice(piece)).await?;
+        Ok(body)
+    }
+
+    /// Keeps `connections` busy. Gives the number of answers and the time they took; one that is not a 200 of
+    /// `length` bytes ends it all.
+    pub async fn run(&self, connections: usize, until: Until, length: usize) -> Result<(usize, Duration)> {
+        let started = Instant::now();
+        let mut running = JoinSet::new();
+        for _ in 0..connections {
+            let target = self.clone();
+            running.spawn(async move {
+                let mut connection = Connection::open(&target).await?;
+                let mut answered = 0;
+                while match until {
+                    Until::Elapsed(limit) => started.elapsed() < limit,
+                    Until::Answered(limit) => answered < limit,
+                } {
+                    let mut received = 0;
+                    connection.exchange(|piece| received += piece.len()).await?;
+                    ensure!(received == length, "an answer of {received} bytes instead of {length}");
+                    answered += 1;
+                }
+                Ok(answered)
+            });
+        }
+        let mut answered = 0;
+        while let Some(finished) = running.join_next().await {
+            answered += finished??;
+        }
+        Ok((answered, started.elapsed()))
+    }
+}
+
+struct Connection<'a> {
+    stream: TcpStream,
+    request: &'a str,
+    buffer: Vec<u8>,
+}
+
+impl<'a> Connection<'a> {
+    async fn open(target: &'a Target) -> Result<Self> {
+        let stream = TcpStream::connect(&target.address).await?;
+        stream.set_nodelay(true)?;
+        Ok(Self { stream, request: &target.request, buffer: vec![0; READ_BYTES] })
+    }
+
+    async fn exchange(&mut self, mut body: impl FnMut(&[u8])) -> Result<()> {
+        self.stream.write_all(self.request.as_bytes()).await?;
+        let mut filled = 0;
+        let head = loop {
+            filled += self.read(filled).await?;
+            if let Some(end) = self.buffer[..filled].windows(4).position(|window| window == b"\r\n\r\n") {
+                break end + 4;
+            }
+        };
+        let text = std::str::from_utf8(&self.buffer[..head])?;
+        let mut lines = text.lines();
+        let status = lines.next().unwrap_or_default();
+        if !status.starts_with("HTTP/1.1 200 ") {
+            bail!("{status}: {}", String::from_utf8_lossy(&self.buffer[head..filled]));
+        }
+        let length = lines.find_map(|line| {
+            let (name, value) = line.split_once(':')?;
+            name.eq_ignore_ascii_case("content-length").then_some(value)
+        });
+        let length = length.context("an answer without content-length")?;
+        let mut missing: usize = length.trim().parse()?;
+        let mut from = head;
+        loop {
+            ensure!(filled - from <= missing, "an answer longer than it said");
+            body(&self.buffer[from..filled]);
+            missing -= filled - from;
+            if missing == 0 {
+                return Ok(());
+            }
+            from = 0;
+            filled = self.read(0).await?;
+        }
+    }
+
+    async fn read(&mut self, at: usize) -> Result<usize> {
+        let read = self.stream.read(&mut self.buffer[at..]).await?;
+        ensure!(read > 0, "the connection was closed");
+        Ok(read)
+    }
+}

@@ -1,0 +1,192 @@
+//! What is compared: the processes of each system, how they are started and what they have used.
+
+use std::{
+    fs::{self, File},
+    io::{BufRead as _, BufReader},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
+use tokio::time::Instant;
+
+const IMAGEGATE: &str = env!("CARGO_BIN_EXE_imagegate");
+
+/// Time that a process may take until it listens.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Of the kernel's time stamps in `/proc`, on every Linux that there is.
+const TICKS_PER_SECOND: f64 = 100.0;
+
+/// A system to measure.
+#[derive(Clone, Debug)]
+pub enum Kind {
+    /// hyper's server and client, copying.
+    Proxy,
+    /// `imagegate serve`.
+    Serve,
+    /// Shim, router and worker apart.
+    Split,
+    /// `serve` of another build.
+    Other(PathBuf),
+}
+
+/// A running system.
+#[derive(Debug)]
+pub struct System {
+    processes: Vec<Process>,
+    /// Where clients go.
+    pub address: String,
+}
+
+/// Dropped, it is killed.
+#[derive(Debug)]
+pub struct Process(Child);
+
+impl Kind {
+    /// For the table.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Proxy => "plain proxy".into(),
+            Self::Serve => "serve".into(),
+            Self::Split => "shim, router, worker".into(),
+            Self::Other(binary) => {
+                format!("serve of {}", binary.file_name().unwrap_or_default().to_string_lossy())
+            }
+        }
+    }
+
+    /// Starts it in front of a provider. `folder` is for its files.
+    pub async fn start(&self, mock: &str, folder: &Path) -> Result<System> {
+        let folder = tempfile::tempdir_in(folder)?.keep();
+        match self {
+            Self::Proxy => {
+                let (process, address) = Process::of_this_program(&["proxy", mock])?;
+                Ok(System { processes: vec![process], address })
+            }
+            Self::Serve => serve(Path::new(IMAGEGATE), mock, &folder).await,
+            Self::Other(binary) => serve(binary, mock, &folder).await,
+            Self::Split => split(mock, &folder).await,
+        }
+    }
+}
+
+async fn serve(binary: &Path, mock: &str, folder: &Path) -> Result<System> {
+    let config = write_config(folder, mock, "http: 127.0.0.1:0, grpc: 127.0.0.1:0, admin: 127.0.0.1:0", "")?;
+    let (process, address) =
+        Process::of_ours(binary, folder, "http", &["serve", "--config", &config]).await?;
+    Ok(System { processes: vec![process], address })
+}
+
+async fn split(mock: &str, folder: &Path) -> Result<System> {
+    let binary = Path::new(IMAGEGATE);
+    let plain = write_config(folder, mock, "", "")?;
+    let arguments = ["worker", "--provider", "openai", "--listen", "127.0.0.1:0", "--config", &plain];
+    let (worker, address) = Process::of_ours(binary, folder, "worker", &arguments).await?;
+    let workers = format!("openai: http://{address}");
+    let config = write_config(folder, mock, "grpc: 127.0.0.1:0, admin: 127.0.0.1:0", &workers)?;
+    let (router, address) =
+        Process::of_ours(binary, folder, "grpc", &["router", "--config", &config]).await?;
+    let uri = format!("http://{address}");
+    let arguments = ["shim", "--router", &uri, "--listen", "127.0.0.1:0"];
+    let (shim, address) = Process::of_ours(binary, folder, "http", &arguments).await?;
+    Ok(System { processes: vec![worker, router, shim], address })
+}
+
+/// One virtual key for each thing that the mock does.
+fn write_config(folder: &Path, mock: &str, listen: &str, workers: &str) -> Result<String> {
+    let key = |id: &str, path: &str| {
+        format!("  {id}: {{ provider: openai, api_key: none, base_url: \"http://{mock}/{path}/v1\" }}\n")
+    };
+    let keys = super::WORKLOADS.iter().map(|workload| key(workload.virtual_key, workload.upstream));
+    let text = format!(
+        "listen: {{ {listen} }}\nworkers: {{ {workers} }}\ndata_dir: {}\nvirtual_keys:\n{}",
+        folder.display(),
+        keys.collect::<String>(),
+    );
+    let path = tempfile::Builder::new().suffix(".yaml").tempfile_in(folder)?.into_temp_path().keep()?;
+    fs::write(&path, text)?;
+    Ok(path.display().to_string())
+}
+
+impl System {
+    /// CPU time so far, of all threads of all processes.
+    pub fn cpu(&self) -> Result<Duration> {
+        self.processes.iter().map(Process::cpu).sum()
+    }
+
+    /// Largest resident memory in bytes since the start or the last reset, summed over the processes.
+    pub fn peak_memory(&self) -> Result<u64> {
+        self.processes.iter().map(Process::peak_memory).sum()
+    }
+
+    /// Begins the peak anew.
+    pub fn reset_peak(&self) -> Result<()> {
+        self.processes.iter().try_for_each(|process| {
+            fs::write(format!("/proc/{}/clear_refs", process.0.id()), "5").context("the peak cannot be reset")
+        })
+    }
+}
+
+impl Process {
+    /// This program in another role, which says its address.
+    pub fn of_this_program(arguments: &[&str]) -> Result<(Self, String)> {
+        let mut command = Command::new(std::env::current_exe()?);
+        // It ends when its input does, so it cannot outlive this process.
+        let child = command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let mut process = Self(child);
+        let stdout = process.0.stdout.take().context("no output")?;
+        let mut address = String::new();
+        BufReader::new(stdout).read_line(&mut address)?;
+        Ok((process, address.trim().to_owned()))
+    }
+
+    async fn of_ours(binary: &Path, folder: &Path, role: &str, arguments: &[&str]) -> Result<(Self, String)> {
+        let log = folder.join(format!("{}.log", arguments[0]));
+        let mut command = Command::new(binary);
+        command.args(arguments).current_dir(folder).stdin(Stdio::null()).stderr(File::create(&log)?);
+        command.env("IMAGEGATE_LOG_FORMAT", "json").env_remove("RUST_LOG");
+        let mut process = Self(command.spawn()?);
+        let started = Instant::now();
+        loop {
+            let text = fs::read_to_string(&log)?;
+            let address =
+                text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()).find_map(|line| {
+                    let fields = &line["fields"];
+                    let listening = fields["message"] == "listening" && fields["role"] == role;
+                    listening.then(|| fields["address"].as_str().map(str::to_owned))?
+                });
+            if let Some(address) = address {
+                return Ok((process, address));
+            }
+            if process.0.try_wait()?.is_some() || started.elapsed() > PATIENCE {
+                bail!("{} {} does not listen: {text}", binary.display(), arguments.join(" "));
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    fn cpu(&self) -> Result<Duration> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.0.id()))?;
+        // The name before it may hold anything.
+        let (_, fields) = stat.rsplit_once(") ").context("/proc/PID/stat")?;
+        let ticks = fields.split(' ').skip(11).take(2).map(str::parse::<f64>);
+        let ticks: f64 = ticks.sum::<Result<f64, _>>()?;
+        Ok(Duration::from_secs_f64(ticks / TICKS_PER_SECOND))
+    }
+
+    fn peak_memory(&self) -> Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.0.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("VmHWM")?;
+        Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        _ = self.0.kill();
+        _ = self.0.wait();
+    }
+}

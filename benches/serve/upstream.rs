@@ -1,0 +1,165 @@
+//! The other ends of the comparison, each in a process of its own: a provider that answers at once, and a
+//! reverse proxy that only copies.
+
+use std::{
+    convert::Infallible,
+    future::Future,
+    io::{Read as _, Write as _},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::{Request, Response, StatusCode, Uri, body::Incoming, service::service_fn};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::{TokioExecutor, TokioIo},
+};
+use image::{ExtendedColorType, ImageEncoder as _, codecs::png::PngEncoder};
+use tokio::{net::TcpListener, task::JoinSet};
+
+/// Sizes of the base64 text, by the name they have in paths.
+const SIZES: [(&str, usize); 2] = [("1k", 1 << 10), ("2m", 2 << 20)];
+
+/// What a PNG chunk has beside its data.
+const CHUNK_OVERHEAD: usize = 12;
+
+/// The base64 text of a real PNG that is `length` characters long, always the same one.
+pub fn image_text(length: usize) -> Result<String> {
+    Ok(base64_simd::STANDARD.encode_to_string(png(length / 4 * 3)?))
+}
+
+/// Noise, so that it stays large, and a chunk that decoders skip up to the exact size.
+fn png(size: usize) -> Result<Vec<u8>> {
+    let side: u16 = if size > 1 << 20 { 1024 } else { 16 };
+    let mut noise = noise();
+    let pixels: Vec<u8> = noise.by_ref().take(usize::from(side) * usize::from(side)).collect();
+    let mut png = Vec::with_capacity(size);
+    let encoder = PngEncoder::new(&mut png);
+    encoder.write_image(&pixels, side.into(), side.into(), ExtendedColorType::L8)?;
+    let missing = size.checked_sub(png.len() + CHUNK_OVERHEAD).context("the picture alone is too large")?;
+    let mut padding = b"paDd".to_vec();
+    padding.extend(noise.take(missing));
+    let end = png.split_off(png.len() - CHUNK_OVERHEAD);
+    png.extend_from_slice(&u32::try_from(missing)?.to_be_bytes());
+    png.extend_from_slice(&padding);
+    png.extend_from_slice(&crc32(&padding).to_be_bytes());
+    png.extend(end);
+    Ok(png)
+}
+
+/// Xorshift.
+fn noise() -> impl Iterator<Item = u8> {
+    std::iter::successors(Some(0x9e37_79b9_7f4a_7c15_u64), |state| {
+        let state = state ^ (state << 13);
+        let state = state ^ (state >> 7);
+        Some(state ^ (state << 17))
+    })
+    .map(|state| state.to_le_bytes()[3])
+}
+
+fn crc32(data: &[u8]) -> u32 {
+    let step = |crc: u32| if crc & 1 == 1 { (crc >> 1) ^ 0xedb8_8320 } else { crc >> 1 };
+    !data.iter().fold(!0, |crc, byte| (0..8).fold(crc ^ u32::from(*byte), |crc, _| step(crc)))
+}
+
+/// A provider. `/200/2m/…` waits 200 ms and answers with 2 MB.
+pub async fn mock() -> Result<()> {
+    let mut answers = Vec::with_capacity(SIZES.len());
+    for (name, length) in SIZES {
+        let text = image_text(length)?;
+        let json = format!("{{\"created\":1700000000,\"data\":[{{\"b64_json\":\"{text}\"}}]}}");
+        answers.push((name, Bytes::from(json)));
+    }
+    serve(move |request: Request<Incoming>| {
+        let answers = answers.clone();
+        async move {
+            let (parts, body) = request.into_parts();
+            let received = body.collect().await;
+            let mut path = parts.uri.path().split('/').skip(1);
+            let delay = path.next().and_then(|delay| delay.parse().ok());
+            let size = path.next().unwrap_or_default();
+            let answer = answers.iter().find(|(name, _)| *name == size);
+            let (Ok(_), Some(delay), Some((_, json))) = (received, delay, answer) else {
+                return respond(StatusCode::NOT_FOUND, Bytes::new());
+            };
+            if delay > 0 {
+                tokio::time::sleep(Duration::from_millis(delay)).await;
+            }
+            respond(StatusCode::OK, json.clone())
+        }
+    })
+    .await
+}
+
+fn respond(status: StatusCode, json: Bytes) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(json));
+    *response.status_mut() = status;
+    let json = http::HeaderValue::from_static("application/json");
+    response.headers_mut().insert(http::header::CONTENT_TYPE, json);
+    response
+}
+
+/// The limit: the same bytes through the same HTTP library, copied and not looked at.
+pub async fn proxy(upstream: &str) -> Result<()> {
+    let mut connector = HttpConnector::new();
+    connector.set_nodelay(true);
+    let client = Client::builder(TokioExecutor::new()).build::<_, Incoming>(connector);
+    let upstream: http::uri::Authority = upstream.parse()?;
+    serve(move |mut request: Request<Incoming>| {
+        let (client, upstream) = (client.clone(), upstream.clone());
+        async move {
+            let path = request.uri().path_and_query().cloned();
+            let mut uri = Uri::builder().scheme("http").authority(upstream);
+            if let Some(path) = path {
+                uri = uri.path_and_query(path);
+            }
+            request.headers_mut().remove(http::header::HOST);
+            let forwarded = async {
+                *request.uri_mut() = uri.build().ok()?;
+                client.request(request).await.ok()
+            };
+            match forwarded.await {
+                Some(response) => response.map(BodyExt::boxed),
+                None => respond(StatusCode::BAD_GATEWAY, Bytes::new())
+                    .map(|body| body.map_err(|never| match never {}).boxed()),
+            }
+        }
+    })
+    .await
+}
+
+/// Serves on a free port, says which, and ends with the process that started this one.
+async fn serve<H, F, B>(handle: H) -> Result<()>
+where
+    H: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
+    F: Future<Output = Response<B>> + Send,
+    B: http_body::Body<Data = Bytes, Error: std::error::Error + Send + Sync> + Send + 'static,
+{
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let mut stdout = std::io::stdout();
+    writeln!(stdout, "{}", listener.local_addr()?)?;
+    stdout.flush()?;
+    std::thread::spawn(|| {
+        _ = std::io::stdin().read(&mut [0]);
+        std::process::exit(0);
+    });
+    let mut connections = JoinSet::new();
+    loop {
+        let (stream, _) = listener.accept().await?;
+        stream.set_nodelay(true)?;
+        let handle = handle.clone();
+        connections.spawn(async move {
+            let service = service_fn(move |request| {
+                let answer = handle(request);
+                async move { Ok::<_, Infallible>(answer.await) }
+            });
+            // A connection that breaks off is the load's to notice.
+            _ = hyper::server::conn::http1::Builder::new()
+                .serve_connection(TokioIo::new(stream), service)
+                .await;
+        });
+        while connections.try_join_next().is_some() {}
+    }
+}
