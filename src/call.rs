@@ -21,7 +21,7 @@ use crate::{
     error::{Error, Result},
     images::Pieces,
     pb::{self, BillingClass, stream_image_response::Event},
-    router::Workers,
+    worker::Workers,
 };
 
 /// One request on its way to a target. Cheap to clone.

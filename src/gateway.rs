@@ -15,11 +15,11 @@ use crate::{
     config::{Origin, Settings, file::Listen, plan::Credential},
     egress::Egress,
     provider::{self, sandbox::Sandbox},
-    router::{Router, State, Workers},
+    router::{Router, State},
     serve::hangups,
     telemetry, transport,
     worker::{
-        SharedWorker,
+        SharedWorker, Workers,
         drive::{HttpWorker, Secrets},
         http::Http,
         local::Local,

@@ -176,3 +176,15 @@ impl BillingClass {
         }
     }
 }
+
+/// `config.targets[0] stability-ai rate_limited 429`, joined.
+pub fn attempts_text(attempts: &[Attempt]) -> String {
+    let one = |attempt: &Attempt| {
+        let mut text = format!("{} {} {}", attempt.target, attempt.provider, attempt.outcome);
+        if attempt.status > 0 {
+            text.push_str(&format!(" {}", attempt.status));
+        }
+        format!("{text} {}ms {}", attempt.duration_ms, attempt.billing().name())
+    };
+    attempts.iter().map(one).collect::<Vec<_>>().join(", ")
+}

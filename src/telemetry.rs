@@ -135,7 +135,7 @@ impl RequestLog {
         let calls = calls(&report.attempts);
         if report.attempts.iter().any(|attempt| attempt.target != report.target) {
             counter!(FALLBACKS, "provider" => report.provider.clone()).increment(1);
-            let failed = crate::router::report::attempts_text(&report.attempts);
+            let failed = pb::attempts_text(&report.attempts);
             warn!(request_id = self.ctx.request_id, attempts = failed, "another target answered");
         }
         self.finish("ok", 200, &report.provider, &report.model, calls, "");

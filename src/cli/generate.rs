@@ -16,8 +16,8 @@ use crate::{
     gateway::Gateway,
     images::Pieces,
     params,
-    pb::{self, ImageResult, stream_image_response::Event},
-    router::{Router, SharedRouter, remote::Remote, report::attempts_text},
+    pb::{self, ImageResult, attempts_text, stream_image_response::Event},
+    router::{Router, SharedRouter, remote::Remote},
     transport,
 };
 

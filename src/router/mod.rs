@@ -6,7 +6,6 @@
 pub mod remote;
 pub mod report;
 pub mod resolve;
-mod workers;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,7 +21,6 @@ use http::HeaderMap;
 use tokio::{sync::mpsc, time::Instant};
 use tonic::{Request, Response, Status};
 
-pub use self::workers::Workers;
 use crate::{
     call::{Call, Events, Record, Reply, RequestContext},
     config::{Settings, file::Scope, plan::Plan},
@@ -36,6 +34,7 @@ use crate::{
     },
     route,
     telemetry::{self, RequestLog},
+    worker::Workers,
 };
 
 /// What a router answers to `StreamImage`.

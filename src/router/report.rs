@@ -41,18 +41,6 @@ pub fn of_error(ctx: &RequestContext, mut error: Error) -> Error {
     error
 }
 
-/// `config.targets[0] stability-ai rate_limited 429`, joined.
-pub fn attempts_text(attempts: &[pb::Attempt]) -> String {
-    let one = |attempt: &pb::Attempt| {
-        let mut text = format!("{} {} {}", attempt.target, attempt.provider, attempt.outcome);
-        if attempt.status > 0 {
-            text.push_str(&format!(" {}", attempt.status));
-        }
-        format!("{text} {}ms {}", attempt.duration_ms, attempt.billing().name())
-    };
-    attempts.iter().map(one).collect::<Vec<_>>().join(", ")
-}
-
 fn failure(attempt: &pb::Attempt) -> String {
     let status = if attempt.status > 0 { format!(" ({})", attempt.status) } else { String::new() };
     format!("{} {}: {}{status}: {}", attempt.target, attempt.provider, attempt.outcome, attempt.message)

@@ -14,8 +14,7 @@ use crate::{
     error::{Error, ErrorKind},
     images::Pieces,
     params,
-    pb::{self, BillingClass, CacheStatus, ImageResult, RouteReport, warning::Action},
-    router::report::attempts_text,
+    pb::{self, BillingClass, CacheStatus, ImageResult, RouteReport, attempts_text, warning::Action},
 };
 
 /// Longest text of a header of ours, in bytes: proxies refuse more than 8 KiB of headers altogether.

@@ -7,12 +7,14 @@ pub mod remote;
 pub mod retry_after;
 mod scan;
 mod sse;
+mod workers;
 
 use std::{pin::Pin, sync::Arc};
 
 use futures::Stream;
 use tonic::Status;
 
+pub use self::workers::Workers;
 use crate::pb::{self, worker_service_server::WorkerService};
 
 /// What a worker answers to `Generate`.

@@ -18,9 +18,9 @@ use imagegate::{
         Operation, generate_response::Event, stream_image_response::Event as Answer,
         worker_service_server::WorkerService,
     },
-    router::{self, Router, SharedRouter, State, Workers},
+    router::{self, Router, SharedRouter, State},
     transport,
-    worker::{self, EventStream, SharedWorker},
+    worker::{self, EventStream, SharedWorker, Workers},
 };
 use serde_json::{Value, json};
 use tokio::{

@@ -10,10 +10,10 @@ use std::{
 use tokio::time::{Instant, timeout};
 use tonic::Request;
 
+use super::SharedWorker;
 use crate::{
     error::{Error, ErrorKind, Result},
     pb::{self, BillingClass},
-    worker::SharedWorker,
 };
 
 /// How long a worker's record is believed.
