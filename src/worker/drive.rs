@@ -122,7 +122,12 @@ impl HttpWorker {
     async fn read_events(&self, job: &Job, incoming: &mut Incoming, events: &Events) -> Result<Output> {
         let mut reader = EventReader::new(self.provider.image_members());
         while let Some(event) = incoming.next_event(&mut reader).await? {
-            let body = AnswerBody::Json { skeleton: event.skeleton, images: event.images };
+            // `[DONE]` and the like are no JSON.
+            let body = if event.skeleton.trim_ascii_start().starts_with(b"{") {
+                AnswerBody::Json { skeleton: event.skeleton, images: event.images }
+            } else {
+                AnswerBody::Raw(event.skeleton)
+            };
             let answer = Answer { status: incoming.status, headers: incoming.headers.clone(), body };
             match self.provider.event(job, answer)? {
                 provider::Event::Done(output) => return Ok(output),
