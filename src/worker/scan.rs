@@ -297,6 +297,9 @@ impl Decoder {
 
     /// Adds nothing if the text is no base64.
     fn append(&mut self, text: &[u8]) -> bool {
+        // The decoder reserves what it needs and no more: without a known length every piece would move all
+        // that came before it.
+        self.decoded.reserve(text.len() / 4 * 3);
         base64_simd::STANDARD.decode_append(text, &mut self.decoded).is_ok()
     }
 
