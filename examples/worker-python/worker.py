@@ -26,15 +26,14 @@ CHUNK_BYTES = 256 * 1024
 
 def generated_code():
     """Python code for the protos, made afresh at each start."""
-    into = tempfile.mkdtemp(prefix="imagegate-worker-")
     files = [f"imagegate/v1/{name}.proto" for name in ("image", "worker")]
-    well_known = Path(protoc.__file__).parent / "_proto"
-    includes = [f"-I{PROTO}", f"-I{well_known}"]
-    if protoc.main(["", *includes, f"--python_out={into}", f"--grpc_python_out={into}", *files]):
-        sys.exit("the protos do not compile")
-    sys.path.insert(0, into)
-    names = ("image_pb2", "worker_pb2", "worker_pb2_grpc")
-    return [importlib.import_module(f"imagegate.v1.{name}") for name in names]
+    includes = [f"-I{PROTO}", f"-I{Path(protoc.__file__).parent / '_proto'}"]
+    with tempfile.TemporaryDirectory(prefix="imagegate-worker-") as into:
+        if protoc.main(["", *includes, f"--python_out={into}", f"--grpc_python_out={into}", *files]):
+            sys.exit("the protos do not compile")
+        sys.path.insert(0, into)
+        names = ("image_pb2", "worker_pb2", "worker_pb2_grpc")
+        return [importlib.import_module(f"imagegate.v1.{name}") for name in names]
 
 
 image_pb2, worker_pb2, worker_pb2_grpc = generated_code()
