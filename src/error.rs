@@ -12,6 +12,13 @@ use crate::pb::{self, BillingClass};
 const ERROR_DETAIL: &str = "type.googleapis.com/imagegate.v1.ErrorDetail";
 const RETRY_INFO: &str = "type.googleapis.com/google.rpc.RetryInfo";
 
+/// Bounds of an error that crosses a connection, see [`Error::within_metadata_limits`].
+const DETAIL_BYTES: usize = 3072;
+const MESSAGE_BYTES: usize = 1024;
+const SENTENCE_BYTES: usize = 100;
+const ATTEMPTS_SHOWN: usize = 6;
+const VIOLATIONS_SHOWN: usize = 6;
+
 /// What went wrong, by what a caller or a strategy does about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ErrorKind {
@@ -466,6 +473,31 @@ impl Error {
         }
     }
 
+    /// The same error within the bounds of gRPC metadata: C-core's clients refuse more than 8 KiB of it. What
+    /// an error of many targets or problems says at length is cut; kind, status and the last target stay.
+    #[must_use]
+    pub fn within_metadata_limits(mut self) -> Self {
+        if self.to_detail().encoded_len() <= DETAIL_BYTES && self.message.len() <= MESSAGE_BYTES {
+            return self;
+        }
+        cut(&mut self.message, MESSAGE_BYTES);
+        let more = self.violations.len().saturating_sub(VIOLATIONS_SHOWN);
+        self.violations.truncate(VIOLATIONS_SHOWN);
+        if more > 0 {
+            self.violations.push(pb::Violation { path: String::new(), message: format!("and {more} more") });
+        }
+        self.violations.iter_mut().for_each(|violation| cut(&mut violation.message, SENTENCE_BYTES));
+        if let Some(report) = &mut self.report {
+            let earlier = report.attempts.len().saturating_sub(ATTEMPTS_SHOWN);
+            report.attempts.drain(..earlier);
+            report.attempts.iter_mut().for_each(|attempt| cut(&mut attempt.message, SENTENCE_BYTES));
+            report.refused_by.truncate(ATTEMPTS_SHOWN);
+            report.warnings.clear();
+            report.cost_lines.clear();
+        }
+        self
+    }
+
     fn field_violations(&self) -> Vec<tonic_types::pb::bad_request::FieldViolation> {
         let violation = |field: &str, description: &str| tonic_types::pb::bad_request::FieldViolation {
             field: field.into(),
@@ -487,6 +519,14 @@ impl Error {
     /// `error.type` for OpenAI's error object.
     pub fn openai_type(&self) -> Cow<'_, str> {
         self.error_type.as_deref().map_or(Cow::Borrowed(self.kind.openai_type()), Cow::Borrowed)
+    }
+}
+
+/// Shortens a text at the end of a character.
+fn cut(text: &mut String, bytes: usize) {
+    if text.len() > bytes {
+        text.truncate(text.floor_char_boundary(bytes));
+        text.push_str("...");
     }
 }
 
@@ -556,6 +596,27 @@ mod tests {
             let back = Error::from_status(&error.to_status());
             assert_eq!(format!("{error:?}"), format!("{back:?}"));
         }
+    }
+
+    #[test]
+    fn an_error_of_many_targets_fits_into_metadata() {
+        let attempt = pb::Attempt {
+            target: "config.targets[7].targets[3]".into(),
+            provider: "stability-ai".into(),
+            model: "stable-diffusion-xl-1024-v1-0".into(),
+            outcome: "unavailable".into(),
+            message: "ü".repeat(500),
+            ..Default::default()
+        };
+        let violation = pb::Violation { path: "targets.0.provider".into(), message: "long ".repeat(200) };
+        let mut error = Error::config("Invalid config passed", vec![violation; 40]);
+        error.report = Some(Box::new(pb::RouteReport { attempts: vec![attempt; 60], ..Default::default() }));
+        let status = error.within_metadata_limits().to_status();
+        // Details travel in base64.
+        assert!(status.details().len() * 4 / 3 + status.message().len() < 8000, "{}", status.details().len());
+        let back = Error::from_status(&status);
+        assert_eq!((back.kind, back.violations.len()), (ErrorKind::InvalidRequest, VIOLATIONS_SHOWN + 1));
+        assert_eq!(back.report.as_ref().unwrap().attempts.len(), ATTEMPTS_SHOWN);
     }
 
     #[test]

@@ -21,6 +21,7 @@ use axum::{
     routing::get,
     serve::ListenerExt as _,
 };
+use futures::TryStreamExt as _;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_stream::wrappers::TcpListenerStream;
@@ -127,7 +128,9 @@ impl Servers {
             }
         };
         self.health.push(health);
-        let incoming = TcpListenerStream::new(listener);
+        // tonic sets this only on connections that it accepts itself; without it a small answer waits 40 ms for
+        // the other side's acknowledgement.
+        let incoming = TcpListenerStream::new(listener).inspect_ok(|stream| _ = stream.set_nodelay(true));
         let draining = self.draining.clone().cancelled_owned();
         let server = server.serve_with_incoming_shutdown(incoming, draining);
         self.tasks.spawn(async move { server.await.context("gRPC server") });

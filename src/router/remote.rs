@@ -5,6 +5,7 @@ use tonic::{Request, Response, Status, transport::Channel};
 
 use super::{EventStream, SharedRouter};
 use crate::{
+    error::Error,
     pb::{
         self, router_service_client::RouterServiceClient, router_service_server::RouterService,
         stream_image_response::Event,
@@ -74,35 +75,35 @@ impl RouterService for Served {
         &self,
         request: Request<pb::GenerateImageRequest>,
     ) -> Result<Response<pb::GenerateImageResponse>, Status> {
-        self.0.generate_image(request).await
+        self.0.generate_image(request).await.map_err(short)
     }
 
     async fn edit_image(
         &self,
         request: Request<pb::EditImageRequest>,
     ) -> Result<Response<pb::EditImageResponse>, Status> {
-        self.0.edit_image(request).await
+        self.0.edit_image(request).await.map_err(short)
     }
 
     async fn vary_image(
         &self,
         request: Request<pb::VaryImageRequest>,
     ) -> Result<Response<pb::VaryImageResponse>, Status> {
-        self.0.vary_image(request).await
+        self.0.vary_image(request).await.map_err(short)
     }
 
     async fn stream_image(
         &self,
         request: Request<pb::StreamImageRequest>,
     ) -> Result<Response<EventStream>, Status> {
-        let events = self.0.stream_image(request).await?;
+        let events = self.0.stream_image(request).await.map_err(short)?;
         Ok(events.map(|events| {
             let cut = events.flat_map(|event| match event {
                 Ok(pb::StreamImageResponse { event: Some(Event::ImageChunk(chunk)) }) => {
                     let message = |chunk| pb::StreamImageResponse { event: Some(Event::ImageChunk(chunk)) };
                     transport::cut(chunk, message).left_stream()
                 }
-                other => stream::iter([other]).right_stream(),
+                other => stream::iter([other.map_err(short)]).right_stream(),
             });
             Box::pin(cut) as _
         }))
@@ -112,8 +113,12 @@ impl RouterService for Served {
         &self,
         request: Request<pb::ListModelsRequest>,
     ) -> Result<Response<pb::ListModelsResponse>, Status> {
-        self.0.list_models(request).await
+        self.0.list_models(request).await.map_err(short)
     }
+}
+
+fn short(status: Status) -> Status {
+    Error::from_status(&status).within_metadata_limits().into()
 }
 
 impl std::fmt::Debug for Served {
