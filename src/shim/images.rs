@@ -6,6 +6,7 @@ use axum::{
     response::Response,
 };
 use futures::StreamExt as _;
+use tokio::time::{Duration, timeout};
 
 use super::{
     Shim,
@@ -20,6 +21,9 @@ use crate::{
     pb::{self, Delivery, ImageResult, Operation, stream_image_response::Event},
     router::EventStream,
 };
+
+/// How long a client may take to send its request: within the time that draining leaves.
+const READ_AT_MOST: Duration = Duration::from_secs(300);
 
 /// `POST /v1/images/generations`
 pub async fn generations(State(shim): State<Shim>, request: Request) -> Response {
@@ -56,7 +60,11 @@ pub async fn deployment_edits(
 
 async fn handle(shim: Shim, request: Request, operation: Operation, deployment: Option<String>) -> Response {
     let headers = request.headers().clone();
-    let answered = match request::read(request, operation, shim.max_body_bytes).await {
+    let read = timeout(READ_AT_MOST, request::read(request, operation, shim.max_body_bytes)).await;
+    let read = read.unwrap_or_else(|_| {
+        Err(Error::invalid("body", "the request body took too long to arrive").with_status(408))
+    });
+    let answered = match read {
         Ok(mut parsed) => {
             if let Some(deployment) = deployment {
                 parsed.image.model = deployment;
