@@ -402,8 +402,11 @@ impl Error {
         match status.code() {
             // A worker that says so means the provider's credential, see worker.proto.
             Code::Unauthenticated => error.status = 401,
-            // tonic ends a call whose connection broke with `Unknown` or `Unavailable` and a source.
-            Code::Unknown | Code::Unavailable if std::error::Error::source(status).is_some() => {
+            // tonic ends a call whose connection broke with one of these and a source. It is the connection's
+            // word, not the peer's: HTTP/2's ENHANCE_YOUR_CALM is no provider's rate limit.
+            Code::Unknown | Code::Unavailable | Code::Internal | Code::ResourceExhausted
+                if std::error::Error::source(status).is_some() =>
+            {
                 error = Self::transport(
                     ErrorKind::Unavailable,
                     BillingClass::Unknown,

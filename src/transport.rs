@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use futures::{Stream, stream};
+use futures::{Stream, StreamExt as _, stream};
+use tokio::time::timeout;
 use tonic::{
     Status,
     transport::{Channel, Endpoint, Server},
@@ -34,6 +35,12 @@ const MESSAGE_BYTES: usize = 1 << 30;
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(20);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Streams of a connection that may end in a reset.
+const MAX_RESETS: usize = 1 << 20;
+
+/// How long a finished call may take to end. Its trailers come with the last message.
+const END_WITHIN: Duration = Duration::from_millis(100);
+
 /// A channel that connects when it is first used, and again whenever it must.
 ///
 /// # Errors
@@ -63,6 +70,16 @@ pub fn server() -> Server {
         .http2_max_header_list_size(HEADER_LIST_BYTES)
         .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
+        // Every caller that goes away is a reset here. The defaults end the whole connection after some of them,
+        // as if it came from an attacker, and with it the requests of all others.
+        .http2_max_pending_accept_reset_streams(Some(MAX_RESETS))
+        .http2_max_local_error_reset_streams(Some(MAX_RESETS))
+}
+
+/// Lets a finished call end by itself. A stream that is dropped before its end is reset, and a connection with
+/// many resets is closed by the other side.
+pub async fn end<S: Stream + Unpin>(mut events: S) {
+    _ = timeout(END_WITHIN, events.next()).await;
 }
 
 /// A worker's client without the default limit of messages.

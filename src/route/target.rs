@@ -18,6 +18,7 @@ use crate::{
     images::{Pieces, convert, probe},
     params,
     pb::{self, FinishReason, ImageFormat, generate_response::Event},
+    transport,
     worker::SharedWorker,
 };
 
@@ -308,7 +309,10 @@ impl Attempt<'_> {
                         image.push(chunk.data);
                     }
                 }
-                Some(Event::Done(done)) => return Ok((self.verify(&done, pieces).await?, done)),
+                Some(Event::Done(done)) => {
+                    transport::end(events).await;
+                    return Ok((self.verify(&done, pieces).await?, done));
+                }
                 None => {}
             }
         }

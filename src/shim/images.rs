@@ -20,6 +20,7 @@ use crate::{
     images::Pieces,
     pb::{self, Delivery, ImageResult, Operation, stream_image_response::Event},
     router::EventStream,
+    transport,
 };
 
 /// How long a client may take to send its request: within the time that draining leaves.
@@ -113,7 +114,10 @@ async fn collect(mut events: EventStream) -> Result<(ImageResult, Vec<Pieces>)> 
                 }
                 images[index].push(chunk.data);
             }
-            Some(Event::Result(result)) => return Ok((result, images)),
+            Some(Event::Result(result)) => {
+                transport::end(events).await;
+                return Ok((result, images));
+            }
             Some(Event::Progress(_) | Event::PartialImage(_)) | None => {}
         }
     }
