@@ -3,33 +3,37 @@
 
 use serde_json::json;
 
-use crate::support::{Gateway, Mode, Outcome, Worker, target};
+use crate::support::{Gateway, Mode, Outcome, Worker, elsewhere, model};
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_connection_bears_thousands_of_answers() {
-    let worker = Worker::paint();
-    let gateway = Gateway::over(Mode::Connected, &worker, &target("a"));
-    // Sixteen at a time, so that calls overlap as they do under load.
-    for _ in 0..150 {
-        let answers =
-            futures::future::join_all((0..16).map(|_| async { gateway.generate(&json!({})).await }));
-        for answer in answers.await {
-            answer.unwrap();
+    let far = Worker::new("far", vec![model("a")]);
+    let (runtime, uri) = elsewhere(&far);
+    let yaml = format!("workers: {{far: '{uri}'}}\nconfigs: {{it: {{provider: far}}}}\ndefault_config: it\n");
+    let gateway = Gateway::new(Mode::OneProcess, &yaml, &[]);
+    let caller = async || {
+        for _ in 0..200 {
+            gateway.generate(&json!({"model": "a"})).await.unwrap();
         }
-    }
+    };
+    // Sixteen at a time, so that one call's end meets another's beginning.
+    futures::future::join_all((0..16).map(|_| caller())).await;
+    runtime.shutdown_background();
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn callers_that_go_away_do_not_end_the_connection_of_the_others() {
-    let worker = Worker::paint().script("a", vec![Outcome::Silent; 1100]);
-    let gateway =
-        Gateway::over(Mode::Connected, &worker, &json!({"provider": "paint", "request_timeout": 9000}));
+    let far = Worker::new("far", vec![model("a"), model("b")]).script("a", vec![Outcome::Silent; 1100]);
+    let (runtime, uri) = elsewhere(&far);
+    let yaml = format!("workers: {{far: '{uri}'}}\nconfigs: {{it: {{provider: far}}}}\ndefault_config: it\n");
+    let gateway = Gateway::new(Mode::OneProcess, &yaml, &[]);
     let silent = json!({"model": "a"});
     for gone in 0..1100 {
         tokio::select! {
             result = gateway.generate(&silent) => panic!("{result:?}"),
-            () = worker.is_called(gone + 1) => {}
+            () = far.is_called(gone + 1) => {}
         }
     }
     gateway.generate(&json!({"model": "b"})).await.unwrap();
+    runtime.shutdown_background();
 }

@@ -1,19 +1,15 @@
 //! Which targets are called, in what order, and with what.
 
-use std::sync::Arc;
-
 use imagegate::{
     error::{Error, ErrorKind},
     pb::{self, BillingClass},
-    transport,
-    worker::remote::Served,
 };
 use serde_json::{Value, json};
-use tokio_stream::wrappers::TcpListenerStream;
 use tonic::Status;
 
 use crate::support::{
-    Gateway, Mode, Outcome, Worker, attempts, both_ways, fallback, model, nowhere, png, report, target, with,
+    Gateway, Mode, Outcome, Worker, attempts, both_ways, elsewhere, fallback, model, nowhere, png, report,
+    target, with,
 };
 
 fn nothing() -> Value {
@@ -124,25 +120,11 @@ async fn a_worker_that_cannot_be_reached_lets_the_next_target_try() {
     .await;
 }
 
-/// A worker in a runtime of its own, which can die like a process.
-fn mortal(worker: &Arc<Worker>) -> (tokio::runtime::Runtime, String) {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.set_nonblocking(true).unwrap();
-    let uri = format!("http://{}", listener.local_addr().unwrap());
-    let served = transport::worker_server(Served(Arc::clone(worker) as _));
-    runtime.spawn(async move {
-        let incoming = TcpListenerStream::new(tokio::net::TcpListener::from_std(listener).unwrap());
-        transport::server().add_service(served).serve_with_incoming(incoming).await
-    });
-    (runtime, uri)
-}
-
 #[tokio::test]
 async fn a_worker_that_dies_during_a_call_lets_the_next_target_try() {
     for outcome in [Outcome::Silent, Outcome::Stalled] {
         let far = Worker::new("far", vec![model("a")]).script("a", [outcome]);
-        let (runtime, uri) = mortal(&far);
+        let (runtime, uri) = elsewhere(&far);
         let worker = Worker::paint();
         let strategy = json!({"mode": "fallback", "on_status_codes": [500]});
         let config = json!({"strategy": strategy, "targets": [{"provider": "far"}, target("b")]});

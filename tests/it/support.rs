@@ -582,3 +582,19 @@ impl Drop for Trying {
         }
     }
 }
+
+/// A worker behind a socket, in a runtime of its own: it runs beside the router and can die like a process.
+pub fn elsewhere(worker: &Arc<Worker>) -> (tokio::runtime::Runtime, String) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let uri = format!("http://{}", listener.local_addr().unwrap());
+    let served = transport::worker_server(worker::remote::Served(Arc::clone(worker) as _));
+    runtime.spawn(async move {
+        let incoming = tokio_stream::wrappers::TcpListenerStream::new(
+            tokio::net::TcpListener::from_std(listener).unwrap(),
+        );
+        transport::server().add_service(served).serve_with_incoming(incoming).await
+    });
+    (runtime, uri)
+}
