@@ -96,8 +96,7 @@ impl Router {
         operation: Operation,
     ) -> Result<pb::ImageResult> {
         let started = self.start(request.metadata().as_ref(), image, operation, None)?;
-        let (ctx, reply) = started.run().await?;
-        let report = report::of_reply(&ctx, &reply);
+        let (report, reply) = started.run().await?;
         let mut result = result(reply, report);
         for (image, pieces) in &mut result.1 {
             image.data = std::mem::take(pieces).into_bytes();
@@ -173,12 +172,13 @@ struct Started {
 }
 
 impl Started {
-    async fn run(self) -> Result<(Arc<RequestContext>, Reply)> {
+    async fn run(self) -> Result<(pb::RouteReport, Reply)> {
         let Self { plan, call, log } = self;
         match route::run(&plan, &call).await {
             Ok(reply) => {
-                log.succeed(&report::of_reply(&call.ctx, &reply));
-                Ok((call.ctx, reply))
+                let report = report::of_reply(&call.ctx, &reply);
+                log.succeed(&report);
+                Ok((report, reply))
             }
             Err(error) => {
                 let error = report::of_error(&call.ctx, error);
@@ -190,11 +190,10 @@ impl Started {
 
     /// The answer as the events of a stream.
     async fn run_to_events(self) -> Vec<std::result::Result<Event, Status>> {
-        let (ctx, reply) = match self.run().await {
+        let (report, reply) = match self.run().await {
             Ok(answered) => answered,
             Err(error) => return vec![Err(error.into())],
         };
-        let report = report::of_reply(&ctx, &reply);
         let (mut result, images) = result(reply, report);
         let mut events = Vec::with_capacity(images.len() + 1);
         for (index, (image, pieces)) in (0..).zip(images) {
