@@ -3,7 +3,19 @@
 
 use serde_json::json;
 
-use crate::support::{Gateway, Mode, Outcome, Worker, elsewhere, model};
+use crate::support::{Gateway, Mode, Outcome, Worker, both_ways, elsewhere, model, target};
+
+#[tokio::test]
+async fn a_finished_call_ends_by_itself() {
+    both_ways(async |mode| {
+        let worker = Worker::paint();
+        let gateway = Gateway::over(mode, &worker, &target("a"));
+        gateway.generate(&json!({})).await.unwrap();
+        // A stream that is dropped before its end is reset, and many resets end a connection.
+        assert_eq!(worker.dropped(), 0);
+    })
+    .await;
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_connection_bears_thousands_of_answers() {

@@ -287,6 +287,11 @@ impl Worker {
         reaches(&self.dropped, times).await;
     }
 
+    /// Calls that were dropped so far.
+    pub fn dropped(&self) -> usize {
+        *self.dropped.borrow()
+    }
+
     fn next(&self, model: &str) -> Outcome {
         let mut script = self.script.lock().unwrap();
         match script.get_mut(model) {
@@ -434,7 +439,8 @@ impl WorkerService for Worker {
         let events = stream::unfold((acts, in_flight), async |(mut acts, mut in_flight)| {
             loop {
                 let act = acts.pop_front();
-                in_flight.finished = acts.is_empty() && !matches!(act, Some(Act::WaitForever));
+                // Read to its end, not only to its last event.
+                in_flight.finished = matches!(act, None | Some(Act::Fail(_)));
                 let said = match act? {
                     Act::Wait(pause) => {
                         tokio::time::sleep(pause).await;
