@@ -25,6 +25,9 @@ use crate::{
 /// How far timers of the same deadline may be apart: `grpc-timeout` is rounded to milliseconds, and so are timers.
 const TIMER_GRAIN: Duration = Duration::from_millis(10);
 
+/// Shorter texts are not looked for in a provider's error, in bytes.
+const SHORTEST_HIDDEN: usize = 6;
+
 /// Tries one target, again where its retry policy says so.
 pub async fn run(target: &Target, call: &Call) -> Result<Reply> {
     let ctx = &call.ctx;
@@ -235,6 +238,10 @@ impl Attempt<'_> {
             Ok(outcome) => outcome,
             Err(_) => Err(self.timed_out()),
         };
+        let outcome = outcome.map_err(|mut error| {
+            self.hide_private(&mut error.message, request);
+            error
+        });
         let outcome = outcome.map(|(images, done)| {
             let cost_lines = cost::lines(self.provider, request, self.fitted.capability, &done, number);
             Answer { images, done, cost_lines }
@@ -257,6 +264,22 @@ impl Attempt<'_> {
             duration,
         );
         outcome
+    }
+
+    /// A provider may quote the prompt or the key in its error. The text goes to logs, and to callers who are
+    /// not meant to see the operator's keys.
+    fn hide_private(&self, message: &mut String, request: &pb::ImageRequest) {
+        let key = match self.upstream.credential.as_ref().and_then(|held| held.credential.as_ref()) {
+            Some(pb::credential::Credential::ApiKey(key)) => key.as_str(),
+            _ => "",
+        };
+        let words = [(key, "[key]"), (&request.prompt, "[prompt]"), (&request.negative_prompt, "[prompt]")];
+        for (text, shown) in words {
+            // A prompt of a few letters would blank out parts of ordinary words.
+            if text.len() >= SHORTEST_HIDDEN && message.contains(text) {
+                *message = message.replace(text, shown);
+            }
+        }
     }
 
     fn timed_out(&self) -> Error {

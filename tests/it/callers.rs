@@ -368,3 +368,19 @@ async fn strictness_can_be_switched_off_by_the_caller() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_provider_that_quotes_key_and_prompt_is_not_quoted() {
+    both_ways(async |mode| {
+        let quoting = "the key sk-stored may not paint a very private thing, says sk-stored";
+        let error = Error::new(ErrorKind::PermissionDenied, quoting);
+        let paint = Worker::paint();
+        let vault = Worker::locked("vault", vec![model("v")]).script("v", Outcome::fail(error));
+        let gateway = Gateway::new(mode, YAML, &[&paint, &vault]);
+        let fields = json!({"prompt": "a very private thing"});
+        let error = gateway.generate_with(&fields, &[("x-portkey-config", "keyed")]).await.unwrap_err();
+        assert_eq!(error.message, "the key [key] may not paint [prompt], says [key]");
+        assert_eq!(error.report.as_ref().unwrap().attempts[0].message, error.message);
+    })
+    .await;
+}
