@@ -14,7 +14,7 @@ use crate::{
     config::Origin,
     error::Error,
     gateway::Gateway,
-    images::Pieces,
+    images::{Pieces, gather},
     params,
     pb::{self, ImageResult, attempts_text, stream_image_response::Event},
     router::{Router, SharedRouter, remote::Remote},
@@ -121,11 +121,7 @@ impl Generate {
         while let Some(event) = events.next().await {
             match event.map_err(failed)?.event {
                 Some(Event::Progress(now)) => progress.show(&now)?,
-                Some(Event::ImageChunk(chunk)) => {
-                    let index = chunk.image_index as usize;
-                    images.resize_with(images.len().max(index + 1), Pieces::default);
-                    images[index].push(chunk.data);
-                }
+                Some(Event::ImageChunk(chunk)) => gather(&mut images, chunk.image_index, chunk.data),
                 Some(Event::Result(result)) => {
                     progress.clear()?;
                     return Ok((result, images));

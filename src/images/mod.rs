@@ -69,6 +69,15 @@ impl Pieces {
     }
 }
 
+/// Adds bytes to one of several images whose pieces arrive in turn.
+pub fn gather(images: &mut Vec<Pieces>, index: u32, data: Bytes) {
+    let index = index as usize;
+    if images.len() <= index {
+        images.resize_with(index + 1, Pieces::default);
+    }
+    images[index].push(data);
+}
+
 impl From<Bytes> for Pieces {
     fn from(bytes: Bytes) -> Self {
         let mut pieces = Self::default();

@@ -15,7 +15,7 @@ use tonic::{Status, metadata::MetadataMap};
 use super::{answer, encode::Encoder};
 use crate::{
     error::Error,
-    images::Pieces,
+    images::{Pieces, gather},
     pb::{self, Operation, stream_image_response::Event},
     router::{EventStream, REQUEST_ID, TRACE_ID},
 };
@@ -91,11 +91,7 @@ impl Writer {
         match event {
             Ok(Event::Progress(_)) => VecDeque::new(),
             Ok(Event::ImageChunk(chunk)) => {
-                let index = chunk.image_index as usize;
-                if self.images.len() <= index {
-                    self.images.resize_with(index + 1, Pieces::default);
-                }
-                self.images[index].push(chunk.data);
+                gather(&mut self.images, chunk.image_index, chunk.data);
                 VecDeque::new()
             }
             Ok(Event::PartialImage(preview)) => {

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    images::Pieces,
+    images::{Pieces, gather},
     pb::{self, Delivery, ImageResult, Operation, stream_image_response::Event},
     router::EventStream,
     transport,
@@ -108,11 +108,7 @@ async fn collect(mut events: EventStream) -> Result<(ImageResult, Vec<Pieces>)> 
     while let Some(event) = events.next().await {
         match event.map_err(|status| Error::from_status(&status))?.event {
             Some(Event::ImageChunk(chunk)) => {
-                let index = chunk.image_index as usize;
-                if images.len() <= index {
-                    images.resize_with(index + 1, Pieces::default);
-                }
-                images[index].push(chunk.data);
+                gather(&mut images, chunk.image_index, chunk.data);
             }
             Some(Event::Result(result)) => {
                 transport::end(events).await;
