@@ -51,6 +51,16 @@ impl ImageRequest {
     }
 }
 
+impl Provider {
+    /// The first entry that matches a model's id.
+    pub fn capability(&self, model: &str) -> Option<&ModelCapability> {
+        self.models.iter().find(|capability| match capability.model.strip_suffix('*') {
+            Some(prefix) => model.starts_with(prefix),
+            None => capability.model == model,
+        })
+    }
+}
+
 impl fmt::Debug for ImageRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ImageRequest")

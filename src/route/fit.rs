@@ -149,11 +149,7 @@ fn choose_model<'a>(
 }
 
 fn find<'a>(record: &'a pb::Provider, model: &str) -> Result<&'a ModelCapability> {
-    let matches = |capability: &&ModelCapability| match capability.model.strip_suffix('*') {
-        Some(prefix) => model.starts_with(prefix),
-        None => capability.model == model,
-    };
-    record.models.iter().find(matches).ok_or_else(|| {
+    record.capability(model).ok_or_else(|| {
         let known: Vec<&str> = record.models.iter().map(|model| model.model.as_str()).collect();
         let message = format!("model: {} has no \"{model}\"; it has {}", record.name, known.join(", "));
         Error::unsupported("model", message)

@@ -149,9 +149,8 @@ impl HttpWorker {
 
     /// Inputs given as addresses become bytes, for providers that do not fetch them.
     async fn fetch_inputs(&self, job: &mut Job) -> Result<()> {
-        let model = &job.request.model;
-        let accepts = self.provider.record().models.iter().find(|known| known.model == *model);
-        if accepts.is_some_and(|known| known.accepts_input_urls) {
+        let capability = self.provider.record().capability(&job.request.model);
+        if capability.is_some_and(|known| known.accepts_input_urls) {
             return Ok(());
         }
         for (i, input) in job.request.inputs.iter_mut().enumerate() {
