@@ -186,7 +186,6 @@ struct Attempt<'a> {
 struct Answer {
     images: Vec<(pb::Image, Pieces)>,
     done: pb::GenerateDone,
-    cost_lines: Vec<pb::CostLine>,
 }
 
 impl Attempt<'_> {
@@ -242,15 +241,15 @@ impl Attempt<'_> {
             self.hide_private(&mut error.message, request);
             error
         });
-        let outcome = outcome.map(|(images, done)| {
-            let cost_lines = cost::lines(self.provider, request, self.fitted.capability, &done, number);
-            Answer { images, done, cost_lines }
-        });
+        let capability = self.fitted.capability;
         let (request_id, cost_lines) = match &outcome {
-            Ok(answer) => (answer.done.upstream_request_id.as_str(), answer.cost_lines.clone()),
+            Ok(Answer { done, .. }) => {
+                let lines = cost::lines(self.provider, request, capability, done, number);
+                (done.upstream_request_id.as_str(), lines)
+            }
             // Paid for and useless is paid for.
             Err(error) if error.billing == pb::BillingClass::Billed => {
-                ("", cost::estimate(self.provider, request, self.fitted.capability, number))
+                ("", cost::estimate(self.provider, request, capability, number))
             }
             Err(_) => ("", Vec::new()),
         };
@@ -296,12 +295,7 @@ impl Attempt<'_> {
         Error::transport(ErrorKind::Timeout, pb::BillingClass::Unknown, message).with_status(status)
     }
 
-    async fn exchange(
-        &self,
-        request: &pb::ImageRequest,
-        offset: usize,
-        deadline: Instant,
-    ) -> Result<(Vec<(pb::Image, Pieces)>, pb::GenerateDone)> {
+    async fn exchange(&self, request: &pb::ImageRequest, offset: usize, deadline: Instant) -> Result<Answer> {
         let mut message = Request::new(pb::GenerateRequest {
             provider: self.provider.to_owned(),
             image: Some(request.clone()),
@@ -334,7 +328,7 @@ impl Attempt<'_> {
                 }
                 Some(Event::Done(done)) => {
                     transport::end(events).await;
-                    return Ok((self.verify(&done, pieces).await?, done));
+                    return Ok(Answer { images: self.verify(&done, pieces).await?, done });
                 }
                 None => {}
             }
