@@ -16,7 +16,7 @@ use crate::{
     egress::Egress,
     provider::{self, sandbox::Sandbox},
     router::{Router, State},
-    serve::hangups,
+    serve::Hangups,
     telemetry, transport,
     worker::{
         SharedWorker, Workers,
@@ -51,7 +51,8 @@ impl Gateway {
         let http =
             Arc::new(Http::try_new(Egress::default()).map_err(|reason| anyhow!("HTTP client: {reason}"))?);
         let secrets = Arc::new(ArcSwap::default());
-        let (local, built_in) = local_workers(&http, &secrets);
+        let built_in = built_in();
+        let local = local_workers(&http, &secrets);
         let settings = Arc::new(origin.read(&built_in)?);
         let gateway = Self { origin, built_in, local, http, secrets, remote: Mutex::default() };
         gateway.apply(&settings);
@@ -91,6 +92,7 @@ impl Gateway {
 
     /// Puts every valid change of the file into force. An invalid one is logged, and the old one stays.
     pub async fn watch(self, router: Option<(Router, Listen)>) {
+        let mut hangups = Hangups::new();
         let mut seen = self.origin.path().and_then(fingerprint);
         loop {
             tokio::select! {
@@ -101,7 +103,7 @@ impl Gateway {
                     }
                     seen = now;
                 }
-                () = hangups() => seen = self.origin.path().and_then(fingerprint),
+                () = hangups.next() => seen = self.origin.path().and_then(fingerprint),
             }
             self.reload(router.as_ref());
         }
@@ -162,17 +164,14 @@ pub fn built_in() -> BTreeMap<String, bool> {
     http.chain([(Sandbox::NAME.to_owned(), true)]).collect()
 }
 
-fn local_workers(
-    http: &Arc<Http>,
-    secrets: &Arc<ArcSwap<Secrets>>,
-) -> (BTreeMap<String, SharedWorker>, BTreeMap<String, bool>) {
+fn local_workers(http: &Arc<Http>, secrets: &Arc<ArcSwap<Secrets>>) -> BTreeMap<String, SharedWorker> {
     let mut workers: BTreeMap<String, SharedWorker> = BTreeMap::new();
     for provider in provider::all() {
         let name = provider.record().name.clone();
         workers.insert(name, Arc::new(HttpWorker::new(provider, Arc::clone(http), Arc::clone(secrets))));
     }
     workers.insert(Sandbox::NAME.to_owned(), Arc::new(Sandbox::new()));
-    (workers, built_in())
+    workers
 }
 
 /// What the file says now. None if it cannot be read, as in the middle of a replacement.

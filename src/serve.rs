@@ -23,7 +23,11 @@ use axum::{
 };
 use futures::TryStreamExt as _;
 use metrics_exporter_prometheus::PrometheusHandle;
-use tokio::{net::TcpListener, task::JoinSet};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{Signal, SignalKind, signal},
+    task::JoinSet,
+};
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic_health::{ServingStatus, server::HealthReporter};
@@ -239,7 +243,6 @@ fn render(metrics: &PrometheusHandle) -> impl IntoResponse + use<> {
 
 /// SIGTERM is Kubernetes', SIGINT a person's.
 async fn asked_to_stop() {
-    use tokio::signal::unix::{SignalKind, signal};
     let (Ok(mut terminate), Ok(mut interrupt)) =
         (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
     else {
@@ -252,13 +255,27 @@ async fn asked_to_stop() {
     }
 }
 
-/// Waits for SIGHUP, again and again.
-pub fn hangups() -> impl Future<Output = ()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    async {
-        match signal(SignalKind::hangup()) {
-            Ok(mut hangup) => _ = hangup.recv().await,
-            Err(_) => std::future::pending().await,
+/// Every SIGHUP from now on, also one that comes while nobody waits.
+#[derive(Debug)]
+pub struct Hangups(Option<Signal>);
+
+impl Hangups {
+    /// Begins to listen. Where signals cannot be received, none ever comes.
+    pub fn new() -> Self {
+        Self(signal(SignalKind::hangup()).ok())
+    }
+
+    /// Waits for the next one.
+    pub async fn next(&mut self) {
+        match &mut self.0 {
+            Some(hangup) => _ = hangup.recv().await,
+            None => std::future::pending().await,
         }
+    }
+}
+
+impl Default for Hangups {
+    fn default() -> Self {
+        Self::new()
     }
 }
