@@ -11,8 +11,13 @@ mod connections;
 #[cfg(test)]
 mod routing;
 #[cfg(test)]
+mod scenarios;
+#[cfg(test)]
 mod simulation;
 #[cfg(test)]
 mod support;
 #[cfg(test)]
 mod timing;
+#[cfg(test)]
+#[path = "../../examples/simulate/world/mod.rs"]
+mod world;
