@@ -10,15 +10,19 @@ use std::{
 };
 
 use http::HeaderMap;
+use serde_json::Value;
 use tokio::{sync::mpsc, time::Instant};
 use tonic::Status;
 
 use crate::{
     config::{
         Settings,
+        condition::Facts,
+        identity::Identity,
         plan::{BaseUrl, Upstream},
     },
     error::{Error, Result},
+    health::Health,
     images::Pieces,
     pb::{self, BillingClass, stream_image_response::Event},
     worker::Workers,
@@ -31,7 +35,27 @@ pub struct Call {
     pub request: Arc<pb::ImageRequest>,
     /// Facts about the request as a whole.
     pub ctx: Arc<RequestContext>,
+    /// When this part of the plan has to be done: the caller's deadline, or an earlier one from above.
+    pub deadline: Instant,
+    /// What somebody else can take over.
+    pub elsewhere: Elsewhere,
 }
+
+/// Whether another target can take a request over from one that should be left alone. A target that nobody
+/// stands in for is called whatever its health.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Elsewhere {
+    /// From one whose circuit breaker is open.
+    pub if_broken: bool,
+    /// From one that asked not to be called for a while.
+    pub if_paused: bool,
+}
+
+/// The outcome of an attempt that has none yet.
+const RUNNING: &str = "running";
+
+/// The outcome of a target that was passed over.
+const SKIPPED: &str = "skipped";
 
 /// Where previews and progress go. The other end also takes the answer, which may fail.
 pub type Events = mpsc::Sender<std::result::Result<Event, Status>>;
@@ -47,12 +71,18 @@ pub struct RequestContext {
     pub deadline: Instant,
     /// The caller's headers, for `forward_headers`.
     pub headers: HeaderMap,
+    /// What the caller says about the request (`x-portkey-metadata`), for conditions; null if nothing.
+    pub metadata: Value,
+    /// All chance in this request comes from here.
+    pub seed: u64,
     /// Provider and credential that came with the request, for targets that have none.
     pub upstream: Option<Arc<Upstream>>,
     /// What the request's headers set over the config, at every target.
     pub overrides: Overrides,
     /// Where targets find their workers.
     pub workers: Arc<Workers>,
+    /// What past requests tell about targets and strategies.
+    pub health: Arc<Health>,
     /// The configuration that was in force when the request came.
     pub settings: Arc<Settings>,
     /// Where previews and progress go, if somebody wants them.
@@ -83,9 +113,21 @@ pub struct Record(Mutex<Happened>);
 #[derive(Debug, Default)]
 struct Happened {
     attempts: Vec<pb::Attempt>,
+    /// What each attempt is expected to cost, as far as prices are known.
+    prices: Vec<Option<f64>>,
+    at_risk: AtRisk,
     cost_lines: Vec<pb::CostLine>,
     warnings: Vec<pb::Warning>,
     retry_count: i32,
+}
+
+/// What may have been paid for attempts that gave nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct AtRisk {
+    /// As far as prices are known.
+    pub usd: f64,
+    /// An attempt of unknown price is among them.
+    pub unknown: bool,
 }
 
 /// An attempt that has begun. One that is dropped unfinished was cancelled, and may have been billed.
@@ -119,10 +161,64 @@ pub struct Reply {
     pub strict_open_ai_compliance: bool,
 }
 
-impl RequestContext {
-    /// What is left until the caller stops waiting.
+impl Call {
+    /// A request at the top of its plan.
+    pub fn new(request: Arc<pb::ImageRequest>, ctx: Arc<RequestContext>) -> Self {
+        let deadline = ctx.deadline;
+        Self { request, ctx, deadline, elsewhere: Elsewhere::default() }
+    }
+
+    /// What is left of the time.
     pub fn remaining(&self) -> Duration {
         self.deadline.saturating_duration_since(Instant::now())
+    }
+
+    /// The same call with no more time than `limit`.
+    #[must_use]
+    pub fn within(&self, limit: Duration) -> Self {
+        Self { deadline: self.deadline.min(Instant::now() + limit), ..self.clone() }
+    }
+
+    /// The same call where `other` can also take over.
+    #[must_use]
+    pub fn or(&self, other: Elsewhere) -> Self {
+        let known = self.elsewhere;
+        let elsewhere = Elsewhere {
+            if_broken: known.if_broken || other.if_broken,
+            if_paused: known.if_paused || other.if_paused,
+        };
+        Self { elsewhere, ..self.clone() }
+    }
+
+    /// What conditions are about.
+    pub fn facts(&self) -> Facts<'_> {
+        Facts { metadata: &self.ctx.metadata, request: &self.request }
+    }
+}
+
+impl AtRisk {
+    /// Whether no more than `cap` may have been paid, in USD. Nobody knows that of an unknown price.
+    pub fn is_within(self, cap: f64) -> bool {
+        !self.unknown && self.usd <= cap
+    }
+
+    /// This and another possible payment.
+    #[must_use]
+    pub fn plus(self, price: Option<f64>) -> Self {
+        Self { usd: self.usd + price.unwrap_or_default(), unknown: self.unknown || price.is_none() }
+    }
+}
+
+impl RequestContext {
+    /// A number of 0 to 1 by chance: another for another `n` or another place, always the same in one request.
+    pub fn dice(&self, place: Identity, n: u64) -> f64 {
+        // SplitMix64, whose every output bit depends on every input bit.
+        let mut x = self.seed ^ place.to_u64().rotate_left(17) ^ n.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        for factor in [0xbf58_476d_1ce4_e5b9, 0x94d0_49bb_1331_11eb] {
+            x = (x ^ (x >> 30)).wrapping_mul(factor);
+            x ^= x >> 27;
+        }
+        (x >> 11) as f64 / (1_u64 << 53) as f64
     }
 
     /// Whether the caller has already seen part of an answer.
@@ -145,16 +241,17 @@ impl RequestContext {
         }
     }
 
-    /// Notes that an attempt begins.
-    pub fn begin(self: &Arc<Self>, target: &str, provider: &str, model: &str) -> Running {
+    /// Notes that an attempt begins, which is expected to cost `price` USD.
+    pub fn begin(self: &Arc<Self>, target: &str, provider: &str, model: &str, price: Option<f64>) -> Running {
         let mut happened = self.record.lock();
         let index = happened.attempts.len();
+        happened.prices.push(price);
         happened.attempts.push(pb::Attempt {
             number: u32::try_from(index + 1).unwrap_or(u32::MAX),
             target: target.to_owned(),
             provider: provider.to_owned(),
             model: model.to_owned(),
-            outcome: "running".into(),
+            outcome: RUNNING.into(),
             ..Default::default()
         });
         Running { ctx: Arc::clone(self), index, started: Instant::now(), finished: false }
@@ -163,17 +260,27 @@ impl RequestContext {
     /// Notes that a target was passed over without a call.
     pub fn skip(&self, target: &str, provider: &str, model: &str, error: &Error) {
         let mut happened = self.record.lock();
+        happened.prices.push(Some(0.0));
         let number = u32::try_from(happened.attempts.len() + 1).unwrap_or(u32::MAX);
         happened.attempts.push(pb::Attempt {
             number,
             target: target.to_owned(),
             provider: provider.to_owned(),
             model: model.to_owned(),
-            outcome: "skipped".into(),
+            outcome: SKIPPED.into(),
             message: error.message.clone(),
+            reason: error.skipped_for().into(),
             billing: BillingClass::NotSent.into(),
             ..Default::default()
         });
+    }
+}
+
+impl Happened {
+    fn note_risk(&mut self, index: usize, billing: BillingClass) {
+        if matches!(billing, BillingClass::Unknown | BillingClass::Unspecified | BillingClass::Billed) {
+            self.at_risk = self.at_risk.plus(self.prices[index]);
+        }
     }
 }
 
@@ -186,6 +293,11 @@ impl Record {
     /// Attempts so far.
     pub fn attempts(&self) -> Vec<pb::Attempt> {
         self.lock().attempts.clone()
+    }
+
+    /// How many provider calls there were so far.
+    pub fn calls(&self) -> usize {
+        self.lock().attempts.iter().filter(|attempt| attempt.outcome != SKIPPED).count()
     }
 
     /// Cost lines so far.
@@ -201,6 +313,19 @@ impl Record {
     /// Retries of the last target that failed, see `RouteReport.retry_count`.
     pub fn retry_count(&self) -> i32 {
         self.lock().retry_count
+    }
+
+    /// What may have been paid so far for attempts that gave nothing.
+    pub fn at_risk(&self) -> AtRisk {
+        self.lock().at_risk
+    }
+
+    /// As [`Record::at_risk`], if everything that is under way came to nothing.
+    pub fn at_risk_with_running(&self) -> AtRisk {
+        let happened = self.lock();
+        let running = happened.attempts.iter().zip(&happened.prices);
+        let running = running.filter(|(attempt, _)| attempt.outcome == RUNNING);
+        running.fold(happened.at_risk, |at_risk, (_, price)| at_risk.plus(*price))
     }
 
     /// Notes how the retries of a target ended that failed.
@@ -231,6 +356,9 @@ impl Running {
         let duration = self.started.elapsed();
         let mut happened = self.ctx.record.lock();
         happened.cost_lines.extend(cost_lines);
+        if let Err(error) = outcome {
+            happened.note_risk(self.index, error.billing);
+        }
         let attempt = &mut happened.attempts[self.index];
         attempt.duration_ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         attempt.upstream_request_id = upstream_request_id.to_owned();
@@ -260,6 +388,7 @@ impl Drop for Running {
             return;
         }
         let mut happened = self.ctx.record.lock();
+        happened.note_risk(self.index, BillingClass::Unknown);
         let attempt = &mut happened.attempts[self.index];
         attempt.outcome = "cancelled".into();
         attempt.duration_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);

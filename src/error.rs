@@ -7,7 +7,10 @@ use std::{borrow::Cow, fmt, ops, time::Duration};
 use prost::Message as _;
 use tonic::{Code, Status};
 
-use crate::pb::{self, BillingClass};
+use crate::{
+    health::Ejected,
+    pb::{self, BillingClass},
+};
 
 const ERROR_DETAIL: &str = "type.googleapis.com/imagegate.v1.ErrorDetail";
 const RETRY_INFO: &str = "type.googleapis.com/google.rpc.RetryInfo";
@@ -244,6 +247,8 @@ pub struct Fields {
     pub report: Option<Box<pb::RouteReport>>,
     /// The failure was in reaching or reading the provider, not an answer of its own.
     pub transport: bool,
+    /// The target was not called because of its health. Of no interest to a peer.
+    pub ejected: Option<Ejected>,
 }
 
 /// A result with our error.
@@ -266,6 +271,7 @@ impl Error {
             violations: Vec::new(),
             report: None,
             transport: false,
+            ejected: None,
         }))
     }
 
@@ -293,6 +299,29 @@ impl Error {
         let mut error = Self::new(kind, message).billed(billing);
         error.transport = true;
         error
+    }
+
+    /// The target is left alone for now.
+    pub fn ejected(ejected: Ejected) -> Self {
+        let (kind, left) = match ejected {
+            Ejected::Paused(left) => (ErrorKind::RateLimited, Some(left)),
+            Ejected::Open(left) => (ErrorKind::Unavailable, Some(left)),
+            Ejected::Probing | Ejected::Warming => (ErrorKind::Unavailable, None),
+        };
+        let mut error = Self::new(kind, ejected.to_string());
+        error.retry_after = left;
+        error.ejected = Some(ejected);
+        error
+    }
+
+    /// Why the target was passed over without a call, for machines; empty if it was called.
+    pub fn skipped_for(&self) -> &'static str {
+        match (self.ejected, self.kind) {
+            (Some(ejected), _) => ejected.name(),
+            (None, ErrorKind::Unsupported) => "unsupported",
+            (None, ErrorKind::Unavailable) => "worker_unavailable",
+            (None, _) => "not_allowed",
+        }
     }
 
     /// The provider refused the content. `stage` is `prompt`, `input` or `output`.
@@ -452,6 +481,7 @@ impl Error {
             retry_after: detail.retry_after_ms.map(Duration::from_millis),
             billing: detail.billing(),
             transport: detail.transport,
+            ejected: None,
             provider: detail.provider,
             upstream_request_id: detail.upstream_request_id,
             violations: detail.violations,

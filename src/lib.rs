@@ -9,6 +9,7 @@
 //! - [`shim`]: OpenAI's HTTP format in front of a router
 //! - [`router`]: `RouterService`: who calls, which plan, what happened
 //! - [`route`]: executes a plan: strategies, the target, fitting, retries, cost
+//! - [`health`]: what past calls tell about targets and strategies: breakers, latency, budgets
 //! - [`call`]: what one request carries down the tree, and what is recorded on the way
 //! - [`worker`]: `WorkerService`: drives a provider over HTTP, here or in another process
 //! - [`provider`]: the providers' wire formats as pure functions, and their model data
@@ -35,6 +36,7 @@ pub mod config;
 pub mod egress;
 pub mod error;
 pub mod gateway;
+pub mod health;
 pub mod images;
 mod merge;
 pub mod params;

@@ -153,9 +153,9 @@ pub fn get(request: &ImageRequest, name: &str) -> Option<Value> {
         "style" => text(&request.style),
         "seed" => request.seed.map(Value::from),
         "steps" => request.steps.map(Value::from),
-        "guidance" => request.guidance.map(Value::from),
+        "guidance" => request.guidance.map(decimal),
         "negative_prompt" => text(&request.negative_prompt),
-        "strength" => request.strength.map(Value::from),
+        "strength" => request.strength.map(decimal),
         "sampler" => text(&request.sampler),
         "scheduler" => text(&request.scheduler),
         "search_prompt" => text(&request.search_prompt),
@@ -291,6 +291,11 @@ pub fn from_json(value: &Value) -> prost_types::Value {
     prost_types::Value { kind: Some(kind) }
 }
 
+/// The number that was written: 0.7, not its nearest binary fraction 0.699999988.
+fn decimal(value: f32) -> Value {
+    value.to_string().parse::<f64>().map_or(Value::Null, Value::from)
+}
+
 fn text<'a>(name: &str, value: &'a Value) -> Result<&'a str> {
     value.as_str().ok_or_else(|| not_allowed(name, value, "a text"))
 }
@@ -308,7 +313,10 @@ fn fraction(name: &str, value: &Value) -> Result<f32> {
 }
 
 fn whole(name: &str, value: &Value, min: u64, max: u64) -> Result<u64> {
-    value.as_u64().filter(|n| (min..=max).contains(n)).ok_or_else(|| {
+    // To JavaScript and to protobuf's Struct 2.0 is a whole number.
+    let from_float =
+        || value.as_f64().filter(|n| n.fract() == 0.0 && (0.0..9e15).contains(n)).map(|n| n as u64);
+    value.as_u64().or_else(from_float).filter(|n| (min..=max).contains(n)).ok_or_else(|| {
         let allowed =
             if max == u64::MAX { format!("a whole number from {min}") } else { format!("{min} to {max}") };
         not_allowed(name, value, &allowed)

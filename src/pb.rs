@@ -149,6 +149,15 @@ impl ImageFormat {
 }
 
 impl Operation {
+    /// Its path in OpenAI's API, by which routing configs know it.
+    pub fn pathname(self) -> &'static str {
+        match self {
+            Self::Unspecified | Self::Generate => "/v1/images/generations",
+            Self::Variation => "/v1/images/variations",
+            _ => "/v1/images/edits",
+        }
+    }
+
     /// As logs, metrics and model data spell it.
     pub fn name(self) -> &'static str {
         match self {

@@ -23,6 +23,11 @@ const IN_FLIGHT: &str = "imagegate_requests_in_flight";
 const ATTEMPTS: &str = "imagegate_attempts_total";
 const ATTEMPT_SECONDS: &str = "imagegate_attempt_duration_seconds";
 const FALLBACKS: &str = "imagegate_rescued_requests_total";
+const BREAKERS_OPEN: &str = "imagegate_breakers_open";
+const BREAKER_TRANSITIONS: &str = "imagegate_breaker_transitions_total";
+const SKIPS: &str = "imagegate_targets_skipped_total";
+const RETRIES_WITHHELD: &str = "imagegate_retries_withheld_total";
+const HEDGES: &str = "imagegate_hedges_total";
 const CONFIG_RELOADS: &str = "imagegate_config_reloads_total";
 
 /// Seconds: an image takes from one second to several minutes.
@@ -65,6 +70,11 @@ pub fn init_metrics() -> Result<PrometheusHandle, String> {
     describe_counter!(ATTEMPTS, "Provider calls by provider, outcome and billing class.");
     describe_histogram!(ATTEMPT_SECONDS, "Time of one provider call, body included.");
     describe_counter!(FALLBACKS, "Requests that a later target answered after an earlier one failed.");
+    describe_gauge!(BREAKERS_OPEN, "Targets that are left alone after too many failures, by provider.");
+    describe_counter!(BREAKER_TRANSITIONS, "Circuit breakers that opened or closed, by provider.");
+    describe_counter!(SKIPS, "Targets passed over without a call, by provider and reason.");
+    describe_counter!(RETRIES_WITHHELD, "Retries that a config allowed and did not happen, by reason.");
+    describe_counter!(HEDGES, "Calls that were late, by whether another target was called beside them.");
     describe_counter!(CONFIG_RELOADS, "Configuration changes seen, by outcome.");
     Ok(handle)
 }
@@ -105,6 +115,34 @@ pub fn rejected(request_id: &str, trace_id: &str, error: &Error) {
     counter!(REQUESTS, "operation" => "rejected", "outcome" => error.kind.name()).increment(1);
     let (outcome, status, message) = (error.kind.name(), error.status, error.message.as_str());
     info!(request_id, trace_id, outcome, status, attempts = 0, error = message, "request");
+}
+
+/// Notes that a target was passed over without a call.
+pub fn skipped(provider: &str, reason: &'static str) {
+    counter!(SKIPS, "provider" => provider.to_owned(), "reason" => reason).increment(1);
+}
+
+/// Notes that a circuit breaker opened or closed.
+pub fn breaker(provider: &str, open: bool) {
+    let (to, change) = if open { ("open", 1.0) } else { ("closed", -1.0) };
+    counter!(BREAKER_TRANSITIONS, "provider" => provider.to_owned(), "to" => to).increment(1);
+    gauge!(BREAKERS_OPEN, "provider" => provider.to_owned()).increment(change);
+    warn!(provider, to, "circuit breaker");
+}
+
+/// Notes that an open circuit breaker was forgotten.
+pub fn breaker_forgotten(provider: &str) {
+    gauge!(BREAKERS_OPEN, "provider" => provider.to_owned()).decrement(1.0);
+}
+
+/// Notes a retry that did not happen although the config has one.
+pub fn retry_withheld(reason: &'static str) {
+    counter!(RETRIES_WITHHELD, "reason" => reason).increment(1);
+}
+
+/// Notes that a call was late, and whether another target was called beside it.
+pub fn hedge(called: bool) {
+    counter!(HEDGES, "called" => if called { "yes" } else { "no" }).increment(1);
 }
 
 /// Notes that the configuration was read again.

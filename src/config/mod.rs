@@ -3,11 +3,16 @@
 //! The only reader of configuration files and of the environment. `yaml` parses, `secrets` fills in what the
 //! file only refers to, `file` and `spec` read with all problems at once, `plan` checks routing configs.
 
+mod build;
+pub mod condition;
 pub mod file;
+pub mod identity;
 pub mod plan;
+pub mod policies;
 pub mod read;
 mod secrets;
 pub mod spec;
+pub mod strategy;
 pub mod yaml;
 
 use std::{

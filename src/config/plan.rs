@@ -6,15 +6,19 @@ use std::{
     time::Duration,
 };
 
+use secrecy::ExposeSecret as _;
 use serde_json::{Map, Value};
 
 use super::{
-    Problem,
-    read::{Problems, suggestion},
-    spec::{Mode, OnRefusal, OnUnsupported, ParamsPolicy, Retry, Secret, Spec},
-    yaml::join,
+    Problem, build,
+    condition::Condition,
+    identity::Identity,
+    policies::{Breaker, CachePolicy, Retry},
+    read::Problems,
+    spec::{ParamsPolicy, Secret, Spec},
+    strategy::{OnRefusal, OnUnsupported, Policy},
 };
-use crate::{egress::Egress, pb, provider::canonical_name};
+use crate::egress::Egress;
 
 /// A checked strategy tree.
 #[derive(Debug)]
@@ -23,6 +27,14 @@ pub enum Plan {
     Target(Box<Target>),
     /// In order, until one succeeds.
     Fallback(Fallback),
+    /// One of them.
+    Balance(Balance),
+    /// The one that the request's own facts name.
+    Conditional(Conditional),
+    /// In order, the next one as soon as the one before is late.
+    Hedge(Hedge),
+    /// Whatever is below, within a time.
+    Deadline(Duration, Box<Plan>),
 }
 
 /// Children that are tried in order.
@@ -38,6 +50,50 @@ pub struct Fallback {
     pub on_unsupported: OnUnsupported,
 }
 
+/// Children of which one is chosen.
+#[derive(Debug)]
+pub struct Balance {
+    /// For what it remembers from request to request.
+    pub id: Identity,
+    /// At least one, and one with a weight.
+    pub children: Vec<Weighted>,
+    /// How.
+    pub policy: Policy,
+}
+
+/// A child of a balance.
+#[derive(Debug)]
+pub struct Weighted {
+    /// Not negative. 0: never chosen.
+    pub weight: f64,
+    /// What is run.
+    pub plan: Plan,
+}
+
+/// Children of which the first case that holds names one.
+#[derive(Debug)]
+pub struct Conditional {
+    /// At least one.
+    pub children: Vec<Plan>,
+    /// In order, each with the index of its child.
+    pub cases: Vec<(Condition, usize)>,
+    /// The child if no case holds.
+    pub default: Option<usize>,
+}
+
+/// Children that are started one after the other, each when the one before is late or has failed.
+#[derive(Debug)]
+pub struct Hedge {
+    /// For what it remembers from request to request.
+    pub id: Identity,
+    /// In this order, with what a failure does.
+    pub order: Fallback,
+    /// What late is.
+    pub after: Duration,
+    /// Extra calls per request on average.
+    pub budget: f64,
+}
+
 /// One provider with everything a call needs, inheritance done.
 #[derive(Debug)]
 pub struct Target {
@@ -45,6 +101,10 @@ pub struct Target {
     pub path: String,
     /// Provider and credential.
     pub source: Source,
+    /// Whom it calls, as far as the config says.
+    pub identity: Identity,
+    /// The config says which model.
+    pub names_model: bool,
     /// Always overwrite the request's fields.
     pub override_params: Map<String, Value>,
     /// Fill in what the request does not have.
@@ -55,8 +115,14 @@ pub struct Target {
     pub params_policy: ParamsPolicy,
     /// When it is tried again.
     pub retry: Option<Retry>,
+    /// When it is left alone; none: never.
+    pub breaker: Option<Breaker>,
+    /// Which answers are kept.
+    pub cache: Option<CachePolicy>,
     /// Limit of one attempt, body included.
     pub request_timeout: Option<Duration>,
+    /// Limit of the silence before an answer's first byte.
+    pub first_byte_timeout: Option<Duration>,
     /// Replaces the provider's address.
     pub custom_host: Option<BaseUrl>,
     /// Headers of the request that go to the provider.
@@ -124,8 +190,20 @@ pub struct Known<'a> {
     pub from_caller: bool,
 }
 
-const PRESENCE: &str = "Invalid configuration. It must have either 'provider' and 'api_key', or 'virtual_key', or \
-                        'strategy' and 'targets', or 'cache', or 'retry', or 'request_timeout'";
+impl Upstream {
+    /// Whom it calls.
+    pub fn identity(&self) -> Identity {
+        let credential = match &self.credential {
+            Credential::None => "",
+            Credential::ApiKey(key) => key.0.expose_secret(),
+            Credential::HeldByWorker(name) => name,
+        };
+        let base_url = self.base_url.as_ref().map_or("", |base_url| base_url.url.as_str());
+        let options = self.options.iter().flat_map(|(name, value)| [name.as_str(), value.as_str()]);
+        let parts = [self.provider.as_str(), base_url, credential];
+        Identity::of(parts.into_iter().chain(options))
+    }
+}
 
 impl Plan {
     /// Checks a config and everything it refers to.
@@ -135,8 +213,7 @@ impl Plan {
     pub fn try_new(value: &Value, path: &str, known: Known<'_>) -> Result<Self, Vec<Problem>> {
         let problems = Problems::default();
         let spec = Spec::read(value, path, &problems);
-        let plan =
-            spec.and_then(|spec| build(&spec, "config".into(), &Inherited::default(), known, &problems));
+        let plan = spec.and_then(|spec| build::plan(&spec, known, &problems));
         match plan {
             Some(plan) if problems.is_empty() => Ok(plan),
             _ => Err(problems.into_vec()),
@@ -145,15 +222,22 @@ impl Plan {
 
     /// A single target whose provider and credential come with the request.
     pub fn from_request() -> Self {
-        let inherited = Inherited::default();
-        Self::Target(Box::new(inherited.target("config".into(), Source::Request)))
+        build::from_request()
     }
 
     /// Every target, in order.
     pub fn targets(&self) -> Vec<&Target> {
         match self {
             Self::Target(target) => vec![target],
-            Self::Fallback(fallback) => fallback.children.iter().flat_map(Self::targets).collect(),
+            Self::Fallback(Fallback { children, .. })
+            | Self::Conditional(Conditional { children, .. })
+            | Self::Hedge(Hedge { order: Fallback { children, .. }, .. }) => {
+                children.iter().flat_map(Self::targets).collect()
+            }
+            Self::Balance(balance) => {
+                balance.children.iter().flat_map(|child| child.plan.targets()).collect()
+            }
+            Self::Deadline(_, inner) => inner.targets(),
         }
     }
 }
@@ -179,200 +263,9 @@ pub fn operator_host(url: &str) -> Result<BaseUrl, String> {
     Ok(BaseUrl { url: url.trim_end_matches('/').to_owned(), from_caller: false })
 }
 
-/// Settings that a node hands to its children.
-#[derive(Clone, Default)]
-struct Inherited {
-    override_params: Map<String, Value>,
-    default_params: Map<String, Value>,
-    drop_params: Vec<String>,
-    params_policy: ParamsPolicy,
-    retry: Option<Retry>,
-    request_timeout: Option<Duration>,
-    custom_host: Option<BaseUrl>,
-    forward_headers: Vec<String>,
-    strict: Option<bool>,
-}
-
-impl Inherited {
-    fn with(&self, spec: &Spec, known: Known<'_>, problems: &Problems) -> Self {
-        let mut next = self.clone();
-        next.override_params.extend(spec.override_params.clone());
-        next.default_params.extend(spec.default_params.clone());
-        next.drop_params.extend(spec.drop_params.clone());
-        next.params_policy = spec.params_policy.unwrap_or(self.params_policy);
-        next.retry = spec.retry.clone().or(next.retry);
-        next.request_timeout = spec.request_timeout.or(self.request_timeout);
-        next.strict = spec.strict_open_ai_compliance.or(self.strict);
-        if let Some(headers) = &spec.forward_headers {
-            next.forward_headers.clone_from(headers);
-        }
-        if let Some(url) = &spec.custom_host {
-            let host = if known.from_caller { caller_host(url, known.egress) } else { operator_host(url) };
-            match host {
-                Ok(host) => next.custom_host = Some(host),
-                Err(message) => problems.add(join(&spec.path, "custom_host"), message),
-            }
-        }
-        next
-    }
-
-    fn target(self, path: String, source: Source) -> Target {
-        Target {
-            path,
-            source,
-            override_params: self.override_params,
-            default_params: self.default_params,
-            drop_params: self.drop_params,
-            params_policy: self.params_policy,
-            retry: self.retry,
-            request_timeout: self.request_timeout,
-            custom_host: self.custom_host,
-            forward_headers: self.forward_headers,
-            strict_open_ai_compliance: self.strict.unwrap_or(true),
-        }
-    }
-}
-
-fn build(
-    spec: &Spec,
-    path: String,
-    inherited: &Inherited,
-    known: Known<'_>,
-    problems: &Problems,
-) -> Option<Plan> {
-    let inherited = inherited.with(spec, known, problems);
-    check_params(spec, problems);
-    let Some(targets) = &spec.targets else {
-        if spec.strategy.is_some() && spec.provider.is_none() && spec.virtual_key.is_none() {
-            problems.add(join(&spec.path, "targets"), "Required: a strategy chooses among targets");
-            return None;
-        }
-        return leaf(spec, path, inherited, known, problems);
-    };
-    let child = |(i, target): (usize, &Spec)| {
-        build(target, format!("{path}.targets[{i}]"), &inherited, known, problems)
-    };
-    let mut children: Vec<Option<Plan>> = targets.iter().enumerate().map(child).collect();
-    let Some(strategy) = &spec.strategy else {
-        // A strategy that could not be read has been reported already.
-        if problems.is_empty() {
-            problems.add(spec.path.clone(), PRESENCE);
-        }
-        return None;
-    };
-    if targets.is_empty() {
-        // A strategy whose targets could not be read is not empty.
-        if problems.is_empty() {
-            problems.add(join(&spec.path, "targets"), "at least one target is required");
-        }
-        return None;
-    }
-    match strategy.mode {
-        Mode::Single => children.swap_remove(0),
-        Mode::Fallback => Some(Plan::Fallback(Fallback {
-            children: children.into_iter().collect::<Option<_>>()?,
-            on_status_codes: strategy.on_status_codes.clone(),
-            on_refusal: strategy.on_refusal,
-            on_unsupported: strategy.on_unsupported,
-        })),
-    }
-}
-
-fn leaf(
-    spec: &Spec,
-    path: String,
-    mut inherited: Inherited,
-    known: Known<'_>,
-    problems: &Problems,
-) -> Option<Plan> {
-    let named = named_in_model(&mut inherited.override_params);
-    let slug = spec.virtual_key.as_deref().or_else(|| spec.provider.as_deref()?.strip_prefix('@'));
-    if let (Some(named), Some(slug)) = (named.as_deref(), slug)
-        && named != slug
-    {
-        let message = format!("the model names virtual key \"{named}\", the target \"{slug}\"");
-        problems.add(join(&spec.path, "override_params.model"), message);
-        return None;
-    }
-    let source = if let Some(slug) = slug.or(named.as_deref()) {
-        let field = if spec.virtual_key.is_some() { "virtual_key" } else { "provider" };
-        let Some(upstream) = known.virtual_keys.get(slug) else {
-            let names: Vec<&str> = known.virtual_keys.keys().map(String::as_str).collect();
-            // A caller may guess at names; only a near miss is confirmed to it.
-            let hint = suggestion(slug, &names);
-            let hint = if known.from_caller && !hint.contains("did you mean") { "" } else { &hint };
-            problems.add(join(&spec.path, field), format!("virtual key \"{slug}\" does not exist{hint}"));
-            return None;
-        };
-        let mut upstream = Upstream::clone(upstream);
-        upstream.options.extend(spec.options.iter().cloned());
-        Source::Fixed(Arc::new(upstream))
-    } else if let Some(provider) = &spec.provider {
-        Source::Fixed(Arc::new(inline_upstream(spec, provider, &inherited, known, problems)?))
-    } else if spec.passthrough || path == "config" {
-        Source::Request
-    } else {
-        problems.add(spec.path.clone(), PRESENCE);
-        return None;
-    };
-    Some(Plan::Target(Box::new(inherited.target(path, source))))
-}
-
-fn inline_upstream(
-    spec: &Spec,
-    provider: &str,
-    inherited: &Inherited,
-    known: Known<'_>,
-    problems: &Problems,
-) -> Option<Upstream> {
-    let name = canonical_name(provider);
-    if !known.providers.contains(name) {
-        let names: Vec<_> = known.providers.iter().map(String::as_str).collect();
-        let message = format!("Invalid 'provider' value. Must be one of: {}", names.join(", "));
-        problems.add(join(&spec.path, "provider"), message);
-        return None;
-    }
-    let credential = match &spec.api_key {
-        Some(key) => Credential::ApiKey(key.clone()),
-        None if known.keyless.contains(name) || inherited.custom_host.is_some() => Credential::None,
-        None => {
-            problems.add(spec.path.clone(), PRESENCE);
-            return None;
-        }
-    };
-    Some(Upstream {
-        provider: name.to_owned(),
-        virtual_key: None,
-        credential,
-        base_url: None,
-        options: spec.options.iter().cloned().collect(),
-    })
-}
-
-/// Takes the virtual key out of `@virtual-key/model`.
-fn named_in_model(params: &mut Map<String, Value>) -> Option<String> {
-    let (slug, model) = split_model(params.get("model")?.as_str()?)?;
-    let (slug, model) = (slug.to_owned(), Value::from(model));
-    params.insert("model".into(), model);
-    Some(slug)
-}
-
 /// `@virtual-key/model` in its two parts.
 pub fn split_model(model: &str) -> Option<(&str, &str)> {
     model.strip_prefix('@')?.split_once('/')
-}
-
-/// Parameters of the wrong type are found now, not when a request arrives.
-fn check_params(spec: &Spec, problems: &Problems) {
-    for (field, params) in
-        [("override_params", &spec.override_params), ("default_params", &spec.default_params)]
-    {
-        for (name, value) in params {
-            if let Err(error) = crate::params::set(&mut pb::ImageRequest::default(), name, value) {
-                problems.add(join(&join(&spec.path, field), name), error.message.clone());
-            }
-        }
-    }
 }
 
 #[cfg(test)]

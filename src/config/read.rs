@@ -119,6 +119,27 @@ impl<'a> Object<'a> {
         Some(number as u64)
     }
 
+    /// A number within limits.
+    pub fn between(&mut self, name: &str, min: f64, max: f64) -> Option<f64> {
+        let number = self.number(name)?;
+        if !(min..=max).contains(&number) {
+            self.problem(name, format!("{number} is not allowed; allowed: {min} to {max}"));
+            return None;
+        }
+        Some(number)
+    }
+
+    /// One of some words.
+    pub fn choice<T: Copy>(&mut self, name: &str, allowed: &[(&str, T)]) -> Option<T> {
+        let said = self.text(name)?;
+        let found = allowed.iter().find(|(word, _)| *word == said);
+        if found.is_none() {
+            let words: Vec<_> = allowed.iter().map(|(word, _)| *word).collect();
+            self.problem(name, format!("'{said}' is not allowed; allowed: {}", words.join(", ")));
+        }
+        found.map(|(_, value)| *value)
+    }
+
     /// A duration in milliseconds. 0 means none, as the reference has it.
     pub fn millis(&mut self, name: &str) -> Option<Duration> {
         let number = self.number(name)?;

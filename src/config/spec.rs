@@ -9,7 +9,9 @@ use secrecy::SecretString;
 use serde_json::{Map, Value};
 
 use super::{
+    policies::{Breaker, CachePolicy, Retry},
     read::{Object, Problems},
+    strategy::Strategy,
     yaml::join,
 };
 
@@ -26,6 +28,10 @@ pub struct Spec {
     pub provider: Option<String>,
     /// The provider's credential.
     pub api_key: Option<Secret>,
+    /// What a conditional calls it.
+    pub name: Option<String>,
+    /// Its share in a balance.
+    pub weight: Option<f64>,
     /// Id of a stored credential.
     pub virtual_key: Option<String>,
     /// Provider and credential come with the request.
@@ -38,10 +44,16 @@ pub struct Spec {
     pub drop_params: Vec<String>,
     /// Replaces the parent's.
     pub retry: Option<Retry>,
-    /// Present, but there is no cache in this version.
-    pub cache: bool,
+    /// Which answers are kept. Replaces the parent's.
+    pub cache: Option<CachePolicy>,
+    /// When targets are left alone. The nearest wins.
+    pub breaker: Option<Option<Breaker>>,
     /// Limit of one attempt, body included. The nearest wins.
     pub request_timeout: Option<Duration>,
+    /// Limit of the silence before an answer's first byte. The nearest wins.
+    pub first_byte_timeout: Option<Duration>,
+    /// Limit of everything below this node.
+    pub total_timeout: Option<Duration>,
     /// Replaces the provider's address. The nearest wins.
     pub custom_host: Option<String>,
     /// Headers of the request that go to the provider. The nearest list wins.
@@ -54,48 +66,6 @@ pub struct Spec {
     pub options: Vec<(String, String)>,
 }
 
-/// How a node chooses among its targets.
-#[derive(Debug)]
-pub struct Strategy {
-    /// Which way.
-    pub mode: Mode,
-    /// Statuses that let the next target try; none means any failure.
-    pub on_status_codes: Option<Vec<u16>>,
-    /// What a content refusal does.
-    pub on_refusal: OnRefusal,
-    /// What a target does that cannot serve the request.
-    pub on_unsupported: OnUnsupported,
-}
-
-/// Strategies of this version.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
-    /// The first target only.
-    Single,
-    /// In order, until one succeeds.
-    Fallback,
-}
-
-/// What a content refusal does in a fallback.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum OnRefusal {
-    /// The next target tries, as with any failure.
-    #[default]
-    Fallback,
-    /// The caller gets it.
-    Return,
-}
-
-/// What happens to a target that cannot serve the request.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum OnUnsupported {
-    /// The next one tries.
-    #[default]
-    Skip,
-    /// The request fails.
-    Fail,
-}
-
 /// What negotiation may do to parameters that a target lacks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ParamsPolicy {
@@ -106,19 +76,6 @@ pub enum ParamsPolicy {
     Strict,
     /// Drop; report.
     Drop,
-}
-
-/// When a target is tried again.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Retry {
-    /// After the first try.
-    pub attempts: u32,
-    /// Which statuses.
-    pub on_status_codes: Vec<u16>,
-    /// Wait as long as the provider asks.
-    pub use_retry_after_header: bool,
-    /// Longest wait of our own.
-    pub max_delay: Duration,
 }
 
 /// A secret that was read and will not be shown.
@@ -137,9 +94,6 @@ impl fmt::Debug for Secret {
         f.write_str("Secret(..)")
     }
 }
-
-/// Statuses that a retry without `on_status_codes` repeats.
-const RETRY_STATUSES: [u16; 6] = [429, 500, 502, 503, 504, 529];
 
 /// Fields that a provider may want, by prefix; their meaning is the provider's.
 const OPTION_PREFIXES: &[&str] =
@@ -178,14 +132,12 @@ impl Spec {
                 object.problem(name, "guardrails are not available in this version; remove them");
             }
         }
-        // Names and weights belong to strategies of later versions; their types are checked all the same.
-        object.text("name");
-        if object.number("weight").is_some_and(|weight| weight < 0.0) {
-            object.problem("weight", "a weight cannot be negative");
+        let weight = object.number("weight");
+        if weight.is_some_and(|weight| !(0.0..=1e9).contains(&weight)) {
+            object.problem("weight", "a weight cannot be negative, and is at most 1000000000");
         }
-        object.map("cb_config");
+        // The reference reads it at a strategy only.
         object.statuses("on_status_codes");
-        let cache = object.object("cache").map(read_cache).is_some();
         let forward_headers = object
             .texts("forward_headers")
             .map(|names| names.iter().map(|name| name.to_ascii_lowercase()).collect::<Vec<_>>());
@@ -201,6 +153,8 @@ impl Spec {
             targets,
             provider: object.text("provider").map(str::to_owned),
             api_key: object.text("api_key").filter(|key| !key.is_empty()).map(Secret::new),
+            name: object.text("name").map(str::to_owned),
+            weight,
             virtual_key: object.text("virtual_key").map(str::to_owned),
             passthrough: object.flag("passthrough").unwrap_or_default(),
             override_params: object.map("override_params").cloned().unwrap_or_default(),
@@ -212,13 +166,15 @@ impl Spec {
                 .map(ToString::to_string)
                 .collect(),
             retry: object.object("retry").and_then(Retry::read),
-            cache,
+            cache: object.object("cache").and_then(CachePolicy::read),
+            breaker: read_breaker(&mut object),
             request_timeout: object.millis("request_timeout"),
+            first_byte_timeout: object.millis("first_byte_timeout_ms"),
+            total_timeout: object.millis("total_timeout_ms"),
             custom_host: object.text("custom_host").map(str::to_owned),
             forward_headers,
             strict_open_ai_compliance: object.flag("strict_open_ai_compliance"),
-            params_policy: choice(
-                &mut object,
+            params_policy: object.choice(
                 "params_policy",
                 &[
                     ("nearest", ParamsPolicy::Nearest),
@@ -233,108 +189,22 @@ impl Spec {
     }
 }
 
-impl Strategy {
-    fn read(mut object: Object<'_>) -> Option<Self> {
-        let mode = object.required("mode").map(|value| value.as_str().unwrap_or_default());
-        let mode = match mode? {
-            "single" => Some(Mode::Single),
-            "fallback" => Some(Mode::Fallback),
-            mode @ ("loadbalance" | "conditional" | "hedge") => {
-                object.problem(
-                    "mode",
-                    format!("'{mode}' is not available in this version; available: single, fallback"),
-                );
-                None
-            }
-            _ => {
-                object.problem(
-                    "mode",
-                    "Invalid 'mode' value. Must be one of: single, loadbalance, fallback, conditional",
-                );
-                None
-            }
-        };
-        read_conditions(&mut object);
-        object.text("default");
-        let on_status_codes = object.statuses("on_status_codes");
-        let on_refusal = choice(
-            &mut object,
-            "on_refusal",
-            &[("fallback", OnRefusal::Fallback), ("return", OnRefusal::Return)],
-        );
-        let on_unsupported = choice(
-            &mut object,
-            "on_unsupported",
-            &[("skip", OnUnsupported::Skip), ("fail", OnUnsupported::Fail)],
-        );
-        object.map("cb_config");
-        object.map("sticky");
-        object.finish();
-        Some(Self {
-            mode: mode?,
-            on_status_codes,
-            on_refusal: on_refusal.unwrap_or_default(),
-            on_unsupported: on_unsupported.unwrap_or_default(),
-        })
-    }
-}
-
-impl Retry {
-    fn read(mut object: Object<'_>) -> Option<Self> {
-        object.required("attempts");
-        let attempts = object.whole("attempts", 0, 10);
-        let retry = Self {
-            attempts: attempts.unwrap_or_default() as u32,
-            on_status_codes: object.statuses("on_status_codes").unwrap_or_else(|| RETRY_STATUSES.to_vec()),
-            // The reference's schema and its changelog spell it differently.
-            use_retry_after_header: object.flag("use_retry_after_header").unwrap_or_default()
-                | object.flag("use_retry_after_headers").unwrap_or_default(),
-            max_delay: object.millis("max_delay_ms").unwrap_or(Duration::from_secs(16)),
-        };
-        object.finish();
-        attempts.map(|_| retry)
-    }
-}
-
 /// Whether a field is a setting of the provider's own.
 pub fn is_provider_option(name: &str) -> bool {
     OPTION_NAMES.contains(&name) || OPTION_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
 
-fn read_conditions(object: &mut Object<'_>) {
-    let Some(conditions) = object.list("conditions") else { return };
-    for (i, condition) in conditions.iter().enumerate() {
-        let path = object.at(&format!("conditions.{i}"));
-        if let Some(mut condition) = Object::open(condition, path, object.problems()) {
-            if condition.required("query").is_some() {
-                condition.map("query");
-            }
-            if condition.required("then").is_some() {
-                condition.text("then");
-            }
-            condition.finish();
+/// What a node says about its targets' circuit breaker, in our words or the reference's. `breaker: false`
+/// switches it off.
+pub(super) fn read_breaker(object: &mut Object<'_>) -> Option<Option<Breaker>> {
+    let reference = object.object("cb_config").map(Breaker::read_reference);
+    match object.value("breaker") {
+        None => reference.map(Some),
+        Some(_) if reference.is_some() => {
+            object.problem("breaker", "a circuit breaker is either `breaker` or `cb_config`, not both");
+            None
         }
+        Some(Value::Bool(on)) => Some(on.then(Breaker::default)),
+        Some(_) => object.object("breaker").map(|breaker| Some(Breaker::read(breaker))),
     }
-}
-
-fn read_cache(mut object: Object<'_>) {
-    if let Some(mode) = object.required("mode")
-        && !matches!(mode.as_str(), Some("simple" | "semantic"))
-    {
-        object.problem("mode", "Invalid 'cache.mode' value. Must be one of: simple, semantic");
-    }
-    object.number("max_age");
-    object.text("namespace");
-    object.number("threshold");
-    object.finish();
-}
-
-fn choice<T: Copy>(object: &mut Object<'_>, name: &str, allowed: &[(&str, T)]) -> Option<T> {
-    let said = object.text(name)?;
-    let found = allowed.iter().find(|(word, _)| *word == said);
-    if found.is_none() {
-        let words: Vec<_> = allowed.iter().map(|(word, _)| *word).collect();
-        object.problem(name, format!("'{said}' is not allowed; allowed: {}", words.join(", ")));
-    }
-    found.map(|(_, value)| *value)
 }

@@ -43,6 +43,11 @@ pub fn lines(
     }
 }
 
+/// What a call's images cost at list price in USD, if that is known beforehand.
+pub fn expected(request: &ImageRequest, capability: &ModelCapability) -> Option<f64> {
+    Some(request.wanted() as f64 * price(capability, "image", request)?)
+}
+
 /// The lines for a call that was billed but gave nothing: its images at list price.
 pub fn estimate(
     provider: &str,

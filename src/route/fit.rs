@@ -2,7 +2,10 @@
 //!
 //! Whatever changes is reported; what cannot be served makes the target unsupported, without a call.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::{
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use serde_json::Value;
 
@@ -17,11 +20,13 @@ use crate::{
 
 /// A request as one model can serve it.
 #[derive(Debug)]
-pub struct Fitted<'a> {
+pub struct Fitted {
     /// What to send: one call, or several that make up the images in this order.
     pub calls: Vec<ImageRequest>,
-    /// The model's record.
-    pub capability: &'a ModelCapability,
+    /// The provider's record.
+    pub record: Arc<pb::Provider>,
+    /// Which of its models.
+    model: usize,
     /// What to do with each image afterwards.
     pub wish: Wish,
     /// Everything that changed.
@@ -32,12 +37,12 @@ pub struct Fitted<'a> {
 ///
 /// # Errors
 /// [`crate::error::ErrorKind::Unsupported`] with the field that this provider cannot serve.
-pub fn fit<'a>(
+pub fn fit(
     request: &ImageRequest,
-    record: &'a pb::Provider,
+    record: &Arc<pb::Provider>,
     policy: ParamsPolicy,
     retired_models: RetiredModels,
-) -> Result<Fitted<'a>> {
+) -> Result<Fitted> {
     let policy = match request.params_policy() {
         pb::ParamsPolicy::Unspecified => policy,
         pb::ParamsPolicy::Strict => ParamsPolicy::Strict,
@@ -68,7 +73,15 @@ pub fn fit<'a>(
         let detail = format!("{model} makes {per_call} per call{why}; made by {} calls", calls.len());
         notes.add("n", Action::Emulated, detail);
     }
-    Ok(Fitted { calls, capability, wish, warnings: notes.warnings })
+    let model = record.models.iter().position(|model| std::ptr::eq(model, capability)).unwrap_or_default();
+    Ok(Fitted { calls, record: Arc::clone(record), model, wish, warnings: notes.warnings })
+}
+
+impl Fitted {
+    /// What the model can do.
+    pub fn capability(&self) -> &ModelCapability {
+        &self.record.models[self.model]
+    }
 }
 
 /// Changes made so far, under the rule for making them.
@@ -455,7 +468,7 @@ mod tests {
     use super::*;
     use crate::error::ErrorKind;
 
-    fn provider() -> pb::Provider {
+    fn provider() -> Arc<pb::Provider> {
         let rule = |name: &str, values: &[&str], max: Option<f64>| pb::ParameterRule {
             name: name.into(),
             values: values.iter().map(ToString::to_string).collect(),
@@ -489,7 +502,7 @@ mod tests {
             max_n: 4,
             ..Default::default()
         };
-        pb::Provider { name: "p".into(), models: vec![fixed, free], keyless: true }
+        Arc::new(pb::Provider { name: "p".into(), models: vec![fixed, free], keyless: true })
     }
 
     fn request(fields: Value) -> ImageRequest {
@@ -500,11 +513,11 @@ mod tests {
         request
     }
 
-    fn fit_it<'a>(request: &ImageRequest, provider: &'a pb::Provider) -> Result<Fitted<'a>> {
+    fn fit_it(request: &ImageRequest, provider: &Arc<pb::Provider>) -> Result<Fitted> {
         fit(request, provider, ParamsPolicy::Nearest, RetiredModels::Warn)
     }
 
-    fn said(fitted: &Fitted<'_>) -> Vec<String> {
+    fn said(fitted: &Fitted) -> Vec<String> {
         fitted.warnings.iter().map(|w| format!("{} {}", w.field, w.action().as_str_name())).collect()
     }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::{
-    config::spec::Retry,
+    config::policies::Retry,
     error::{Error, ErrorKind},
     pb::BillingClass,
 };
@@ -11,19 +11,80 @@ use crate::{
 /// First pause, doubled after every retry.
 const FIRST_DELAY: Duration = Duration::from_secs(1);
 
-/// How long to wait before the next try; none if there must be no next try.
+/// How far the waits that a provider asked for are spread, at most.
+const ASKED_SPREAD: Duration = Duration::from_secs(1);
+
+/// Why there is no next try.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Withheld {
+    /// The config has none, or none for this failure, or all are used up.
+    NotWanted,
+    /// The wait would outlast the caller.
+    NoTime,
+    /// More may have been paid for failed attempts than the config allows.
+    TooExpensive,
+    /// The target's retries have reached their share of its traffic.
+    BudgetSpent,
+    /// The target's circuit breaker has opened, and another target can take over.
+    TargetIsDown,
+}
+
+impl Withheld {
+    /// For metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::NotWanted => "not_wanted",
+            Self::NoTime => "no_time",
+            Self::TooExpensive => "max_duplicate_spend",
+            Self::BudgetSpent => "budget",
+            Self::TargetIsDown => "breaker_open",
+        }
+    }
+
+    /// For the caller, where a retry was to be expected.
+    pub fn explanation(self) -> Option<&'static str> {
+        match self {
+            Self::NotWanted => None,
+            Self::NoTime => Some("no retry: the wait before it is longer than the time that is left"),
+            Self::TooExpensive => {
+                Some("no retry: what may have been paid for failed attempts exceeds max_duplicate_spend_usd")
+            }
+            Self::BudgetSpent => {
+                Some("no retry: the target's retries have reached their share of its requests")
+            }
+            Self::TargetIsDown => Some("no retry: the target has failed too often and another can take over"),
+        }
+    }
+}
+
+/// How long to wait before the next try.
 ///
 /// `retries` counts those already made. `dice` is uniform in 0..1: the pause is drawn from the whole range
-/// below the exponential limit, so that callers that failed together do not come back together.
-pub fn pause(retry: &Retry, retries: u32, error: &Error, remaining: Duration, dice: f64) -> Option<Duration> {
+/// below the exponential limit, or added to what the provider asked for, so that callers that failed together do not come back together.
+///
+/// # Errors
+/// Why there is none.
+pub fn pause(
+    retry: &Retry,
+    retries: u32,
+    error: &Error,
+    remaining: Duration,
+    dice: f64,
+) -> Result<Duration, Withheld> {
     if retries >= retry.attempts || !is_worth_it(retry, error) {
-        return None;
+        return Err(Withheld::NotWanted);
     }
     let limit = FIRST_DELAY.saturating_mul(1 << retries.min(16)).min(retry.max_delay);
-    let asked = error.retry_after.filter(|_| retry.use_retry_after_header);
-    let pause = asked.unwrap_or_else(|| limit.mul_f64(dice));
+    let asked = error.retry_after.filter(|pause| retry.use_retry_after_header && !pause.is_zero());
+    let dice = if retry.jitter { Some(dice) } else { None };
+    let pause = match (asked, dice) {
+        // Never sooner than asked; a little later, because others were asked the same.
+        (Some(asked), dice) => asked + asked.min(ASKED_SPREAD).mul_f64(dice.unwrap_or(0.0)),
+        (None, Some(dice)) => limit.mul_f64(dice),
+        (None, None) => limit,
+    };
     // A pause that outlasts the caller helps nobody; an outer fallback may still have time.
-    (pause < remaining).then_some(pause)
+    if pause < remaining { Ok(pause) } else { Err(Withheld::NoTime) }
 }
 
 /// What a target that failed in the end reports of its retries: how many there were, or -1 if only patience was
@@ -61,6 +122,9 @@ mod tests {
             on_status_codes: vec![429, 500, 503, 504],
             use_retry_after_header: true,
             max_delay: Duration::from_secs(16),
+            jitter: true,
+            budget: None,
+            max_duplicate_spend_usd: None,
         }
     }
 
@@ -69,17 +133,19 @@ mod tests {
     #[test]
     fn pauses_grow_and_end() {
         let error = Error::new(ErrorKind::Unavailable, "x").billed(BillingClass::Unknown);
-        assert_eq!(pause(&retry(), 0, &error, LONG, 0.5), Some(Duration::from_millis(500)));
-        assert_eq!(pause(&retry(), 1, &error, LONG, 0.5), Some(Duration::from_secs(1)));
-        assert_eq!(pause(&retry(), 2, &error, LONG, 0.5), None);
+        assert_eq!(pause(&retry(), 0, &error, LONG, 0.5), Ok(Duration::from_millis(500)));
+        assert_eq!(pause(&retry(), 1, &error, LONG, 0.5), Ok(Duration::from_secs(1)));
+        let steady = Retry { jitter: false, ..retry() };
+        assert_eq!(pause(&steady, 1, &error, LONG, 0.5), Ok(Duration::from_secs(2)));
+        assert_eq!(pause(&retry(), 2, &error, LONG, 0.5), Err(Withheld::NotWanted));
     }
 
     #[test]
     fn the_provider_may_ask_for_its_own_pause_but_not_beyond_the_caller() {
         let mut error = Error::new(ErrorKind::RateLimited, "x");
         error.retry_after = Some(Duration::from_secs(7));
-        assert_eq!(pause(&retry(), 0, &error, LONG, 0.0), Some(Duration::from_secs(7)));
-        assert_eq!(pause(&retry(), 0, &error, Duration::from_secs(7), 0.0), None);
+        assert_eq!(pause(&retry(), 0, &error, LONG, 0.0), Ok(Duration::from_secs(7)));
+        assert_eq!(pause(&retry(), 0, &error, Duration::from_secs(7), 0.0), Err(Withheld::NoTime));
     }
 
     #[test]
@@ -91,7 +157,7 @@ mod tests {
             Error::transport(ErrorKind::Timeout, BillingClass::Unknown, "x"),
             Error::bad_answer("x").with_status(500),
         ] {
-            assert_eq!(pause(&retry(), 0, &error, LONG, 0.5), None, "{error:?}");
+            assert_eq!(pause(&retry(), 0, &error, LONG, 0.5), Err(Withheld::NotWanted), "{error:?}");
         }
     }
 }

@@ -11,13 +11,17 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     pin::Pin,
-    sync::{Arc, atomic::AtomicBool},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use arc_swap::ArcSwap;
 use futures::{Stream, StreamExt as _};
 use http::HeaderMap;
+use serde_json::Value;
 use tokio::{sync::mpsc, time::Instant};
 use tonic::{Request, Response, Status};
 
@@ -25,6 +29,7 @@ use crate::{
     call::{Call, Events, Record, Reply, RequestContext},
     config::{Settings, file::Scope, plan::Plan},
     error::{Error, Result},
+    health::Health,
     images::probe,
     merge::merge,
     params,
@@ -56,6 +61,15 @@ const EVENTS_WAITING: usize = 16;
 #[derive(Clone, Debug)]
 pub struct Router {
     state: Arc<ArcSwap<State>>,
+    shared: Arc<Shared>,
+}
+
+/// What lasts from request to request, whatever the configuration.
+#[derive(Debug, Default)]
+struct Shared {
+    health: Arc<Health>,
+    /// Where chance comes from: the next seed, or the system's own.
+    seeds: Option<AtomicU64>,
 }
 
 /// Everything that a change of configuration replaces at once.
@@ -81,7 +95,18 @@ impl State {
 impl Router {
     /// A router with its first state.
     pub fn new(state: State) -> Self {
-        Self { state: Arc::new(ArcSwap::from_pointee(state)) }
+        Self { state: Arc::new(ArcSwap::from_pointee(state)), shared: Arc::default() }
+    }
+
+    /// A router that leaves nothing to chance: the same requests in the same order, the same choices.
+    pub fn seeded(state: State, seed: u64) -> Self {
+        let shared = Shared { seeds: Some(AtomicU64::new(seed)), ..Shared::default() };
+        Self { state: Arc::new(ArcSwap::from_pointee(state)), shared: Arc::new(shared) }
+    }
+
+    /// Provider calls in flight.
+    pub fn calls_in_flight(&self) -> u64 {
+        self.shared.health.in_flight()
     }
 
     /// Replaces settings and workers. Requests in flight finish with the old ones.
@@ -144,12 +169,16 @@ impl Router {
         }
         check(&image)?;
         let total = state.settings.limits.total_timeout;
+        let total = total_timeout(headers)?.map_or(total, |limit| limit.min(total));
         let limit = grpc_timeout(headers).map_or(total, |limit| answer_within(limit).min(total));
         let ctx = Arc::new(RequestContext {
             request_id: request_id.to_owned(),
             trace_id: trace_id.to_owned(),
             deadline: Instant::now() + limit,
             headers: headers.clone(),
+            metadata: metadata(headers),
+            seed: self.shared.seed(),
+            health: Arc::clone(&self.shared.health),
             upstream: resolved.upstream,
             overrides: resolved.overrides,
             workers: Arc::clone(&state.workers),
@@ -160,7 +189,16 @@ impl Router {
         });
         let caller = resolved.caller.map_or_else(String::new, |caller| caller.name.clone());
         let log = RequestLog::begin(Arc::clone(&ctx), resolved.route, caller, image.effective_operation());
-        Ok(Started { plan: resolved.plan, call: Call { request: Arc::new(image), ctx }, log })
+        Ok(Started { plan: resolved.plan, call: Call::new(Arc::new(image), ctx), log })
+    }
+}
+
+impl Shared {
+    fn seed(&self) -> u64 {
+        match &self.seeds {
+            Some(next) => next.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed),
+            None => uuid::Uuid::new_v4().as_u128() as u64,
+        }
     }
 }
 
@@ -257,6 +295,27 @@ fn trace_id(headers: &HeaderMap) -> Option<String> {
     let text = |name: &str| headers.get(name)?.to_str().ok().map(str::trim).filter(|text| !text.is_empty());
     let of_parent = || text("traceparent")?.split('-').nth(1).filter(|id| id.len() == 32);
     text("x-portkey-trace-id").or_else(of_parent).map(str::to_owned)
+}
+
+/// What the caller says about the request. As in the reference, what is no JSON object says nothing.
+fn metadata(headers: &HeaderMap) -> Value {
+    let text = headers.get("x-portkey-metadata").and_then(|value| value.to_str().ok());
+    text.and_then(|text| serde_json::from_str(text).ok()).filter(Value::is_object).unwrap_or(Value::Null)
+}
+
+/// The caller's own limit of the whole request.
+fn total_timeout(headers: &HeaderMap) -> Result<Option<Duration>> {
+    const NAME: &str = "x-imagegate-total-timeout-ms";
+    let Some(value) = headers.get(NAME) else { return Ok(None) };
+    let millis =
+        value.to_str().ok().and_then(|text| text.trim().parse::<u64>().ok()).filter(|millis| *millis > 0);
+    match millis {
+        Some(millis) => Ok(Some(Duration::from_millis(millis))),
+        None => Err(Error::invalid(
+            NAME,
+            format!("{NAME}: {value:?} is not allowed; allowed: milliseconds above 0"),
+        )),
+    }
 }
 
 /// How long a request may take whose caller waits for `limit`. A little less: at the limit itself tonic ends

@@ -188,6 +188,8 @@ pub fn report_headers(headers: &mut HeaderMap, report: &RouteReport, request: &H
             CacheStatus::Hit => "HIT",
             CacheStatus::Miss => "MISS",
             CacheStatus::Refresh => "REFRESH",
+            CacheStatus::SemanticHit => "SEMANTIC HIT",
+            CacheStatus::SemanticMiss => "SEMANTIC MISS",
         },
     );
     put("x-imagegate-attempts", &attempts_text(&report.attempts));

@@ -58,7 +58,7 @@ async fn play(scenario: &Scenario) -> Arc<Journal> {
     }
     let settings = Arc::clone(&scenario.settings);
     let state = State::new(settings, Arc::new(workers), &scenario.built_in());
-    let router = Router::new(state);
+    let router = Router::seeded(state, scenario.seed);
     callers::run(scenario, router, Arc::clone(&journal)).await;
     journal
 }

@@ -1,0 +1,310 @@
+//! One target: its breaker, its pause, its latency, its calls in flight, its retry budget.
+
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::{
+    Forgettable,
+    breaker::{Breaker, Ejected, Transition},
+    bucket::Bucket,
+    latency::Latency,
+};
+use crate::{config::policies::Breaker as Policy, telemetry};
+
+/// A pause is believed no longer than this: then one request finds out.
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+
+/// What is known about one target.
+#[derive(Debug)]
+pub struct TargetHealth {
+    provider: String,
+    in_flight: AtomicU32,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    breaker: Breaker,
+    paused_until: Option<Instant>,
+    latency: Latency,
+    retries: Bucket,
+    used: Instant,
+}
+
+/// How a target stands now.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Standing {
+    /// Why it should be left alone, if it should.
+    pub ejected: Option<Ejected>,
+    /// The share of its traffic that it should get, 0.1 to 1.
+    pub warmth: f64,
+    /// `closed`, `open` or `half_open`.
+    pub breaker: &'static str,
+    /// Recent time of a call in seconds, if one has been seen.
+    pub seconds: Option<f64>,
+    /// Calls in flight.
+    pub in_flight: u32,
+}
+
+/// What a call tells about the target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It works, and this is how long it takes.
+    Success,
+    /// It does not work.
+    Failure,
+    /// It answers, and the request was at fault, or a limit was reached.
+    Alive,
+    /// Nothing: the caller went away or had no time.
+    Nothing,
+}
+
+/// A call in flight. Dropped unfinished, it tells nothing.
+#[derive(Debug)]
+pub struct Permit {
+    health: Arc<TargetHealth>,
+    started: Instant,
+    kind: Kind,
+    finished: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Normal,
+    /// Whether it works again.
+    Probe,
+    /// The target should be left alone, but there is no other.
+    LastResort,
+}
+
+impl TargetHealth {
+    /// Nothing known.
+    pub fn new(provider: &str) -> Self {
+        let state = State {
+            breaker: Breaker::new(),
+            paused_until: None,
+            latency: Latency::new(),
+            retries: Bucket::new(),
+            used: Instant::now(),
+        };
+        Self { provider: provider.to_owned(), in_flight: AtomicU32::new(0), state: Mutex::new(state) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Calls in flight.
+    pub fn in_flight(&self) -> u32 {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// How it stands, changing nothing. Without a policy it has no breaker.
+    pub fn standing(&self, policy: Option<&Policy>) -> Standing {
+        let now = Instant::now();
+        let state = self.lock();
+        let pause = state.pause(now).map(Ejected::Paused);
+        let ejected = pause.or_else(|| policy.and_then(|policy| state.breaker.look(policy, now).err()));
+        Standing {
+            ejected,
+            warmth: policy.map_or(1.0, |_| state.breaker.warmth(now)),
+            breaker: policy.map_or("closed", |_| state.breaker.state()),
+            seconds: state.latency.seconds(),
+            in_flight: self.in_flight(),
+        }
+    }
+
+    /// A call begins if the target is not to be left alone. `dice` (0 to 1) decides while it is warming up.
+    ///
+    /// # Errors
+    /// Why it is left alone.
+    pub fn admit(self: &Arc<Self>, policy: Option<&Policy>, dice: f64) -> Result<Permit, Ejected> {
+        let now = Instant::now();
+        let mut state = self.lock();
+        if let Some(left) = state.pause(now) {
+            return Err(Ejected::Paused(left));
+        }
+        let probe = match policy {
+            Some(policy) => state.breaker.look(policy, now)?,
+            None => false,
+        };
+        if policy.is_some() && dice > state.breaker.warmth(now) {
+            return Err(Ejected::Warming);
+        }
+        if probe {
+            state.breaker.begin_probe(now);
+        }
+        drop(state);
+        Ok(self.begin(if probe { Kind::Probe } else { Kind::Normal }))
+    }
+
+    /// A call begins whatever is known: there is no other target.
+    pub fn force(self: &Arc<Self>) -> Permit {
+        self.begin(Kind::LastResort)
+    }
+
+    fn begin(self: &Arc<Self>, kind: Kind) -> Permit {
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        Permit { health: Arc::clone(self), started: Instant::now(), kind, finished: false }
+    }
+
+    /// A request earns its share of a retry.
+    pub fn earn_retry(&self, share: f64) {
+        self.lock().retries.deposit(share);
+    }
+
+    /// Takes a retry out of the budget, if there is one.
+    pub fn spend_retry(&self) -> bool {
+        self.lock().retries.withdraw()
+    }
+
+    fn transition(&self, to: Option<Transition>) {
+        match to {
+            Some(Transition::Opened) => telemetry::breaker(&self.provider, true),
+            Some(Transition::Closed) => telemetry::breaker(&self.provider, false),
+            None => {}
+        }
+    }
+}
+
+impl Forgettable for TargetHealth {
+    fn idle_since(&self) -> Option<Instant> {
+        (self.in_flight() == 0).then(|| self.lock().used)
+    }
+}
+
+impl Drop for TargetHealth {
+    fn drop(&mut self) {
+        if self.lock().breaker.state() != "closed" {
+            telemetry::breaker_forgotten(&self.provider);
+        }
+    }
+}
+
+impl State {
+    fn pause(&self, now: Instant) -> Option<Duration> {
+        self.paused_until.filter(|until| *until > now).map(|until| until - now)
+    }
+}
+
+impl Permit {
+    /// Time since the call began.
+    pub fn elapsed(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// The call ended. `pause`: how long the target asked to be left alone.
+    pub fn finish(mut self, verdict: Verdict, policy: Option<&Policy>, pause: Option<Duration>) {
+        self.finished = true;
+        let now = Instant::now();
+        let took = now.saturating_duration_since(self.started);
+        let mut state = self.health.lock();
+        state.used = now;
+        if let Some(pause) = pause {
+            let until = now + pause.min(LONGEST_PAUSE);
+            state.paused_until = Some(state.paused_until.map_or(until, |known| known.max(until)));
+        }
+        match verdict {
+            Verdict::Success => state.latency.observe(took),
+            Verdict::Failure => state.latency.observe_failure(took),
+            Verdict::Alive | Verdict::Nothing => {}
+        }
+        let (probe, news) = (self.kind == Kind::Probe, self.kind != Kind::Normal);
+        let transition = match (policy, verdict) {
+            (Some(policy), Verdict::Success) => state.breaker.succeed(policy, now, news),
+            (Some(policy), Verdict::Failure) => state.breaker.fail(policy, now, probe),
+            // It answered: that is all a probe wants to know.
+            (Some(policy), Verdict::Alive) if news => state.breaker.succeed(policy, now, true),
+            _ => {
+                if probe {
+                    state.breaker.give_up_probe(now);
+                }
+                None
+            }
+        };
+        drop(state);
+        self.health.transition(transition);
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.health.in_flight.fetch_sub(1, Ordering::Relaxed);
+        if !self.finished && self.kind == Kind::Probe {
+            self.health.lock().breaker.give_up_probe(Instant::now());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn policy() -> Policy {
+        Policy { consecutive_failures: Some(1), ..Policy::default() }
+    }
+
+    fn open(health: &Arc<TargetHealth>, policy: &Policy) {
+        health.admit(Some(policy), 0.0).unwrap().finish(Verdict::Failure, Some(policy), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_probe_that_is_dropped_leaves_its_place_to_the_next() {
+        let (health, policy) = (Arc::new(TargetHealth::new("p")), policy());
+        open(&health, &policy);
+        assert!(matches!(health.admit(Some(&policy), 0.0), Err(Ejected::Open(_))));
+        tokio::time::advance(policy.cooldown).await;
+        let probe = health.admit(Some(&policy), 0.0).unwrap();
+        assert_eq!(health.admit(Some(&policy), 0.0).unwrap_err(), Ejected::Probing);
+        drop(probe);
+        assert!(health.admit(Some(&policy), 0.0).is_ok());
+        assert_eq!(health.in_flight(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_probe_that_is_refused_for_its_content_closes_the_breaker() {
+        let (health, policy) = (Arc::new(TargetHealth::new("p")), policy());
+        open(&health, &policy);
+        tokio::time::advance(policy.cooldown).await;
+        health.admit(Some(&policy), 0.0).unwrap().finish(Verdict::Alive, Some(&policy), None);
+        assert_eq!(health.standing(Some(&policy)).breaker, "closed");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pause_is_not_a_failure_and_ends_by_itself() {
+        let (health, policy) = (Arc::new(TargetHealth::new("p")), policy());
+        let pause = Duration::from_secs(20);
+        health.admit(Some(&policy), 0.0).unwrap().finish(Verdict::Alive, Some(&policy), Some(pause));
+        let standing = health.standing(Some(&policy));
+        assert_eq!((standing.ejected, standing.breaker), (Some(Ejected::Paused(pause)), "closed"));
+        tokio::time::advance(pause).await;
+        assert_eq!(health.standing(Some(&policy)).ejected, None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_target_that_comes_back_gets_a_part_of_its_traffic_first() {
+        let (health, policy) = (Arc::new(TargetHealth::new("p")), policy());
+        open(&health, &policy);
+        health.force().finish(Verdict::Success, Some(&policy), None);
+        assert_eq!(health.admit(Some(&policy), 0.9).unwrap_err(), Ejected::Warming);
+        assert!(health.admit(Some(&policy), 0.05).is_ok());
+        tokio::time::advance(Duration::from_secs(30)).await;
+        assert!(health.admit(Some(&policy), 0.9).is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_a_policy_nothing_opens() {
+        let health = Arc::new(TargetHealth::new("p"));
+        for _ in 0..100 {
+            health.admit(None, 1.0).unwrap().finish(Verdict::Failure, None, None);
+        }
+        assert_eq!(health.standing(None).ejected, None);
+    }
+}
