@@ -14,6 +14,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     tonic_prost_build::configure()
         // An image is moved, never copied: decoding shares the receive buffer.
         .bytes(".imagegate.v1")
+        // In order, so that the same message is always the same bytes, and can be known again by them.
+        .btree_map(".imagegate.v1")
         .generate_default_stubs(false)
         // These carry prompts, images or credentials. Their `Debug` is written by hand in `src/pb.rs`.
         .skip_debug([".imagegate.v1.Credential", ".imagegate.v1.Upstream", ".imagegate.v1.ImageRequest"])

@@ -22,7 +22,7 @@ use crate::{
         plan::{BaseUrl, Upstream},
     },
     error::{Error, Result},
-    health::Health,
+    health::{Ejected, Health},
     images::Pieces,
     pb::{self, BillingClass, stream_image_response::Event},
     worker::Workers,
@@ -139,7 +139,8 @@ pub struct Running {
     finished: bool,
 }
 
-/// A target's good answer: verified, complete, in the caller's format.
+/// A target's good answer: verified, complete, in the caller's format. Cheap to clone.
+#[derive(Clone)]
 pub struct Reply {
     /// The target's place in the config.
     pub target: String,
@@ -193,6 +194,16 @@ impl Call {
     /// What conditions are about.
     pub fn facts(&self) -> Facts<'_> {
         Facts { metadata: &self.ctx.metadata, request: &self.request }
+    }
+}
+
+impl Elsewhere {
+    /// Whether somebody can take over from a target that should be left alone for this reason.
+    pub fn covers(self, ejected: Ejected) -> bool {
+        match ejected {
+            Ejected::Paused(_) => self.if_paused,
+            Ejected::Open(_) | Ejected::Probing | Ejected::Warming => self.if_broken,
+        }
     }
 }
 

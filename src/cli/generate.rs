@@ -3,75 +3,35 @@
 use std::{
     io::{IsTerminal as _, Write as _, stderr, stdout},
     path::{Path, PathBuf},
-    sync::Arc,
 };
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, bail};
 use futures::StreamExt as _;
-use tonic::{Request, metadata::MetadataValue};
+use tonic::{Request, Status};
 
+use super::ask::Ask;
 use crate::{
-    config::Origin,
-    error::Error,
-    gateway::Gateway,
     images::{Pieces, gather},
     params,
     pb::{self, ImageResult, attempts_text, stream_image_response::Event},
-    router::{Router, SharedRouter, remote::Remote},
-    transport,
+    router::SharedRouter,
 };
 
 /// Make an image and write it to a file.
 #[derive(Debug, clap::Args)]
 pub struct Generate {
-    /// What to make
-    prompt: String,
-
-    /// Saved routing config to use
-    #[arg(long, value_name = "ID")]
-    config_id: Option<String>,
-
-    /// Model, or @virtual-key/model
-    #[arg(long, value_name = "MODEL")]
-    model: Option<String>,
-
-    /// WIDTHxHEIGHT, W:H or auto
-    #[arg(long, value_name = "SIZE")]
-    size: Option<String>,
-
-    /// Number of images
-    #[arg(short, value_name = "N")]
-    n: Option<u32>,
+    #[command(flatten)]
+    ask: Ask,
 
     /// File to write; several images are numbered. The ending is the format: png, jpeg, webp
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
-
-    /// The router to ask
-    #[arg(long, env = "IMAGEGATE_ROUTER", value_name = "URI", default_value = "http://127.0.0.1:50051")]
-    router: String,
-
-    /// API key for the router
-    #[arg(long, env = "IMAGEGATE_API_KEY", value_name = "KEY", hide_env_values = true)]
-    api_key: Option<String>,
-
-    /// Ask no router: run in this process with this configuration
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
 }
 
 impl Generate {
     /// Asks, shows progress, writes the images, says who answered and why.
     pub async fn run(self) -> Result<()> {
-        let router: SharedRouter = match &self.config {
-            Some(file) => {
-                let (gateway, settings) = Gateway::try_new(Origin::File(file.clone()))?;
-                Arc::new(Router::new(gateway.state(&settings)?))
-            }
-            None => Arc::new(Remote::new(
-                transport::channel(&self.router).map_err(|reason| anyhow!("--router: {reason}"))?,
-            )),
-        };
+        let router = self.ask.router()?;
         let (result, images) = self.ask(&router).await?;
         for (i, (image, pieces)) in result.images.iter().zip(images).enumerate() {
             let path = self.path(i, result.images.len(), image);
@@ -89,32 +49,16 @@ impl Generate {
     }
 
     fn request(&self) -> Result<Request<pb::StreamImageRequest>> {
-        let mut image = pb::ImageRequest { prompt: self.prompt.clone(), n: self.n, ..Default::default() };
-        if let Some(model) = &self.model {
-            image.model.clone_from(model);
-        }
-        if let Some(size) = &self.size {
-            params::set_text(&mut image, "size", size)?;
-        }
+        let mut image = self.ask.image()?;
         let ending = self.output.as_deref().and_then(Path::extension).and_then(|ending| ending.to_str());
         if let Some(ending) = ending {
             params::set_text(&mut image, "output_format", ending)?;
         }
-        let mut request = Request::new(pb::StreamImageRequest { image: Some(image) });
-        let texts = [("x-portkey-config", &self.config_id), ("x-portkey-api-key", &self.api_key)];
-        for (name, text) in texts {
-            if let Some(text) = text {
-                let mut value: MetadataValue<_> =
-                    text.parse().with_context(|| format!("{name} is not plain text"))?;
-                value.set_sensitive(true);
-                request.metadata_mut().insert(name, value);
-            }
-        }
-        Ok(request)
+        self.ask.message(pb::StreamImageRequest { image: Some(image) })
     }
 
     async fn ask(&self, router: &SharedRouter) -> Result<(ImageResult, Vec<Pieces>)> {
-        let failed = |status: tonic::Status| self.explain(&Error::from_status(&status));
+        let failed = |status: Status| self.ask.failed(&status);
         let mut events = router.stream_image(self.request()?).await.map_err(failed)?.into_inner();
         let mut images: Vec<Pieces> = Vec::new();
         let progress = Progress::new();
@@ -130,21 +74,6 @@ impl Generate {
             }
         }
         bail!("the router's answer ended early")
-    }
-
-    fn explain(&self, error: &Error) -> anyhow::Error {
-        let attempts =
-            error.report.as_ref().map(|report| attempts_text(&report.attempts)).unwrap_or_default();
-        if !attempts.is_empty() {
-            return anyhow!("{}\n  tried: {attempts}", error.message);
-        }
-        if error.transport && self.config.is_none() {
-            return anyhow!(
-                "no router answers at {}: start one with `imagegate serve`, or run in this process with --config FILE",
-                self.router
-            );
-        }
-        anyhow!("{}", error.message)
     }
 
     fn path(&self, index: usize, count: usize, image: &pb::Image) -> PathBuf {

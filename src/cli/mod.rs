@@ -1,6 +1,8 @@
 //! The commands, one file each.
 
+mod ask;
 mod check;
+mod explain;
 mod generate;
 mod router;
 mod serve;
@@ -51,6 +53,11 @@ enum Command {
         after_help = "Example:\n  imagegate generate \"a lighthouse at dusk\" --size 1024x1024 -o lighthouse.png"
     )]
     Generate(generate::Generate),
+    /// Show what a request would do, without calling a provider
+    #[command(
+        after_help = "Example:\n  imagegate explain \"a lighthouse at dusk\" --config-id hero --size 1024x1024"
+    )]
+    Explain(explain::Explain),
     /// Validate a configuration file and all routing configs in it
     #[command(after_help = "Example:\n  imagegate check imagegate.yaml")]
     Check(check::Check),
@@ -88,6 +95,7 @@ impl Cli {
                 Command::Worker(command) => command.run().await,
                 Command::Shim(command) => command.run().await,
                 Command::Generate(command) => command.run().await,
+                Command::Explain(command) => command.run().await,
                 Command::Check(command) => command.run(),
             }
         });

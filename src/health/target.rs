@@ -121,23 +121,23 @@ impl TargetHealth {
         }
     }
 
-    /// A call begins if the target is not to be left alone. `dice` (0 to 1) decides while it is warming up.
+    /// Whether a call would be let through now, and if so, whether it would be a probe. `dice` (0 to 1) decides
+    /// while the target is warming up.
     ///
     /// # Errors
     /// Why it is left alone.
+    pub fn would_admit(&self, policy: Option<&Policy>, dice: f64) -> Result<bool, Ejected> {
+        self.lock().look(policy, dice, Instant::now())
+    }
+
+    /// A call begins, if [`TargetHealth::would_admit`] it.
+    ///
+    /// # Errors
+    /// Why the target is left alone.
     pub fn admit(self: &Arc<Self>, policy: Option<&Policy>, dice: f64) -> Result<Permit, Ejected> {
         let now = Instant::now();
         let mut state = self.lock();
-        if let Some(left) = state.pause(now) {
-            return Err(Ejected::Paused(left));
-        }
-        let probe = match policy {
-            Some(policy) => state.breaker.look(policy, now)?,
-            None => false,
-        };
-        if policy.is_some() && dice > state.breaker.warmth(now) {
-            return Err(Ejected::Warming);
-        }
+        let probe = state.look(policy, dice, now)?;
         if probe {
             state.breaker.begin_probe(now);
         }
@@ -189,6 +189,18 @@ impl Drop for TargetHealth {
 }
 
 impl State {
+    fn look(&self, policy: Option<&Policy>, dice: f64, now: Instant) -> Result<bool, Ejected> {
+        if let Some(left) = self.pause(now) {
+            return Err(Ejected::Paused(left));
+        }
+        let Some(policy) = policy else { return Ok(false) };
+        let probe = self.breaker.look(policy, now)?;
+        if dice > self.breaker.warmth(now) {
+            return Err(Ejected::Warming);
+        }
+        Ok(probe)
+    }
+
     fn pause(&self, now: Instant) -> Option<Duration> {
         self.paused_until.filter(|until| *until > now).map(|until| until - now)
     }

@@ -16,23 +16,47 @@ use crate::{
 
 /// Tries the children in order.
 pub async fn run(fallback: &Fallback, call: &Call) -> Result<Reply> {
-    let calls_before = call.ctx.record.calls();
-    let mut last: Option<Error> = None;
-    let mut left_alone: Vec<&Plan> = Vec::new();
+    let mut failures = Failures::new(call);
     for (i, child) in fallback.children.iter().enumerate() {
         let error = match Box::pin(super::run(child, &call.or(elsewhere(fallback, i, call)))).await {
             Ok(reply) => return Ok(reply),
             Err(error) => error,
         };
         let goes_on = may_go_on(fallback, &error, call);
-        if error.ejected.is_some() {
-            left_alone.push(child);
-        }
-        last = Some(more_telling(last, error));
+        failures.add(child, error);
         if !goes_on {
             break;
         }
     }
+    last_resort(fallback, failures, call).await
+}
+
+/// What became of children that did not answer.
+pub struct Failures<'a> {
+    call: &'a Call,
+    calls_before: usize,
+    left_alone: Vec<&'a Plan>,
+    last: Option<Error>,
+}
+
+impl<'a> Failures<'a> {
+    /// None yet.
+    pub fn new(call: &'a Call) -> Self {
+        Self { call, calls_before: call.ctx.record.calls(), left_alone: Vec::new(), last: None }
+    }
+
+    /// A child failed, or was left alone because of those beside it.
+    pub fn add(&mut self, child: &'a Plan, error: Error) {
+        if error.ejected.is_some_and(|ejected| !self.call.elsewhere.covers(ejected)) {
+            self.left_alone.push(child);
+        }
+        self.last = Some(more_telling(self.last.take(), error));
+    }
+}
+
+/// The end of a fallback that nobody answered: if nobody was called, those that were left alone are.
+pub async fn last_resort(fallback: &Fallback, failures: Failures<'_>, call: &Call) -> Result<Reply> {
+    let Failures { calls_before, left_alone, mut last, .. } = failures;
     if call.ctx.record.calls() == calls_before {
         for child in left_alone {
             let error = match Box::pin(super::run(child, call)).await {

@@ -12,7 +12,7 @@ use super::{fallback, prepare, standing};
 use crate::{
     call::{Call, Reply},
     config::plan::{Hedge, Plan},
-    error::{Error, Result},
+    error::Result,
     telemetry,
 };
 
@@ -27,7 +27,7 @@ pub async fn run(hedge: &Hedge, call: &Call) -> Result<Reply> {
     let children = &hedge.order.children;
     let mut running = FuturesUnordered::new();
     let mut next = 0;
-    let mut last: Option<Error> = None;
+    let mut failures = fallback::Failures::new(call);
     let mut late_at = Instant::now() + hedge.after;
     let mut was_late = false;
     loop {
@@ -40,7 +40,7 @@ pub async fn run(hedge: &Hedge, call: &Call) -> Result<Reply> {
         tokio::select! {
             // A reply that is there beats a timer that has run out; and the same order every time.
             biased;
-            Some(outcome) = running.next() => match outcome {
+            Some((child, outcome)) = running.next() => match outcome {
                 Ok(reply) => {
                     if !was_late {
                         node.note_late(false);
@@ -49,7 +49,7 @@ pub async fn run(hedge: &Hedge, call: &Call) -> Result<Reply> {
                 }
                 Err(error) => {
                     let goes_on = fallback::may_go_on(&hedge.order, &error, call);
-                    last = Some(fallback::more_telling(last, error));
+                    failures.add(child, error);
                     if !goes_on {
                         break;
                     }
@@ -72,11 +72,13 @@ pub async fn run(hedge: &Hedge, call: &Call) -> Result<Reply> {
             }
         }
     }
-    Err(last.expect("a hedge has at least one child"))
+    drop(running);
+    fallback::last_resort(&hedge.order, failures, call).await
 }
 
-async fn start(hedge: &Hedge, child: &Plan, i: usize, call: &Call) -> Result<Reply> {
-    Box::pin(super::run(child, &call.or(fallback::elsewhere(&hedge.order, i, call)))).await
+async fn start<'a>(hedge: &Hedge, child: &'a Plan, i: usize, call: &Call) -> (&'a Plan, Result<Reply>) {
+    let call = call.or(fallback::elsewhere(&hedge.order, i, call));
+    (child, Box::pin(super::run(child, &call)).await)
 }
 
 /// Whether paying for both would stay within what the next target's config allows.

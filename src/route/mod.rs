@@ -8,6 +8,7 @@ mod attempt;
 mod balance;
 mod conditional;
 mod cost;
+mod explain;
 mod fallback;
 mod fit;
 mod hedge;
@@ -17,6 +18,7 @@ mod size;
 mod standing;
 mod target;
 
+pub use self::explain::explain;
 use crate::{
     call::{Call, Reply},
     config::plan::Plan,

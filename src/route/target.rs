@@ -9,7 +9,7 @@ use super::{
     standing,
 };
 use crate::{
-    call::{Call, Elsewhere, Reply},
+    call::{Call, Reply},
     config::plan::Target,
     error::{Error, ErrorKind, Result},
     health::{Ejected, Permit, Standing, TargetHealth, Verdict},
@@ -49,7 +49,7 @@ async fn tries(ready: &Ready<'_>, call: &Call) -> Result<Reply> {
     let identity = standing::identity(target, call);
     let mut permit = match health.admit(breaker, ctx.dice(identity, WARMING)) {
         Ok(permit) => permit,
-        Err(ejected) if is_covered(ejected, call.elsewhere) => {
+        Err(ejected) if call.elsewhere.covers(ejected) => {
             let mut error = Error::ejected(ejected);
             ready.provider().clone_into(&mut error.provider);
             return Err(passed_over(target, call, ready.provider(), ready.model(), error));
@@ -85,7 +85,7 @@ async fn tries(ready: &Ready<'_>, call: &Call) -> Result<Reply> {
         // A retry that has been waited for is made, unless another target has it better.
         permit = match health.admit(breaker, 0.0) {
             Ok(permit) => permit,
-            Err(ejected @ (Ejected::Open(_) | Ejected::Probing)) if is_covered(ejected, call.elsewhere) => {
+            Err(ejected @ (Ejected::Open(_) | Ejected::Probing)) if call.elsewhere.covers(ejected) => {
                 return Err(give_up(ready, call, error, retries - 1, Withheld::TargetIsDown));
             }
             Err(_) => health.force(),
@@ -136,11 +136,12 @@ fn give_up(ready: &Ready<'_>, call: &Call, error: Error, retries: u32, withheld:
     error
 }
 
-fn is_covered(ejected: Ejected, elsewhere: Elsewhere) -> bool {
-    match ejected {
-        Ejected::Paused(_) => elsewhere.if_paused,
-        Ejected::Open(_) | Ejected::Probing | Ejected::Warming => elsewhere.if_broken,
-    }
+/// Why this request would pass the target over, if it would. Changes nothing.
+pub fn left_alone(target: &Target, call: &Call) -> Option<Ejected> {
+    let health = standing::health(target, call);
+    let dice = call.ctx.dice(standing::identity(target, call), WARMING);
+    let ejected = health.would_admit(target.breaker.as_ref(), dice).err()?;
+    call.elsewhere.covers(ejected).then_some(ejected)
 }
 
 /// What a failed try tells about its target.

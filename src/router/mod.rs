@@ -4,6 +4,7 @@
 //! whether it is here or behind a connection.
 
 pub mod remote;
+mod replay;
 pub mod report;
 pub mod resolve;
 
@@ -25,16 +26,20 @@ use serde_json::Value;
 use tokio::{sync::mpsc, time::Instant};
 use tonic::{Request, Response, Status};
 
+use self::{
+    replay::{Answered, Idempotency, Replays},
+    resolve::Resolved,
+};
 use crate::{
-    call::{Call, Events, Record, Reply, RequestContext},
+    call::{Call, Events, Record, RequestContext},
     config::{Settings, file::Scope, plan::Plan},
     error::{Error, Result},
     health::Health,
-    images::probe,
+    images::{Pieces, probe},
     merge::merge,
     params,
     pb::{
-        self, Operation, input_image::Source, router_service_server::RouterService,
+        self, Operation, input_image::Source, planned_target::Decision, router_service_server::RouterService,
         stream_image_response::Event,
     },
     route,
@@ -65,9 +70,10 @@ pub struct Router {
 }
 
 /// What lasts from request to request, whatever the configuration.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shared {
     health: Arc<Health>,
+    replays: Replays,
     /// Where chance comes from: the next seed, or the system's own.
     seeds: Option<AtomicU64>,
 }
@@ -95,12 +101,17 @@ impl State {
 impl Router {
     /// A router with its first state.
     pub fn new(state: State) -> Self {
-        Self { state: Arc::new(ArcSwap::from_pointee(state)), shared: Arc::default() }
+        Self::with(state, None)
     }
 
     /// A router that leaves nothing to chance: the same requests in the same order, the same choices.
     pub fn seeded(state: State, seed: u64) -> Self {
-        let shared = Shared { seeds: Some(AtomicU64::new(seed)), ..Shared::default() };
+        Self::with(state, Some(AtomicU64::new(seed)))
+    }
+
+    fn with(state: State, seeds: Option<AtomicU64>) -> Self {
+        let replays = Replays::new(state.settings.limits.idempotency_bytes);
+        let shared = Shared { health: Arc::default(), replays, seeds };
         Self { state: Arc::new(ArcSwap::from_pointee(state)), shared: Arc::new(shared) }
     }
 
@@ -121,8 +132,7 @@ impl Router {
         operation: Operation,
     ) -> Result<pb::ImageResult> {
         let started = self.start(request.metadata().as_ref(), image, operation, None)?;
-        let (report, reply) = started.run().await?;
-        let mut result = result(reply, report);
+        let mut result = result(started.run().await?);
         for (image, pieces) in &mut result.1 {
             image.data = std::mem::take(pieces).into_bytes();
         }
@@ -138,58 +148,77 @@ impl Router {
         operation: Operation,
         events: Option<Events>,
     ) -> Result<Started> {
-        let request_id = uuid::Uuid::now_v7().to_string();
-        let trace_id = trace_id(headers).unwrap_or_else(|| request_id.clone());
-        let state = self.state.load_full();
-        self.try_start(&state, headers, image, operation, events, &request_id, &trace_id).map_err(
-            |mut error| {
-                telemetry::rejected(&request_id, &trace_id, &error);
-                error.report = Some(Box::new(pb::RouteReport { request_id, trace_id, ..Default::default() }));
-                error
-            },
-        )
+        let ids = Ids::new(headers);
+        match self.resolve(headers, image, operation, events, &ids) {
+            Ok((call, Resolved { plan, route, caller, .. })) => {
+                let caller = caller.map_or_else(String::new, |caller| caller.name.clone());
+                let idempotency =
+                    Idempotency::read(headers, &caller, &call.request).map_err(|error| ids.reject(error))?;
+                let operation = call.request.effective_operation();
+                let log = RequestLog::begin(Arc::clone(&call.ctx), route, caller, operation);
+                Ok(Started { plan, call, log, idempotency, shared: Arc::clone(&self.shared) })
+            }
+            Err(error) => Err(ids.reject(error)),
+        }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "called once, right above")]
-    fn try_start(
+    /// Who calls, which plan, and the request at its top.
+    fn resolve(
         &self,
-        state: &State,
         headers: &HeaderMap,
         image: Option<pb::ImageRequest>,
         operation: Operation,
         events: Option<Events>,
-        request_id: &str,
-        trace_id: &str,
-    ) -> Result<Started> {
+        ids: &Ids,
+    ) -> Result<(Call, Resolved)> {
+        let state = self.state.load_full();
         let mut image = image.unwrap_or_default();
-        let resolved =
+        let mut resolved =
             resolve::resolve(headers, &image.model, &state.settings, &state.providers, &state.keyless)?;
         if image.operation() == Operation::Unspecified {
             image.operation = operation.into();
         }
         check(&image)?;
-        let total = state.settings.limits.total_timeout;
-        let total = total_timeout(headers)?.map_or(total, |limit| limit.min(total));
-        let limit = grpc_timeout(headers).map_or(total, |limit| answer_within(limit).min(total));
         let ctx = Arc::new(RequestContext {
-            request_id: request_id.to_owned(),
-            trace_id: trace_id.to_owned(),
-            deadline: Instant::now() + limit,
+            request_id: ids.request_id.clone(),
+            trace_id: ids.trace_id.clone(),
+            deadline: Instant::now() + time_limit(headers, state.settings.limits.total_timeout)?,
             headers: headers.clone(),
             metadata: metadata(headers),
             seed: self.shared.seed(),
             health: Arc::clone(&self.shared.health),
-            upstream: resolved.upstream,
-            overrides: resolved.overrides,
+            upstream: resolved.upstream.take(),
+            overrides: std::mem::take(&mut resolved.overrides),
             workers: Arc::clone(&state.workers),
             settings: Arc::clone(&state.settings),
             events,
             committed: AtomicBool::new(false),
             record: Record::default(),
         });
-        let caller = resolved.caller.map_or_else(String::new, |caller| caller.name.clone());
-        let log = RequestLog::begin(Arc::clone(&ctx), resolved.route, caller, image.effective_operation());
-        Ok(Started { plan: resolved.plan, call: Call::new(Arc::new(image), ctx), log })
+        Ok((Call::new(Arc::new(image), ctx), resolved))
+    }
+}
+
+/// How a request is known.
+struct Ids {
+    request_id: String,
+    trace_id: String,
+}
+
+impl Ids {
+    fn new(headers: &HeaderMap) -> Self {
+        let request_id = uuid::Uuid::now_v7().to_string();
+        let trace_id = trace_id(headers).unwrap_or_else(|| request_id.clone());
+        Self { request_id, trace_id }
+    }
+
+    /// Notes a request that was refused before anything was tried.
+    fn reject(&self, mut error: Error) -> Error {
+        let Self { request_id, trace_id } = self;
+        telemetry::rejected(request_id, trace_id, &error);
+        let (request_id, trace_id) = (request_id.clone(), trace_id.clone());
+        error.report = Some(Box::new(pb::RouteReport { request_id, trace_id, ..Default::default() }));
+        error
     }
 }
 
@@ -207,16 +236,25 @@ struct Started {
     plan: Arc<Plan>,
     call: Call,
     log: RequestLog,
+    idempotency: Option<Idempotency>,
+    shared: Arc<Shared>,
 }
 
 impl Started {
-    async fn run(self) -> Result<(pb::RouteReport, Reply)> {
-        let Self { plan, call, log } = self;
-        match route::run(&plan, &call).await {
-            Ok(reply) => {
-                let report = report::of_reply(&call.ctx, &reply);
-                log.succeed(&report);
-                Ok((report, reply))
+    async fn run(self) -> Result<Answered> {
+        let Self { plan, call, log, idempotency, shared } = self;
+        let run = async {
+            let reply = route::run(&plan, &call).await?;
+            Ok(Answered { report: report::of_reply(&call.ctx, &reply), reply })
+        };
+        let outcome = match idempotency {
+            Some(idempotency) => shared.replays.once(idempotency, &call, run).await,
+            None => run.await,
+        };
+        match outcome {
+            Ok(answered) => {
+                log.succeed(&answered.report);
+                Ok(answered)
             }
             Err(error) => {
                 let error = report::of_error(&call.ctx, error);
@@ -228,11 +266,10 @@ impl Started {
 
     /// The answer as the events of a stream.
     async fn run_to_events(self) -> Vec<std::result::Result<Event, Status>> {
-        let (report, reply) = match self.run().await {
-            Ok(answered) => answered,
+        let (mut result, images) = match self.run().await {
+            Ok(answered) => result(answered),
             Err(error) => return vec![Err(error.into())],
         };
-        let (mut result, images) = result(reply, report);
         let mut events = Vec::with_capacity(images.len() + 1);
         for (index, (image, pieces)) in (0..).zip(images) {
             let chunk = |data| Event::ImageChunk(pb::ImageChunk { image_index: index, data });
@@ -245,10 +282,8 @@ impl Started {
 }
 
 /// The result without its images, and the images.
-fn result(
-    reply: Reply,
-    report: pb::RouteReport,
-) -> (pb::ImageResult, Vec<(pb::Image, crate::images::Pieces)>) {
+fn result(answered: Answered) -> (pb::ImageResult, Vec<(pb::Image, Pieces)>) {
+    let Answered { report, reply } = answered;
     let created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let result = pb::ImageResult {
         created_unix_s: i64::try_from(created).unwrap_or(i64::MAX),
@@ -301,6 +336,12 @@ fn trace_id(headers: &HeaderMap) -> Option<String> {
 fn metadata(headers: &HeaderMap) -> Value {
     let text = headers.get("x-portkey-metadata").and_then(|value| value.to_str().ok());
     text.and_then(|text| serde_json::from_str(text).ok()).filter(Value::is_object).unwrap_or(Value::Null)
+}
+
+/// How long the whole request may take: the least of what the operator, the caller's header and its deadline say.
+fn time_limit(headers: &HeaderMap, total: Duration) -> Result<Duration> {
+    let total = total_timeout(headers)?.map_or(total, |limit| limit.min(total));
+    Ok(grpc_timeout(headers).map_or(total, |limit| answer_within(limit).min(total)))
 }
 
 /// The caller's own limit of the whole request.
@@ -389,6 +430,25 @@ impl RouterService for Router {
             }
         }
         Ok(response)
+    }
+
+    async fn explain_route(
+        &self,
+        mut request: Request<pb::ExplainRouteRequest>,
+    ) -> Result<Response<pb::ExplainRouteResponse>, Status> {
+        let image = request.get_mut().image.take();
+        let headers = request.metadata().as_ref();
+        let (call, resolved) =
+            self.resolve(headers, image, Operation::Unspecified, None, &Ids::new(headers))?;
+        let targets = route::explain(&resolved.plan, &call).await;
+        let tried = targets.iter().filter(|target| target.decision() == Decision::Tried);
+        let prices: Option<Vec<f64>> = tried.map(|target| target.price_usd).collect();
+        Ok(Response::new(pb::ExplainRouteResponse {
+            route: resolved.route,
+            min_cost_usd: prices.iter().flatten().copied().reduce(f64::min),
+            max_cost_usd: prices.iter().flatten().copied().reduce(f64::max),
+            targets,
+        }))
     }
 
     async fn list_models(

@@ -56,6 +56,13 @@ impl RouterService for Remote {
         Ok(self.0.clone().stream_image(request).await?.map(|events| Box::pin(events) as _))
     }
 
+    async fn explain_route(
+        &self,
+        request: Request<pb::ExplainRouteRequest>,
+    ) -> Result<Response<pb::ExplainRouteResponse>, Status> {
+        self.0.clone().explain_route(request).await
+    }
+
     async fn list_models(
         &self,
         request: Request<pb::ListModelsRequest>,
@@ -107,6 +114,13 @@ impl RouterService for Served {
             });
             Box::pin(cut) as _
         }))
+    }
+
+    async fn explain_route(
+        &self,
+        request: Request<pb::ExplainRouteRequest>,
+    ) -> Result<Response<pb::ExplainRouteResponse>, Status> {
+        self.0.explain_route(request).await.map_err(short)
     }
 
     async fn list_models(

@@ -194,6 +194,7 @@ pub fn report_headers(headers: &mut HeaderMap, report: &RouteReport, request: &H
     );
     put("x-imagegate-attempts", &attempts_text(&report.attempts));
     put("x-imagegate-warnings", &warnings_text(&report.warnings));
+    put("x-imagegate-replay-of", &report.replay_of);
     put("x-imagegate-refused-by", &report.refused_by.join(", "));
     put("x-imagegate-cost-usd", &cost_text(&report.cost_lines));
     if let Some(parent) = request.get("traceparent") {
@@ -202,16 +203,19 @@ pub fn report_headers(headers: &mut HeaderMap, report: &RouteReport, request: &H
 }
 
 fn warnings_text(warnings: &[pb::Warning]) -> String {
-    let one = |warning: &pb::Warning| {
-        let action = match warning.action() {
-            Action::Unspecified | Action::Notice => "notice",
-            Action::Dropped => "dropped",
-            Action::Adjusted => "adjusted",
-            Action::Emulated => "emulated",
-        };
-        format!("{} {action}: {}", warning.field, warning.detail)
-    };
+    let one =
+        |warning: &pb::Warning| format!("{} {}: {}", warning.field, action(warning.action()), warning.detail);
     warnings.iter().map(one).collect::<Vec<_>>().join(" | ")
+}
+
+/// What happened to a parameter, in a word.
+pub fn action(action: Action) -> &'static str {
+    match action {
+        Action::Unspecified | Action::Notice => "notice",
+        Action::Dropped => "dropped",
+        Action::Adjusted => "adjusted",
+        Action::Emulated => "emulated",
+    }
 }
 
 /// The sum, or `unknown` as soon as one line is.

@@ -6,6 +6,7 @@
 mod answer;
 mod encode;
 mod events;
+mod explain;
 mod files;
 mod images;
 mod request;
@@ -65,6 +66,7 @@ impl Shim {
             // Azure's clients, with a deployment in the path or, since its v1, without.
             .nest("/openai/v1", images)
             .nest("/openai/deployments/{deployment}", azure)
+            .route("/v1/images/explain", post(explain::explain))
             .route("/v1/models", get(models))
             .route("/v1/images/files/{id}", get(files::get))
             .fallback(not_found)

@@ -9,6 +9,10 @@ mod callers;
 #[cfg(test)]
 mod connections;
 #[cfg(test)]
+mod explaining;
+#[cfg(test)]
+mod idempotency;
+#[cfg(test)]
 mod routing;
 #[cfg(test)]
 mod scenarios;

@@ -471,8 +471,18 @@ impl Gateway {
         Self::new(mode, &format!("configs: {{it: {config}}}\ndefault_config: it\n"), &[worker])
     }
 
+    /// As [`Gateway::over`], leaving nothing to chance.
+    pub fn seeded(mode: Mode, worker: &Arc<Worker>, config: &Value, seed: u64) -> Self {
+        let yaml = format!("configs: {{it: {config}}}\ndefault_config: it\n");
+        Self::with(mode, &yaml, &[worker], |state| Router::seeded(state, seed))
+    }
+
     /// A router with a whole configuration. In its environment, `PAINT_KEY` is `sk-stored`.
     pub fn new(mode: Mode, yaml: &str, workers: &[&Arc<Worker>]) -> Self {
+        Self::with(mode, yaml, workers, Router::new)
+    }
+
+    fn with(mode: Mode, yaml: &str, workers: &[&Arc<Worker>], router: impl FnOnce(State) -> Router) -> Self {
         let built_in: BTreeMap<String, bool> =
             workers.iter().map(|worker| (worker.record.name.clone(), worker.record.keyless)).collect();
         let environment = |name: &str| (name == "PAINT_KEY").then(|| "sk-stored".to_owned());
@@ -499,7 +509,7 @@ impl Gateway {
         }
         let max_body_bytes = settings.limits.max_body_bytes;
         let state = State::new(Arc::new(settings), Arc::new(known), &built_in);
-        let here: SharedRouter = Arc::new(Router::new(state));
+        let here: SharedRouter = Arc::new(router(state));
         let router = match mode {
             Mode::OneProcess => here,
             Mode::Connected => {

@@ -1,0 +1,118 @@
+//! What `generate` and `explain` have in common: a request, and the router to ask.
+
+use std::{path::PathBuf, sync::Arc};
+
+use anyhow::{Context as _, Result, anyhow};
+use tonic::{Request, Status, metadata::MetadataValue};
+
+use crate::{
+    config::Origin,
+    error::Error,
+    gateway::Gateway,
+    params,
+    pb::{self, attempts_text},
+    router::{Router, SharedRouter, remote::Remote},
+    transport,
+};
+
+/// A request and whom it goes to.
+#[derive(Debug, clap::Args)]
+pub struct Ask {
+    /// What to make
+    prompt: String,
+
+    /// Saved routing config to use
+    #[arg(long, value_name = "ID")]
+    config_id: Option<String>,
+
+    /// Model, or @virtual-key/model
+    #[arg(long, value_name = "MODEL")]
+    model: Option<String>,
+
+    /// WIDTHxHEIGHT, W:H or auto
+    #[arg(long, value_name = "SIZE")]
+    size: Option<String>,
+
+    /// Number of images
+    #[arg(short, value_name = "N")]
+    n: Option<u32>,
+
+    /// JSON object that conditions of the routing config may ask about
+    #[arg(long, value_name = "JSON")]
+    metadata: Option<String>,
+
+    /// The router to ask
+    #[arg(long, env = "IMAGEGATE_ROUTER", value_name = "URI", default_value = "http://127.0.0.1:50051")]
+    router: String,
+
+    /// API key for the router
+    #[arg(long, env = "IMAGEGATE_API_KEY", value_name = "KEY", hide_env_values = true)]
+    api_key: Option<String>,
+
+    /// Ask no router: run in this process with this configuration
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+impl Ask {
+    /// The router: in this process, or behind a connection that is made when it is first used.
+    pub fn router(&self) -> Result<SharedRouter> {
+        Ok(match &self.config {
+            Some(file) => {
+                let (gateway, settings) = Gateway::try_new(Origin::File(file.clone()))?;
+                Arc::new(Router::new(gateway.state(&settings)?))
+            }
+            None => Arc::new(Remote::new(
+                transport::channel(&self.router).map_err(|reason| anyhow!("--router: {reason}"))?,
+            )),
+        })
+    }
+
+    /// What is asked for.
+    pub fn image(&self) -> Result<pb::ImageRequest> {
+        let mut image = pb::ImageRequest { prompt: self.prompt.clone(), n: self.n, ..Default::default() };
+        if let Some(model) = &self.model {
+            image.model.clone_from(model);
+        }
+        if let Some(size) = &self.size {
+            params::set_text(&mut image, "size", size)?;
+        }
+        Ok(image)
+    }
+
+    /// A message with the caller's metadata.
+    pub fn message<T>(&self, message: T) -> Result<Request<T>> {
+        let mut request = Request::new(message);
+        let texts = [
+            ("x-portkey-config", &self.config_id),
+            ("x-portkey-api-key", &self.api_key),
+            ("x-portkey-metadata", &self.metadata),
+        ];
+        for (name, text) in texts {
+            if let Some(text) = text {
+                let mut value: MetadataValue<_> =
+                    text.parse().with_context(|| format!("{name} is not plain text"))?;
+                value.set_sensitive(true);
+                request.metadata_mut().insert(name, value);
+            }
+        }
+        Ok(request)
+    }
+
+    /// A failure in words for a person.
+    pub fn failed(&self, status: &Status) -> anyhow::Error {
+        let error = Error::from_status(status);
+        let attempts =
+            error.report.as_ref().map(|report| attempts_text(&report.attempts)).unwrap_or_default();
+        if !attempts.is_empty() {
+            return anyhow!("{}\n  tried: {attempts}", error.message);
+        }
+        if error.transport && self.config.is_none() {
+            return anyhow!(
+                "no router answers at {}: start one with `imagegate serve`, or run in this process with --config FILE",
+                self.router
+            );
+        }
+        anyhow!("{}", error.message)
+    }
+}

@@ -1,0 +1,73 @@
+//! `imagegate explain`: what a request would do, for a person. Calls no provider.
+
+use std::io::{Write, stdout};
+
+use anyhow::Result;
+
+use super::ask::Ask;
+use crate::pb::{self, ExplainRouteResponse, PlannedTarget, planned_target::Decision};
+
+/// Show what a request would do: targets in order, with reasons, changes and prices
+#[derive(Debug, clap::Args)]
+pub struct Explain {
+    #[command(flatten)]
+    ask: Ask,
+}
+
+impl Explain {
+    /// Asks the router and prints its answer.
+    pub async fn run(self) -> Result<()> {
+        let request = self.ask.message(pb::ExplainRouteRequest { image: Some(self.ask.image()?) })?;
+        let answer = self.ask.router()?.explain_route(request).await;
+        print(&mut stdout(), &answer.map_err(|status| self.ask.failed(&status))?.into_inner())
+    }
+}
+
+fn print(out: &mut impl Write, plan: &ExplainRouteResponse) -> Result<()> {
+    writeln!(out, "route {}", plan.route)?;
+    let mut turn = 0;
+    for target in &plan.targets {
+        if target.decision() == Decision::Tried {
+            turn += 1;
+            writeln!(out, "{turn:>3}. {} {}", name(target), tries(target))?;
+        } else {
+            writeln!(out, "  -  {} {}: {}", name(target), target.reason, target.message)?;
+        }
+        for warning in &target.warnings {
+            writeln!(out, "       {}: {}", warning.field, warning.detail)?;
+        }
+        if let Some(state) = target.state.as_ref().filter(|state| state.breaker != "closed") {
+            writeln!(out, "       circuit breaker: {}", state.breaker)?;
+        }
+    }
+    match (turn, plan.min_cost_usd, plan.max_cost_usd) {
+        (0, ..) => writeln!(out, "no target can serve this request")?,
+        (_, Some(min), Some(max)) if min < max => writeln!(out, "an answer costs ${min:.4} to ${max:.4}")?,
+        (_, Some(min), _) => writeln!(out, "an answer costs ${min:.4}")?,
+        (_, None, _) => writeln!(out, "the price of an answer is not known")?,
+    }
+    Ok(())
+}
+
+fn name(target: &PlannedTarget) -> String {
+    [target.target.as_str(), &target.provider, &target.model]
+        .into_iter()
+        .filter(|part| !part.is_empty())
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+fn tries(target: &PlannedTarget) -> String {
+    let price = target.price_usd.map_or("price unknown".to_owned(), |price| format!("${price:.4}"));
+    let mut notes = vec![price];
+    if target.calls > 1 {
+        notes.push(format!("{} calls", target.calls));
+    }
+    if target.max_tries > 1 {
+        notes.push(format!("up to {} tries", target.max_tries));
+    }
+    if let Some(millis) = target.hedged_after_ms {
+        notes.push(format!("also beside the one before after {millis} ms"));
+    }
+    format!("({})", notes.join(", "))
+}

@@ -1,0 +1,170 @@
+//! What a request would do, without doing it: the walk that [`super::run`] takes if every target fails.
+//!
+//! It asks the same functions: strategies choose in them, targets are made ready in them, health is looked at
+//! in them. What is said here is therefore what runs, as long as health stays as it is.
+
+use super::{attempt::at_target, balance, conditional, fallback, prepare, standing, target};
+use crate::{
+    call::Call,
+    config::plan::{Fallback, Plan, Target},
+    error::{Error, ErrorKind},
+    health::Standing,
+    pb::{PlannedTarget, TargetState, planned_target::Decision},
+};
+
+/// Every target of a plan with what this request would do with it.
+pub async fn explain(plan: &Plan, call: &Call) -> Vec<PlannedTarget> {
+    let mut walk = Walk { targets: Vec::new() };
+    walk.plan(plan, call).await;
+    walk.targets
+}
+
+struct Walk {
+    targets: Vec<PlannedTarget>,
+}
+
+impl Walk {
+    /// Goes through a part of the plan, and returns the failure with which it would end.
+    async fn plan(&mut self, plan: &Plan, call: &Call) -> Error {
+        match plan {
+            Plan::Target(target) => self.target(target, call).await,
+            Plan::Fallback(fallback) => Box::pin(self.fallback(fallback, call)).await,
+            Plan::Hedge(hedge) => {
+                let first = self.targets.len();
+                let error = Box::pin(self.fallback(&hedge.order, call)).await;
+                let tried =
+                    self.targets[first..].iter_mut().filter(|target| target.decision() == Decision::Tried);
+                for target in tried.skip(1) {
+                    target.hedged_after_ms = u64::try_from(hedge.after.as_millis()).ok();
+                }
+                error
+            }
+            Plan::Balance(balance) => {
+                let chosen = balance::choose(balance, call).await;
+                let error = Box::pin(self.plan(&balance.children[chosen].plan, call)).await;
+                for (i, child) in balance.children.iter().enumerate() {
+                    if i != chosen {
+                        self.not_chosen(&child.plan, call, "the balance chose another target");
+                    }
+                }
+                error
+            }
+            Plan::Conditional(conditional) => {
+                let chosen = conditional::choose(conditional, call);
+                let error = match chosen {
+                    Some(child) => Box::pin(self.plan(child, call)).await,
+                    None => conditional::unresolved(),
+                };
+                for child in &conditional.children {
+                    if !chosen.is_some_and(|chosen| std::ptr::eq(chosen, child)) {
+                        self.not_chosen(child, call, "the conditions name another target");
+                    }
+                }
+                error
+            }
+            Plan::Deadline(limit, inner) => Box::pin(self.plan(inner, &call.within(*limit))).await,
+        }
+    }
+
+    async fn fallback(&mut self, fallback: &Fallback, call: &Call) -> Error {
+        let tried_before = self.tried();
+        let mut last: Option<Error> = None;
+        let mut left_alone = Vec::new();
+        let mut ended = false;
+        for (i, child) in fallback.children.iter().enumerate() {
+            if ended {
+                self.not_chosen(child, call, "an earlier target ends the fallback");
+                continue;
+            }
+            let error = self.plan(child, &call.or(fallback::elsewhere(fallback, i, call))).await;
+            ended = !goes_on(fallback, &error, call);
+            if error.ejected.is_some_and(|ejected| !call.elsewhere.covers(ejected)) {
+                left_alone.push(child);
+            }
+            last = Some(fallback::more_telling(last, error));
+        }
+        if self.tried() == tried_before {
+            for child in left_alone {
+                let error = self.plan(child, call).await;
+                let ended = !goes_on(fallback, &error, call);
+                last = Some(fallback::more_telling(last, error));
+                if ended {
+                    break;
+                }
+            }
+        }
+        last.expect("a fallback has at least one child")
+    }
+
+    async fn target(&mut self, target: &Target, call: &Call) -> Error {
+        let ready = match prepare::ready(target, call).await {
+            Ok(ready) => ready,
+            Err(not_ready) => {
+                let mut planned = planned(target, call, Decision::Skipped);
+                planned.reason = not_ready.error.skipped_for().into();
+                planned.message.clone_from(&not_ready.error.message);
+                self.targets.push(planned);
+                return not_ready.error;
+            }
+        };
+        let mut planned = planned(target, call, Decision::Tried);
+        ready.model().clone_into(&mut planned.model);
+        planned.warnings = at_target(&ready.fitted.warnings, target);
+        planned.calls = u32::try_from(ready.fitted.calls.len()).unwrap_or(u32::MAX);
+        planned.max_tries = target.retry.as_ref().map_or(0, |retry| retry.attempts) + 1;
+        planned.price_usd = ready.price();
+        let error = match target::left_alone(target, call) {
+            Some(ejected) => {
+                planned.set_decision(Decision::Skipped);
+                planned.reason = ejected.name().into();
+                planned.message = ejected.to_string();
+                Error::ejected(ejected)
+            }
+            None => tried(),
+        };
+        self.targets.push(planned);
+        error
+    }
+
+    fn not_chosen(&mut self, plan: &Plan, call: &Call, why: &str) {
+        for target in plan.targets() {
+            let mut planned = planned(target, call, Decision::NotChosen);
+            planned.reason = "not_chosen".into();
+            planned.message = why.to_owned();
+            self.targets.push(planned);
+        }
+    }
+
+    fn tried(&self) -> usize {
+        self.targets.iter().filter(|target| target.decision() == Decision::Tried).count()
+    }
+}
+
+/// The failure of a target that is called: one that lets every fallback go on.
+fn tried() -> Error {
+    Error::new(ErrorKind::Internal, "planned")
+}
+
+fn goes_on(fallback: &Fallback, error: &Error, call: &Call) -> bool {
+    error.kind == ErrorKind::Internal || fallback::may_go_on(fallback, error, call)
+}
+
+fn planned(target: &Target, call: &Call, decision: Decision) -> PlannedTarget {
+    let upstream = standing::upstream(target, call);
+    let model = target.override_params.get("model").and_then(|model| model.as_str());
+    let Standing { ejected, warmth, breaker, seconds, in_flight } = standing::of(target, call);
+    PlannedTarget {
+        target: target.path.clone(),
+        provider: upstream.map_or_else(String::new, |upstream| upstream.provider.clone()),
+        model: model.unwrap_or(&call.request.model).to_owned(),
+        decision: decision.into(),
+        state: Some(TargetState {
+            breaker: breaker.to_owned(),
+            ejected: ejected.map_or("", |ejected| ejected.name()).to_owned(),
+            warmth,
+            latency_s: seconds,
+            calls_in_flight: in_flight,
+        }),
+        ..Default::default()
+    }
+}

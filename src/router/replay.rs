@@ -1,0 +1,207 @@
+//! `Idempotency-Key`: the same key and the same request get the same answer, and one provider call.
+//!
+//! Kept for a day in memory. If the room for answers is used up, the oldest are dropped but their keys are not:
+//! a request whose answer is gone is refused, never paid for a second time.
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use http::HeaderMap;
+use moka::{policy::EvictionPolicy, sync::Cache};
+use prost::Message as _;
+use sha2::{Digest as _, Sha256};
+use tokio::{
+    sync::Mutex,
+    time::{Instant, timeout_at},
+};
+
+use crate::{
+    call::{Call, Reply},
+    error::{Error, ErrorKind, Result},
+    pb::{self, BillingClass, RouteReport, input_image::Source},
+};
+
+const HEADER: &str = "idempotency-key";
+
+/// How long a key is known.
+const KEPT: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Keys known at once, about 200 bytes each.
+const KEYS: u64 = 1_000_000;
+
+/// As long as those of other services that have them.
+const LONGEST_KEY: usize = 255;
+
+/// An answer's own size beside its images, roughly.
+const OVERHEAD: usize = 2048;
+
+/// Headers that decide what a request does. With another of these it is another request.
+const ROUTE: &[&str] = &[
+    "x-portkey-config",
+    "x-portkey-virtual-key",
+    "x-portkey-provider",
+    "x-portkey-custom-host",
+    "x-portkey-metadata",
+    "x-portkey-forward-headers",
+];
+
+/// Answers by key.
+#[derive(Debug)]
+pub struct Replays {
+    keys: Cache<Key, Arc<Entry>>,
+    answers: Cache<Key, Arc<Answered>>,
+}
+
+/// A caller's key. Nobody meets the keys of another caller.
+type Key = [u8; 32];
+
+/// What a request is, and what became of it.
+#[derive(Debug)]
+struct Entry {
+    digest: [u8; 32],
+    since: Instant,
+    /// Held while the request runs. True: it has been answered.
+    answered: Mutex<bool>,
+}
+
+/// A finished request.
+#[derive(Clone, Debug)]
+pub struct Answered {
+    /// What routing did.
+    pub report: RouteReport,
+    /// The images.
+    pub reply: Reply,
+}
+
+/// The key of a request and what it asks for.
+#[derive(Clone, Copy, Debug)]
+pub struct Idempotency {
+    key: Key,
+    digest: [u8; 32],
+}
+
+impl Idempotency {
+    /// Reads the header.
+    ///
+    /// # Errors
+    /// It cannot be a key.
+    pub fn read(headers: &HeaderMap, caller: &str, image: &pb::ImageRequest) -> Result<Option<Self>> {
+        let Some(value) = headers.get(HEADER) else { return Ok(None) };
+        let key = value.to_str().ok().map(str::trim);
+        let key = key.filter(|key| (1..=LONGEST_KEY).contains(&key.len())).ok_or_else(|| {
+            let allowed = format!("1 to {LONGEST_KEY} characters of ASCII");
+            Error::invalid(HEADER, format!("{HEADER}: this value is not allowed; allowed: {allowed}"))
+        })?;
+        let route = ROUTE.iter().map(|name| headers.get(*name).map_or(&b""[..], |value| value.as_bytes()));
+        let digest = digest(route.chain([content(image).as_slice()]));
+        Ok(Some(Self { key: self::digest([caller.as_bytes(), key.as_bytes()]), digest }))
+    }
+}
+
+impl Replays {
+    /// No answers yet; room for `max_bytes` of them.
+    pub fn new(max_bytes: usize) -> Self {
+        let answers = Cache::builder()
+            .weigher(|_, answered: &Arc<Answered>| u32::try_from(answered.bytes()).unwrap_or(u32::MAX))
+            .max_capacity(max_bytes as u64)
+            .eviction_policy(EvictionPolicy::lru())
+            .time_to_live(KEPT)
+            .build();
+        let keys =
+            Cache::builder().max_capacity(KEYS).eviction_policy(EvictionPolicy::lru()).time_to_live(KEPT);
+        Self { keys: keys.build(), answers }
+    }
+
+    /// Answers a request as it was answered before, or runs it. One that runs already is waited for; if it
+    /// fails, the next one runs.
+    ///
+    /// # Errors
+    /// Another request had the key, its answer is no longer kept, or the request itself failed.
+    pub async fn once(
+        &self,
+        idempotency: Idempotency,
+        call: &Call,
+        run: impl Future<Output = Result<Answered>>,
+    ) -> Result<Answered> {
+        let Idempotency { key, digest } = idempotency;
+        let entry = self.entry(key, digest);
+        if entry.digest != digest {
+            let message = format!("{HEADER}: this key was used for another request; use a new one");
+            return Err(Error::invalid(HEADER, message).with_status(422).with_code("idempotency_key_reused"));
+        }
+        let Ok(mut answered) = timeout_at(call.deadline, entry.answered.lock()).await else {
+            let message = "the request with this idempotency key is still running";
+            return Err(Error::transport(ErrorKind::Timeout, BillingClass::NotSent, message).with_status(504));
+        };
+        if *answered {
+            let known = self.answers.get(&key).ok_or_else(gone)?;
+            return Ok(known.replayed(call));
+        }
+        let answer = run.await?;
+        self.answers.insert(key, Arc::new(answer.clone()));
+        *answered = true;
+        Ok(answer)
+    }
+
+    fn entry(&self, key: Key, digest: [u8; 32]) -> Arc<Entry> {
+        let new = || Arc::new(Entry { digest, since: Instant::now(), answered: Mutex::new(false) });
+        let entry = self.keys.get_with(key, new);
+        // The store's own clock does not know of paused ones.
+        if entry.since.elapsed() < KEPT {
+            return entry;
+        }
+        self.answers.invalidate(&key);
+        self.keys.invalidate(&key);
+        self.keys.get_with(key, new)
+    }
+}
+
+impl Answered {
+    fn bytes(&self) -> usize {
+        self.reply.images.iter().map(|(_, pieces)| pieces.len()).sum::<usize>() + OVERHEAD
+    }
+
+    /// The same answer to another request: nothing was tried for this one, and nothing paid.
+    fn replayed(&self, call: &Call) -> Self {
+        let report = RouteReport {
+            request_id: call.ctx.request_id.clone(),
+            trace_id: call.ctx.trace_id.clone(),
+            replay_of: self.report.request_id.clone(),
+            attempts: Vec::new(),
+            cost_lines: Vec::new(),
+            ..self.report.clone()
+        };
+        Self { report, reply: self.reply.clone() }
+    }
+}
+
+fn gone() -> Error {
+    let message = format!(
+        "{HEADER}: the request was answered, and its answer is no longer kept; use a new key to pay for another"
+    );
+    let mut error = Error::invalid(HEADER, message).with_status(409);
+    error.code = Some("idempotency_answer_gone".into());
+    error
+}
+
+/// What the request asks for, with digests in the place of images.
+fn content(image: &pb::ImageRequest) -> Vec<u8> {
+    let mut image = image.clone();
+    for input in &mut image.inputs {
+        if let Some(Source::Data(data)) = &mut input.source {
+            *data = Sha256::digest(&data).to_vec().into();
+        }
+    }
+    if let Some(mask) = &mut image.mask {
+        mask.data = Sha256::digest(&mask.data).to_vec().into();
+    }
+    image.encode_to_vec()
+}
+
+fn digest<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> [u8; 32] {
+    let mut digest = Sha256::new();
+    for part in parts {
+        digest.update((part.len() as u64).to_le_bytes());
+        digest.update(part);
+    }
+    digest.finalize().into()
+}
