@@ -162,6 +162,7 @@ impl<'a> Attempt<'a> {
             image: Some(request.clone()),
             upstream: Some(self.ready.message.clone()),
             request_id: self.ctx.request_id.clone(),
+            announce_answer: self.target.first_byte_timeout.is_some(),
         });
         message.set_timeout(deadline.saturating_duration_since(Instant::now()));
         let begun = async {

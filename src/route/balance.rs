@@ -88,7 +88,7 @@ impl Choice<'_> {
     }
 
     /// Children that may be chosen: those with a weight.
-    fn eligible(&self) -> impl Iterator<Item = usize> {
+    fn eligible(&self) -> impl Iterator<Item = usize> + Clone {
         (0..self.balance.children.len()).filter(|child| self.weight(*child) > 0.0)
     }
 
@@ -96,34 +96,38 @@ impl Choice<'_> {
         standing::is_available(self.plan(child), self.call)
     }
 
+    /// How a child stands, judged by the target it would call first.
+    fn look(&self, child: usize) -> Candidate {
+        let target = standing::lead(self.plan(child), self.call);
+        let standing = target.map(|target| standing::of(target, self.call));
+        Candidate {
+            child,
+            weight: self.weight(child) * standing.map_or(1.0, |standing| standing.warmth),
+            // If even the one it would call first is left alone, so are the others.
+            available: standing.is_some_and(|standing| standing.ejected.is_none()),
+            seconds: standing.and_then(|standing| standing.seconds),
+            in_flight: standing.map_or(0, |standing| standing.in_flight),
+        }
+    }
+
     /// The eligible children that can take a request now; all of them if none can.
-    fn available(&self) -> Vec<usize> {
-        let available: Vec<usize> = self.eligible().filter(|child| self.is_available(*child)).collect();
-        if available.is_empty() { self.eligible().collect() } else { available }
-    }
-
-    /// The weight, less for a target that comes back.
-    fn warm_weight(&self, child: usize) -> f64 {
-        self.weight(child) * self.warmth(child)
-    }
-
-    fn warmth(&self, child: usize) -> f64 {
-        standing::lead(self.plan(child), self.call)
-            .map_or(1.0, |target| standing::of(target, self.call).warmth)
+    fn candidates(&self) -> Vec<Candidate> {
+        let all: Vec<Candidate> = self.eligible().map(|child| self.look(child)).collect();
+        let available: Vec<Candidate> = all.iter().filter(|candidate| candidate.available).copied().collect();
+        if available.is_empty() { all } else { available }
     }
 
     /// One draw over all. Only if it falls on a child that should be left alone, or to a part, it is made again
     /// over those that should not: each gets the share it would have got in one draw over these, and the
     /// health of a hundred children is looked up when there is a reason.
     fn by_weight(&self) -> usize {
-        let all: Vec<(usize, f64)> = self.eligible().map(|child| (child, self.weight(child))).collect();
-        let drawn = draw(&all, self.dice(FIRST_DRAW));
-        if self.is_available(drawn) && self.dice(ACCEPTS) < self.warmth(drawn) {
-            return drawn;
+        let all = self.eligible().map(|child| (child, self.weight(child)));
+        let drawn = self.look(draw(all, self.dice(FIRST_DRAW)));
+        if drawn.available && self.dice(ACCEPTS) * self.weight(drawn.child) < drawn.weight {
+            return drawn.child;
         }
-        let rest: Vec<(usize, f64)> =
-            self.available().into_iter().map(|child| (child, self.warm_weight(child))).collect();
-        draw(&rest, self.dice(REDRAW))
+        let rest = self.candidates();
+        draw(rest.iter().map(|candidate| (candidate.child, candidate.weight)), self.dice(REDRAW))
     }
 
     fn by_turn(&self) -> usize {
@@ -134,94 +138,102 @@ impl Choice<'_> {
     }
 
     fn least_busy(&self) -> usize {
-        let available = self.available();
+        let candidates = self.candidates();
         // Among equals by chance, or else the first would get everything while there is little to do.
-        let start = (self.dice(FIRST_DRAW) * available.len() as f64) as usize;
-        let from_start = available[start..].iter().chain(&available[..start]).copied();
-        lowest(from_start, |child| {
-            let busy = self.lead_standing(child).map_or(0, |standing| standing.in_flight);
-            f64::from(busy) / self.warm_weight(child)
-        })
+        let start = (self.dice(FIRST_DRAW) * candidates.len() as f64) as usize;
+        let from_start = candidates[start..].iter().chain(&candidates[..start]);
+        lowest(from_start, |candidate| f64::from(candidate.in_flight) / candidate.weight)
     }
 
     /// The better of two by chance: nearly as good as the best of all, and callers that see the same figures
     /// do not all run to the same target.
     fn least_latency(&self) -> usize {
-        let available = self.available();
-        let first = (self.dice(FIRST_DRAW) * available.len() as f64) as usize;
-        let others = available.len() - 1;
-        if others == 0 {
-            return available[0];
+        let eligible: Vec<usize> = self.eligible().collect();
+        let pair = self.two_of(&eligible).map(|child| self.look(child));
+        let mut candidates = Vec::from(pair);
+        if pair.iter().any(|candidate| !candidate.available) {
+            candidates = self.candidates();
+            candidates = self.two_of(&candidates).into();
         }
-        let second = (first + 1 + (self.dice(SECOND_DRAW) * others as f64) as usize) % available.len();
-        lowest([available[first], available[second]].into_iter(), |child| {
-            let Some(standing) = self.lead_standing(child) else { return 0.0 };
+        lowest(candidates.iter(), |candidate| {
             // A target nobody has called yet is tried, by one request at a time.
-            let seconds = standing.seconds.unwrap_or(if standing.in_flight == 0 { 0.0 } else { f64::MAX });
-            seconds * f64::from(standing.in_flight + 1) / self.warm_weight(child)
+            let unknown = if candidate.in_flight == 0 { 0.0 } else { f64::MAX };
+            let seconds = candidate.seconds.unwrap_or(unknown);
+            seconds * f64::from(candidate.in_flight + 1) / candidate.weight
         })
     }
 
-    fn lead_standing(&self, child: usize) -> Option<crate::health::Standing> {
-        standing::lead(self.plan(child), self.call).map(|target| standing::of(target, self.call))
+    /// Two by chance; the same one twice if there is no other.
+    fn two_of<T: Copy>(&self, all: &[T]) -> [T; 2] {
+        let first = (self.dice(FIRST_DRAW) * all.len() as f64) as usize;
+        let others = all.len().saturating_sub(1);
+        let distance = if others == 0 { 0 } else { 1 + (self.dice(SECOND_DRAW) * others as f64) as usize };
+        [all[first], all[(first + distance) % all.len()]]
     }
 
     /// The session's target while that can take it, else one by the session's own dice (weighted rendezvous):
     /// routers that do not know of each other choose the same.
     fn by_session(&self, session: u64) -> usize {
-        let known = self.node().session(session);
-        if let Some(child) = known
-            .filter(|child| self.eligible().any(|eligible| eligible == *child) && self.is_available(*child))
-        {
+        let known = self.node().session(session).filter(|child| self.weight(*child) > 0.0);
+        if let Some(child) = known.filter(|child| self.is_available(*child)) {
             return child;
         }
-        lowest(self.available().into_iter(), |child| {
-            let place = Identity::of([self.balance.id.to_u64().to_string().as_str()])
-                .with(&format!("{session} {child}"));
-            let dice = (place.to_u64() >> 11) as f64 / (1_u64 << 53) as f64;
-            -dice.max(f64::MIN_POSITIVE).ln() / self.warm_weight(child)
+        let place = self.balance.id.with(&session.to_string());
+        lowest(self.candidates().iter(), |candidate| {
+            let dice = place.with(&candidate.child.to_string()).to_u64() >> 11;
+            let dice = dice as f64 / (1_u64 << 53) as f64;
+            -dice.max(f64::MIN_POSITIVE).ln() / candidate.weight
         })
     }
 
     /// By list prices for this very request; an unknown price is the highest.
     async fn cheapest(&self) -> usize {
-        let mut best = (f64::INFINITY, None);
-        let available = self.available();
-        for child in &available {
-            let Some(target) = standing::lead(self.plan(*child), self.call) else { continue };
-            let price = match prepare::ready(target, self.call).await {
-                Ok(ready) => ready.price().unwrap_or(f64::MAX),
-                // It cannot serve the request at any price.
-                Err(_) => continue,
-            };
+        let candidates = self.candidates();
+        let mut best = (f64::INFINITY, candidates[0].child);
+        for candidate in candidates {
+            let Some(target) = standing::lead(self.plan(candidate.child), self.call) else { continue };
+            // One that cannot serve the request is no choice at any price.
+            let Ok(ready) = prepare::ready(target, self.call).await else { continue };
+            let price = ready.price().unwrap_or(f64::MAX);
             if price < best.0 {
-                best = (price, Some(*child));
+                best = (price, candidate.child);
             }
         }
-        best.1.unwrap_or(available[0])
+        best.1
     }
+}
+
+/// A child that may be chosen.
+#[derive(Clone, Copy)]
+struct Candidate {
+    child: usize,
+    /// Its weight, less for a target that comes back.
+    weight: f64,
+    available: bool,
+    seconds: Option<f64>,
+    in_flight: u32,
 }
 
 /// The child on which a number of 0 to 1 falls.
-fn draw(children: &[(usize, f64)], dice: f64) -> usize {
-    let total: f64 = children.iter().map(|(_, weight)| weight).sum();
+fn draw(children: impl Iterator<Item = (usize, f64)> + Clone, dice: f64) -> usize {
+    let total: f64 = children.clone().map(|(_, weight)| weight).sum();
     let mut left = dice * total;
+    let mut last = 0;
     for (child, weight) in children {
-        if left < *weight {
-            return *child;
+        if left < weight {
+            return child;
         }
         left -= weight;
+        last = child;
     }
     // Rounding may leave a hair's breadth beyond the last.
-    children.last().map_or(0, |(child, _)| *child)
+    last
 }
 
-/// The first of the children with the lowest score.
-fn lowest(children: impl Iterator<Item = usize>, score: impl Fn(usize) -> f64) -> usize {
-    children
-        .map(|child| (score(child), child))
-        .reduce(|a, b| if b.0 < a.0 { b } else { a })
-        .map_or(0, |(_, child)| child)
+/// The first of the candidates with the lowest score.
+fn lowest<'a>(candidates: impl Iterator<Item = &'a Candidate>, score: impl Fn(&Candidate) -> f64) -> usize {
+    let scored = candidates.map(|candidate| (score(candidate), candidate.child));
+    scored.reduce(|best, next| if next.0 < best.0 { next } else { best }).map_or(0, |(_, child)| child)
 }
 
 #[cfg(test)]
@@ -231,8 +243,8 @@ mod tests {
     #[test]
     fn a_draw_falls_on_children_in_proportion_to_their_weights() {
         let children = [(3, 1.0), (5, 0.0), (7, 3.0)];
-        let drawn: Vec<usize> = (0..8).map(|i| draw(&children, f64::from(i) / 8.0)).collect();
+        let drawn: Vec<usize> = (0..8).map(|i| draw(children.into_iter(), f64::from(i) / 8.0)).collect();
         assert_eq!(drawn, [3, 3, 7, 7, 7, 7, 7, 7]);
-        assert_eq!(draw(&children, 1.0), 7);
+        assert_eq!(draw(children.into_iter(), 1.0), 7);
     }
 }

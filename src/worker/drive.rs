@@ -84,12 +84,16 @@ impl HttpWorker {
     }
 
     async fn run(self, request: pb::GenerateRequest, events: Events) -> Result<Output> {
+        let announce_answer = request.announce_answer;
         let (mut job, trust, headers) = self.job(request)?;
         self.fetch_inputs(&mut job).await?;
         let (job, mut request) = self.start(job).await?;
         loop {
             forward(request.headers_mut(), &headers);
             let mut incoming = self.http.send(request, trust).await?;
+            if announce_answer && incoming.status.is_success() {
+                say(&events, "answering");
+            }
             if incoming.is_event_stream() {
                 return self.read_events(&job, &mut incoming, &events).await;
             }
@@ -97,8 +101,7 @@ impl HttpWorker {
             match self.provider.advance(&job, answer)? {
                 Step::Done(output) => return Ok(output),
                 Step::Next { after, request: next } => {
-                    let progress = pb::Progress { fraction: None, state: "running".into() };
-                    _ = events.try_send(Ok(Event::Progress(progress)));
+                    say(&events, "running");
                     tokio::time::sleep(after).await;
                     request = next;
                 }
@@ -214,6 +217,12 @@ impl WorkerService for HttpWorker {
         let events = merge(receiver, run).map(|event| Ok(pb::GenerateResponse { event: Some(event?) }));
         Ok(Response::new(Box::pin(events)))
     }
+}
+
+/// Tells how far the job is. A slow reader misses some of it.
+fn say(events: &Events, state: &str) {
+    let progress = pb::Progress { fraction: None, state: state.to_owned() };
+    _ = events.try_send(Ok(Event::Progress(progress)));
 }
 
 /// The images in their order, then the end.
