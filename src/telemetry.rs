@@ -171,7 +171,10 @@ impl RequestLog {
     /// It was answered.
     pub fn succeed(mut self, report: &pb::RouteReport) {
         let calls = calls(&report.attempts);
-        if report.attempts.iter().any(|attempt| attempt.target != report.target) {
+        // A target that is left alone for now has been warned of once.
+        let failed_elsewhere =
+            |attempt: &pb::Attempt| attempt.target != report.target && attempt.outcome != "skipped";
+        if report.attempts.iter().any(failed_elsewhere) {
             counter!(FALLBACKS, "provider" => report.provider.clone()).increment(1);
             let failed = pb::attempts_text(&report.attempts);
             warn!(request_id = self.ctx.request_id, attempts = failed, "another target answered");

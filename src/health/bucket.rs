@@ -1,34 +1,30 @@
 //! A token bucket that traffic fills: so many extra calls per request, on average.
 
-use std::time::Duration;
-
 use tokio::time::Instant;
-
-/// As many extra calls may come at once.
-const CAPACITY: f64 = 10.0;
-
-/// Tokens per second that come without traffic, so that rare requests are not left without.
-const TRICKLE: f64 = 0.1;
 
 /// Tokens for extra calls.
 #[derive(Clone, Copy, Debug)]
 pub struct Bucket {
+    capacity: f64,
+    trickle: f64,
     tokens: f64,
     filled: Instant,
 }
 
 impl Bucket {
-    /// A full one.
-    pub fn new() -> Self {
-        Self { tokens: CAPACITY, filled: Instant::now() }
+    /// Full. As many extra calls as `capacity` may come at once; `trickle` tokens per second come without
+    /// traffic, so that rare requests are not left without.
+    pub fn new(capacity: f64, trickle: f64) -> Self {
+        Self { capacity, trickle, tokens: capacity, filled: Instant::now() }
     }
 
     /// A request came: `share` of an extra call is earned.
     pub fn deposit(&mut self, share: f64) {
         let now = Instant::now();
-        let idle: Duration = now.saturating_duration_since(self.filled);
+        let idle = now.saturating_duration_since(self.filled).as_secs_f64();
         self.filled = now;
-        self.tokens = (self.tokens + share + idle.as_secs_f64() * TRICKLE * share.min(1.0)).min(CAPACITY);
+        let trickle = if share > 0.0 { idle * self.trickle } else { 0.0 };
+        self.tokens = (self.tokens + share + trickle).min(self.capacity);
     }
 
     /// Takes a token, if there is one.
@@ -39,17 +35,6 @@ impl Bucket {
         }
         may
     }
-
-    /// Whether there is a token.
-    pub fn has_token(&self) -> bool {
-        self.tokens >= 1.0
-    }
-}
-
-impl Default for Bucket {
-    fn default() -> Self {
-        Self::new()
-    }
 }
 
 #[cfg(test)]
@@ -58,7 +43,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn extra_calls_are_a_share_of_the_traffic() {
-        let mut bucket = Bucket::new();
+        let mut bucket = Bucket::new(10.0, 0.1);
         let extra = (0..1000).filter(|_| {
             bucket.deposit(0.2);
             bucket.withdraw()
@@ -68,19 +53,19 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn rare_requests_are_not_left_without() {
-        let mut bucket = Bucket::new();
+        let mut bucket = Bucket::new(10.0, 0.1);
         while bucket.withdraw() {}
-        tokio::time::advance(Duration::from_secs(60)).await;
+        tokio::time::advance(std::time::Duration::from_secs(60)).await;
         bucket.deposit(0.2);
         assert!(bucket.withdraw());
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_budget_of_nothing_allows_the_first_few_only() {
-        let mut bucket = Bucket::new();
+        let mut bucket = Bucket::new(10.0, 0.1);
         while bucket.withdraw() {}
-        tokio::time::advance(Duration::from_secs(3600)).await;
+        tokio::time::advance(std::time::Duration::from_secs(3600)).await;
         bucket.deposit(0.0);
-        assert!(!bucket.has_token());
+        assert!(!bucket.withdraw());
     }
 }

@@ -19,7 +19,6 @@ use tokio::time::Instant;
 
 pub use self::{
     breaker::Ejected,
-    bucket::Bucket,
     node::NodeHealth,
     target::{Permit, Standing, TargetHealth, Verdict},
 };

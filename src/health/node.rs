@@ -18,6 +18,9 @@ use super::{Forgettable, bucket::Bucket};
 /// same hash usually falls on the same target.
 const SESSIONS: usize = 100_000;
 
+/// So many extra calls may come at once, and none without traffic: what is late now and then stays affordable.
+const EXTRA_CALLS_AT_ONCE: f64 = 10.0;
+
 /// The share of late calls is an average over about so many.
 const LATE_MEMORY: f64 = 50.0;
 
@@ -42,8 +45,12 @@ struct State {
 
 impl Default for NodeHealth {
     fn default() -> Self {
-        let state =
-            State { sessions: HashMap::new(), extra_calls: Bucket::new(), late: 0.0, used: Instant::now() };
+        let state = State {
+            sessions: HashMap::new(),
+            extra_calls: Bucket::new(EXTRA_CALLS_AT_ONCE, 0.0),
+            late: 0.0,
+            used: Instant::now(),
+        };
         Self { turn: AtomicUsize::new(0), state: Mutex::new(state) }
     }
 }
@@ -102,12 +109,6 @@ impl NodeHealth {
     pub fn take_extra_call(&self) -> bool {
         let mut state = self.lock();
         state.late <= TOO_MANY_LATE && state.extra_calls.withdraw()
-    }
-
-    /// Whether there would be an extra call.
-    pub fn has_extra_call(&self) -> bool {
-        let state = self.lock();
-        state.late <= TOO_MANY_LATE && state.extra_calls.has_token()
     }
 }
 

@@ -21,6 +21,11 @@ use crate::{config::policies::Breaker as Policy, telemetry};
 /// A pause is believed no longer than this: then one request finds out.
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 
+/// What the retry budget allows beside its share of the traffic: an outage of a rarely used target is met with
+/// what its config says.
+const RETRIES_AT_ONCE: f64 = 20.0;
+const RETRIES_PER_SECOND: f64 = 0.2;
+
 /// What is known about one target.
 #[derive(Debug)]
 pub struct TargetHealth {
@@ -91,7 +96,7 @@ impl TargetHealth {
             breaker: Breaker::new(),
             paused_until: None,
             latency: Latency::new(),
-            retries: Bucket::new(),
+            retries: Bucket::new(RETRIES_AT_ONCE, RETRIES_PER_SECOND),
             used: Instant::now(),
         };
         Self { provider: provider.to_owned(), in_flight: AtomicU32::new(0), state: Mutex::new(state) }

@@ -44,9 +44,9 @@ fn passed_over(target: &Target, call: &Call, provider: &str, model: &str, error:
 
 async fn tries(ready: &Ready<'_>, call: &Call) -> Result<Reply> {
     let (target, ctx) = (ready.target, &call.ctx);
-    let health = standing::health(target, call);
     let breaker = target.breaker.as_ref();
     let identity = standing::identity(target, call);
+    let health = ctx.health.target(identity, ready.provider());
     let mut permit = match health.admit(breaker, ctx.dice(identity, WARMING)) {
         Ok(permit) => permit,
         Err(ejected) if call.elsewhere.covers(ejected) => {
@@ -138,9 +138,8 @@ fn give_up(ready: &Ready<'_>, call: &Call, error: Error, retries: u32, withheld:
 
 /// Why this request would pass the target over, if it would. Changes nothing.
 pub fn left_alone(target: &Target, call: &Call) -> Option<Ejected> {
-    let health = standing::health(target, call);
     let dice = call.ctx.dice(standing::identity(target, call), WARMING);
-    let ejected = health.would_admit(target.breaker.as_ref(), dice).err()?;
+    let ejected = standing::health(target, call).would_admit(target.breaker.as_ref(), dice).err()?;
     call.elsewhere.covers(ejected).then_some(ejected)
 }
 
