@@ -71,6 +71,8 @@ pub struct Limits {
     pub total_timeout: Duration,
     /// One attempt of a target without `request_timeout`.
     pub attempt_timeout: Duration,
+    /// Memory for answers that are kept; 0: none are.
+    pub cache_bytes: usize,
 }
 
 /// What a model that its provider has retired does.
@@ -294,10 +296,14 @@ fn read_limits(object: Option<Object<'_>>) -> Limits {
         total_timeout: Duration::from_secs(600),
         // The slowest models take about 280 s at the 95th percentile (openai.md, a third-party benchmark).
         attempt_timeout: Duration::from_secs(300),
+        cache_bytes: 256 << 20,
     };
     if let Some(mut object) = object {
         if let Some(bytes) = object.whole("max_body_bytes", 1024, 1 << 32) {
             limits.max_body_bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+        }
+        if let Some(bytes) = object.whole("cache_bytes", 0, 1 << 40) {
+            limits.cache_bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
         }
         limits.total_timeout = object.millis("total_timeout_ms").unwrap_or(limits.total_timeout);
         limits.attempt_timeout = object.millis("attempt_timeout_ms").unwrap_or(limits.attempt_timeout);

@@ -26,6 +26,7 @@ use tokio::{sync::mpsc, time::Instant};
 use tonic::{Request, Response, Status};
 
 use crate::{
+    cache::Cache,
     call::{Call, Events, Record, Reply, RequestContext},
     config::{Settings, file::Scope, plan::Plan},
     error::{Error, Result},
@@ -65,9 +66,10 @@ pub struct Router {
 }
 
 /// What lasts from request to request, whatever the configuration.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shared {
     health: Arc<Health>,
+    cache: Arc<Cache>,
     /// Where chance comes from: the next seed, or the system's own.
     seeds: Option<AtomicU64>,
 }
@@ -95,13 +97,14 @@ impl State {
 impl Router {
     /// A router with its first state.
     pub fn new(state: State) -> Self {
-        Self { state: Arc::new(ArcSwap::from_pointee(state)), shared: Arc::default() }
+        let shared = Arc::new(Shared::new(&state, None));
+        Self { state: Arc::new(ArcSwap::from_pointee(state)), shared }
     }
 
     /// A router that leaves nothing to chance: the same requests in the same order, the same choices.
     pub fn seeded(state: State, seed: u64) -> Self {
-        let shared = Shared { seeds: Some(AtomicU64::new(seed)), ..Shared::default() };
-        Self { state: Arc::new(ArcSwap::from_pointee(state)), shared: Arc::new(shared) }
+        let shared = Arc::new(Shared::new(&state, Some(AtomicU64::new(seed))));
+        Self { state: Arc::new(ArcSwap::from_pointee(state)), shared }
     }
 
     /// Provider calls in flight.
@@ -111,6 +114,7 @@ impl Router {
 
     /// Replaces settings and workers. Requests in flight finish with the old ones.
     pub fn replace(&self, state: State) {
+        self.shared.cache.resize(state.settings.limits.cache_bytes);
         self.state.store(Arc::new(state));
     }
 
@@ -179,6 +183,8 @@ impl Router {
             metadata: metadata(headers),
             seed: self.shared.seed(),
             health: Arc::clone(&self.shared.health),
+            caller: resolved.caller.map_or_else(String::new, |caller| caller.name.clone()),
+            cache: Arc::clone(&self.shared.cache),
             upstream: resolved.upstream,
             overrides: resolved.overrides,
             workers: Arc::clone(&state.workers),
@@ -187,13 +193,17 @@ impl Router {
             committed: AtomicBool::new(false),
             record: Record::default(),
         });
-        let caller = resolved.caller.map_or_else(String::new, |caller| caller.name.clone());
-        let log = RequestLog::begin(Arc::clone(&ctx), resolved.route, caller, image.effective_operation());
+        let log = RequestLog::begin(Arc::clone(&ctx), resolved.route, image.effective_operation());
         Ok(Started { plan: resolved.plan, call: Call::new(Arc::new(image), ctx), log })
     }
 }
 
 impl Shared {
+    fn new(state: &State, seeds: Option<AtomicU64>) -> Self {
+        let cache = Arc::new(Cache::new(state.settings.limits.cache_bytes));
+        Self { health: Arc::default(), cache, seeds }
+    }
+
     fn seed(&self) -> u64 {
         match &self.seeds {
             Some(next) => next.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed),

@@ -5,6 +5,8 @@
 #[cfg(test)]
 mod answers;
 #[cfg(test)]
+mod caching;
+#[cfg(test)]
 mod callers;
 #[cfg(test)]
 mod connections;

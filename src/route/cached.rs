@@ -1,0 +1,188 @@
+//! A target that is ready, and its cache: an answer that is there is given again, without a call.
+//!
+//! Stands before health, retries and calls: what is found needs none of them. Of several requests for the same
+//! answer one makes the call, and the others wait for it, each no longer than its own deadline.
+
+use std::time::Duration;
+
+use tokio::time::timeout_at;
+
+use super::{
+    answer::{self, at_target},
+    prepare::Ready,
+    target::{self, Tried},
+};
+use crate::{
+    cache::{
+        Answer, Boarding, Flight, Landed, Terms,
+        key::{self, Key},
+    },
+    call::{Call, Made, Reply},
+    config::{
+        plan::{Credential, Target},
+        policies::{CacheMode, CachePolicy},
+    },
+    error::{Error, ErrorKind, Result},
+    pb::{self, BillingClass, CacheStatus},
+    telemetry,
+};
+
+/// Whoever waited in vain for a call that was given up makes it only with that much time left. No picture is
+/// made in less, and of many that waited for a silent provider each would pay for another call.
+const LEAST_TIME: Duration = Duration::from_secs(1);
+
+/// Why a target was passed over whose call somebody else had made.
+const SHARED_FAILURE: &str = "shared_failure";
+
+/// Answers from the cache if the target has one, else by trying the target.
+pub async fn run(ready: &Ready<'_>, call: &Call) -> Result<Reply> {
+    let policy = policy(ready.target, call);
+    let notice = policy.and_then(|policy| only_exact(policy, ready.target));
+    let (status, outcome) = match policy {
+        Some(policy) => Asked::new(ready, call, policy).run().await,
+        None => (CacheStatus::Unspecified, target::tries(ready, call).await),
+    };
+    telemetry::cache_lookup(status);
+    match outcome {
+        Ok(tried) => {
+            let mut reply = answer::reply(ready, call, tried, status);
+            reply.warnings.extend(notice);
+            Ok(reply)
+        }
+        Err(error) => {
+            if error.ejected.is_none() {
+                call.ctx.record.set_cache_status(status);
+            }
+            call.ctx.record.warn(notice.into_iter().collect());
+            Err(error)
+        }
+    }
+}
+
+fn policy<'a>(target: &'a Target, call: &Call) -> Option<&'a CachePolicy> {
+    let ctx = &call.ctx;
+    target.cache.as_ref().filter(|_| ctx.cache.is_on() && !ctx.overrides.keep_nothing)
+}
+
+/// What to say where prompts were to be compared and nobody can.
+fn only_exact(policy: &CachePolicy, target: &Target) -> Option<pb::Warning> {
+    matches!(policy.mode, CacheMode::Semantic { .. }).then(|| pb::Warning {
+        field: "cache".into(),
+        action: pb::warning::Action::Notice.into(),
+        detail: "semantic needs `embeddings` in the gateway's file; only the same prompt was looked for"
+            .into(),
+        target: target.path.clone(),
+    })
+}
+
+/// A request at a target with a cache.
+struct Asked<'a> {
+    ready: &'a Ready<'a>,
+    call: &'a Call,
+    policy: &'a CachePolicy,
+    terms: Terms,
+    bucket: Key,
+}
+
+impl<'a> Asked<'a> {
+    fn new(ready: &'a Ready<'a>, call: &'a Call, policy: &'a CachePolicy) -> Self {
+        let (target, overrides) = (ready.target, &call.ctx.overrides);
+        let namespace = overrides.cache_namespace.as_ref().or(policy.namespace.as_ref());
+        let (key, bucket) = key::of(&key::Parts {
+            caller: &call.ctx.caller,
+            credential: own_credential(ready, call),
+            namespace: namespace.map_or("", String::as_str),
+            provider: ready.provider(),
+            upstream: &ready.message,
+            calls: &ready.fitted.calls,
+            wish: &ready.fitted.wish,
+        });
+        let terms = Terms {
+            key,
+            limit: overrides.request_timeout.or(target.request_timeout),
+            first_byte_limit: target.first_byte_timeout,
+            retries: target.retry.as_ref().map_or(0, |retry| retry.attempts),
+            elsewhere: call.elsewhere,
+        };
+        Self { ready, call, policy, terms, bucket }
+    }
+
+    async fn run(&self) -> (CacheStatus, Result<Tried>) {
+        let ctx = &self.call.ctx;
+        if ctx.overrides.cache_refresh {
+            let flight = ctx.cache.board_anew(&self.terms, &ctx.request_id);
+            return (CacheStatus::Refresh, self.make(flight).await);
+        }
+        loop {
+            let landing = match ctx.cache.board(&self.terms, self.policy.max_age, &ctx.request_id) {
+                Boarding::Found(made) => return (CacheStatus::Hit, Ok(again(made))),
+                Boarding::Lead(flight) => return (CacheStatus::Miss, self.make(flight).await),
+                Boarding::Join(landing) => landing,
+            };
+            match timeout_at(self.call.deadline, landing.wait()).await {
+                Ok(Some(Landed::Made(made))) => return (CacheStatus::Hit, Ok(again(made))),
+                Ok(Some(Landed::Near(made))) => return (CacheStatus::SemanticHit, Ok(again(made))),
+                Ok(Some(Landed::Failed(error))) => return (CacheStatus::Miss, Err(self.pass_over(error))),
+                Ok(None) if self.call.remaining() >= LEAST_TIME => {}
+                Ok(None) | Err(_) => return (CacheStatus::Miss, Err(self.pass_over(out_of_time()))),
+            }
+        }
+    }
+
+    async fn make(&self, flight: Flight) -> Result<Tried> {
+        match target::tries(self.ready, self.call).await {
+            Ok(tried) => {
+                let number = flight.number();
+                flight.made(Answer {
+                    made: tried.made.clone(),
+                    max_age: self.policy.max_age,
+                    vector: None,
+                    bucket: self.bucket,
+                    number,
+                });
+                Ok(tried)
+            }
+            Err(error) => {
+                // Those who wait may have the time that this request had not.
+                let is_own = error.kind == ErrorKind::Cancelled
+                    || error.kind == ErrorKind::Timeout && self.call.remaining().is_zero();
+                if !is_own {
+                    flight.failed(error.clone());
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// The failure of a call that was not made for this request, or not at all.
+    fn pass_over(&self, error: Error) -> Error {
+        let (ready, ctx) = (self.ready, &self.call.ctx);
+        let error = error.billed(BillingClass::NotSent);
+        ctx.skip(&ready.target.path, ready.provider(), ready.model(), &error, SHARED_FAILURE);
+        ctx.record.warn(at_target(&ready.fitted.warnings, ready.target));
+        telemetry::skipped(ready.provider(), SHARED_FAILURE);
+        error
+    }
+}
+
+/// An answer that was made before, or for another.
+fn again(made: Made) -> Tried {
+    Tried { made, retries: 0 }
+}
+
+fn out_of_time() -> Error {
+    let message = "the request's deadline has passed";
+    Error::transport(ErrorKind::Timeout, BillingClass::NotSent, message).with_status(504)
+}
+
+/// A provider's credential that is not one of the operator's virtual keys. It may be the request's, and then its
+/// owner paid for the answer, and may see more than others do.
+fn own_credential<'a>(ready: &'a Ready<'_>, call: &Call) -> &'a str {
+    let stored = super::standing::upstream(ready.target, call).is_none_or(|upstream| {
+        upstream.virtual_key.is_some() || matches!(upstream.credential, Credential::None)
+    });
+    match ready.message.credential.as_ref().and_then(|held| held.credential.as_ref()) {
+        Some(pb::credential::Credential::ApiKey(key)) if !stored => key,
+        _ => "",
+    }
+}
