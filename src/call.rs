@@ -15,7 +15,7 @@ use tokio::{sync::mpsc, time::Instant};
 use tonic::Status;
 
 use crate::{
-    cache::Cache,
+    cache::{Cache, Embedder},
     config::{
         Settings,
         condition::Facts,
@@ -88,6 +88,8 @@ pub struct RequestContext {
     pub caller: String,
     /// Answers of past requests.
     pub cache: Arc<Cache>,
+    /// Who compares prompts, if somebody does.
+    pub embedder: Option<Arc<Embedder>>,
     /// The configuration that was in force when the request came.
     pub settings: Arc<Settings>,
     /// Where previews and progress go, if somebody wants them.

@@ -25,7 +25,8 @@
 //!
 //! Invariants:
 //!
-//! - `provider` does no IO. `worker::drive` is the only upstream caller, through `worker::http`.
+//! - `provider` does no IO. `worker::drive` is the only upstream caller, through `worker::http`. The embeddings
+//!   endpoint of `cache` is the only other host that is called, through the same.
 //! - `config` is the only reader of configuration files and of the environment behind them.
 //! - `shim` knows nothing about strategies: it only calls the `RouterService` trait.
 //! - A deadline never grows. After the first preview of an image there is no retry and no fallback.

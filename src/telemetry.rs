@@ -30,6 +30,7 @@ const RETRIES_WITHHELD: &str = "imagegate_retries_withheld_total";
 const HEDGES: &str = "imagegate_hedges_total";
 const CACHE_LOOKUPS: &str = "imagegate_cache_lookups_total";
 const CACHE_BYTES: &str = "imagegate_cache_bytes";
+const EMBEDDINGS_FAILURES: &str = "imagegate_embeddings_failures_total";
 const CONFIG_RELOADS: &str = "imagegate_config_reloads_total";
 
 /// Seconds: an image takes from one second to several minutes.
@@ -79,6 +80,7 @@ pub fn init_metrics() -> Result<PrometheusHandle, String> {
     describe_counter!(HEDGES, "Calls that were late, by whether another target was called beside them.");
     describe_counter!(CACHE_LOOKUPS, "Targets with a cache that a request came to, by what was found.");
     describe_gauge!(CACHE_BYTES, "Memory that kept answers take.");
+    describe_counter!(EMBEDDINGS_FAILURES, "Prompts that could not be compared with others.");
     describe_counter!(CONFIG_RELOADS, "Configuration changes seen, by outcome.");
     Ok(handle)
 }
@@ -158,6 +160,12 @@ pub fn cache_lookup(status: pb::CacheStatus) {
 /// Notes how much the cache holds.
 pub fn cache_bytes(bytes: usize) {
     gauge!(CACHE_BYTES).set(bytes as f64);
+}
+
+/// Notes that nobody could say what a prompt means.
+pub fn embeddings_failed(reason: &str) {
+    counter!(EMBEDDINGS_FAILURES).increment(1);
+    warn!(reason, "embeddings");
 }
 
 /// Notes that the configuration was read again.

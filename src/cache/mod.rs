@@ -4,6 +4,7 @@
 //! it. Spawns nothing: the first request of several makes the call on its own behalf, and if it goes away
 //! another one of them does.
 
+mod embeddings;
 pub mod key;
 mod semantic;
 mod store;
@@ -18,7 +19,7 @@ use std::{
 use tokio::sync::watch;
 
 use self::store::Store;
-pub use self::{key::Key, semantic::Vector, store::Answer};
+pub use self::{embeddings::Embedder, key::Key, semantic::Vector, store::Answer};
 use crate::{
     call::{Elsewhere, Made},
     error::Error,

@@ -3,7 +3,7 @@
 //! Stands before health, retries and calls: what is found needs none of them. Of several requests for the same
 //! answer one makes the call, and the others wait for it, each no longer than its own deadline.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use tokio::time::timeout_at;
 
@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     cache::{
-        Answer, Boarding, Flight, Landed, Terms,
+        Answer, Boarding, Embedder, Flight, Landed, Terms, Vector,
         key::{self, Key},
     },
     call::{Call, Made, Reply},
@@ -37,7 +37,7 @@ const SHARED_FAILURE: &str = "shared_failure";
 /// Answers from the cache if the target has one, else by trying the target.
 pub async fn run(ready: &Ready<'_>, call: &Call) -> Result<Reply> {
     let policy = policy(ready.target, call);
-    let notice = policy.and_then(|policy| only_exact(policy, ready.target));
+    let notice = policy.and_then(|policy| only_exact(policy, ready.target, call));
     let (status, outcome) = match policy {
         Some(policy) => Asked::new(ready, call, policy).run().await,
         None => (CacheStatus::Unspecified, target::tries(ready, call).await),
@@ -65,8 +65,9 @@ fn policy<'a>(target: &'a Target, call: &Call) -> Option<&'a CachePolicy> {
 }
 
 /// What to say where prompts were to be compared and nobody can.
-fn only_exact(policy: &CachePolicy, target: &Target) -> Option<pb::Warning> {
-    matches!(policy.mode, CacheMode::Semantic { .. }).then(|| pb::Warning {
+fn only_exact(policy: &CachePolicy, target: &Target, call: &Call) -> Option<pb::Warning> {
+    let wanted = matches!(policy.mode, CacheMode::Semantic { .. });
+    (wanted && call.ctx.embedder.is_none()).then(|| pb::Warning {
         field: "cache".into(),
         action: pb::warning::Action::Notice.into(),
         detail: "semantic needs `embeddings` in the gateway's file; only the same prompt was looked for"
@@ -111,32 +112,66 @@ impl<'a> Asked<'a> {
         let ctx = &self.call.ctx;
         if ctx.overrides.cache_refresh {
             let flight = ctx.cache.board_anew(&self.terms, &ctx.request_id);
-            return (CacheStatus::Refresh, self.make(flight).await);
+            let vector = self.embed().await;
+            return (CacheStatus::Refresh, self.make(flight, vector).await);
         }
         loop {
             let landing = match ctx.cache.board(&self.terms, self.policy.max_age, &ctx.request_id) {
                 Boarding::Found(made) => return (CacheStatus::Hit, Ok(again(made))),
-                Boarding::Lead(flight) => return (CacheStatus::Miss, self.make(flight).await),
+                Boarding::Lead(flight) => return self.find_or_make(flight).await,
                 Boarding::Join(landing) => landing,
             };
             match timeout_at(self.call.deadline, landing.wait()).await {
                 Ok(Some(Landed::Made(made))) => return (CacheStatus::Hit, Ok(again(made))),
                 Ok(Some(Landed::Near(made))) => return (CacheStatus::SemanticHit, Ok(again(made))),
-                Ok(Some(Landed::Failed(error))) => return (CacheStatus::Miss, Err(self.pass_over(error))),
+                Ok(Some(Landed::Failed(error))) => return (self.miss(), Err(self.pass_over(error))),
                 Ok(None) if self.call.remaining() >= LEAST_TIME => {}
-                Ok(None) | Err(_) => return (CacheStatus::Miss, Err(self.pass_over(out_of_time()))),
+                Ok(None) | Err(_) => return (self.miss(), Err(self.pass_over(out_of_time()))),
             }
         }
     }
 
-    async fn make(&self, flight: Flight) -> Result<Tried> {
+    /// What a request without an answer is called.
+    fn miss(&self) -> CacheStatus {
+        if self.comparer().is_some() { CacheStatus::SemanticMiss } else { CacheStatus::Miss }
+    }
+
+    /// Who compares prompts, and how near they must be.
+    fn comparer(&self) -> Option<(&'a Embedder, f64)> {
+        match self.policy.mode {
+            CacheMode::Simple => None,
+            CacheMode::Semantic { threshold } => Some((self.call.ctx.embedder.as_deref()?, threshold)),
+        }
+    }
+
+    async fn embed(&self) -> Option<Arc<Vector>> {
+        let prompt = &self.ready.fitted.calls[0].prompt;
+        let (embedder, _) = self.comparer().filter(|_| !prompt.trim().is_empty())?;
+        embedder.embed(prompt, self.call.deadline).await.map(Arc::new)
+    }
+
+    /// The answer to a prompt that means the same, or else a new one. Only here is an embedding paid for: the
+    /// same prompt is found without, and those who wait need none of their own.
+    async fn find_or_make(&self, flight: Flight) -> (CacheStatus, Result<Tried>) {
+        let vector = self.embed().await;
+        if let (Some(vector), Some((_, threshold))) = (&vector, self.comparer()) {
+            let cache = &self.call.ctx.cache;
+            if let Some(made) = cache.nearest(&self.bucket, vector, threshold, self.policy.max_age) {
+                flight.near(made.clone());
+                return (CacheStatus::SemanticHit, Ok(again(made)));
+            }
+        }
+        (self.miss(), self.make(flight, vector).await)
+    }
+
+    async fn make(&self, flight: Flight, vector: Option<Arc<Vector>>) -> Result<Tried> {
         match target::tries(self.ready, self.call).await {
             Ok(tried) => {
                 let number = flight.number();
                 flight.made(Answer {
                     made: tried.made.clone(),
                     max_age: self.policy.max_age,
-                    vector: None,
+                    vector,
                     bucket: self.bucket,
                     number,
                 });

@@ -26,7 +26,7 @@ use tokio::{sync::mpsc, time::Instant};
 use tonic::{Request, Response, Status};
 
 use crate::{
-    cache::Cache,
+    cache::{Cache, Embedder},
     call::{Call, Events, Record, Reply, RequestContext},
     config::{Settings, file::Scope, plan::Plan},
     error::{Error, Result},
@@ -40,7 +40,7 @@ use crate::{
     },
     route,
     telemetry::{self, RequestLog},
-    worker::Workers,
+    worker::{Workers, http::Http},
 };
 
 /// What a router answers to `StreamImage`.
@@ -81,6 +81,7 @@ pub struct State {
     workers: Arc<Workers>,
     providers: BTreeSet<String>,
     keyless: BTreeSet<String>,
+    embedder: Option<Arc<Embedder>>,
 }
 
 impl State {
@@ -90,7 +91,15 @@ impl State {
         let providers = workers.providers();
         let keyless =
             providers.iter().filter(|name| built_in.get(*name).copied().unwrap_or(true)).cloned().collect();
-        Self { settings, workers, providers, keyless }
+        Self { settings, workers, providers, keyless, embedder: None }
+    }
+
+    /// The same with these connections, for the embeddings endpoint that the settings may name.
+    #[must_use]
+    pub fn reaching(self, http: &Arc<Http>) -> Self {
+        let endpoint = self.settings.embeddings.clone();
+        let embedder = endpoint.map(|endpoint| Arc::new(Embedder::new(endpoint, Arc::clone(http))));
+        Self { embedder, ..self }
     }
 }
 
@@ -185,6 +194,7 @@ impl Router {
             health: Arc::clone(&self.shared.health),
             caller: resolved.caller.map_or_else(String::new, |caller| caller.name.clone()),
             cache: Arc::clone(&self.shared.cache),
+            embedder: state.embedder.clone(),
             upstream: resolved.upstream,
             overrides: resolved.overrides,
             workers: Arc::clone(&state.workers),

@@ -15,6 +15,8 @@ mod routing;
 #[cfg(test)]
 mod scenarios;
 #[cfg(test)]
+mod semantic;
+#[cfg(test)]
 mod simulation;
 #[cfg(test)]
 mod support;

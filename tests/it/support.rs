@@ -12,6 +12,7 @@ use futures::{StreamExt as _, stream};
 use hyper_util::rt::TokioIo;
 use imagegate::{
     config,
+    egress::Egress,
     error::{Error, Result},
     params, pb,
     pb::{
@@ -574,8 +575,14 @@ fn state(mode: Mode, yaml: &str, workers: &[&Arc<Worker>], servers: &mut JoinSet
         known.insert(provider.clone(), Arc::new(worker::remote::Remote::new(channel)));
     }
     let max_body_bytes = settings.limits.max_body_bytes;
+    let has_embeddings = settings.embeddings.is_some();
     let state = State::new(Arc::new(settings), Arc::new(known), &built_in);
-    (state, max_body_bytes)
+    if !has_embeddings {
+        return (state, max_body_bytes);
+    }
+    _ = rustls::crypto::ring::default_provider().install_default();
+    let http = Arc::new(worker::http::Http::try_new(Egress::default()).unwrap());
+    (state.reaching(&http), max_body_bytes)
 }
 
 /// A client's end of a server without sockets, so that both follow the paused clock.
