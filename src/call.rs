@@ -15,6 +15,7 @@ use tokio::{sync::mpsc, time::Instant};
 use tonic::Status;
 
 use crate::{
+    cache::{Cache, Embedder},
     config::{
         Settings,
         condition::Facts,
@@ -43,7 +44,7 @@ pub struct Call {
 
 /// Whether another target can take a request over from one that should be left alone. A target that nobody
 /// stands in for is called whatever its health.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Elsewhere {
     /// From one whose circuit breaker is open.
     pub if_broken: bool,
@@ -83,6 +84,12 @@ pub struct RequestContext {
     pub workers: Arc<Workers>,
     /// What past requests tell about targets and strategies.
     pub health: Arc<Health>,
+    /// Who calls; empty where everybody may.
+    pub caller: String,
+    /// Answers of past requests.
+    pub cache: Arc<Cache>,
+    /// Who compares prompts, if somebody does.
+    pub embedder: Option<Arc<Embedder>>,
     /// The configuration that was in force when the request came.
     pub settings: Arc<Settings>,
     /// Where previews and progress go, if somebody wants them.
@@ -104,6 +111,12 @@ pub struct Overrides {
     pub forward_headers: Option<Vec<String>>,
     /// `x-portkey-strict-open-ai-compliance: false`
     pub not_strict: bool,
+    /// `x-portkey-cache-namespace`
+    pub cache_namespace: Option<String>,
+    /// `x-portkey-cache-force-refresh: true`
+    pub cache_refresh: bool,
+    /// `x-portkey-debug: false`: nothing of the request or its answer is kept.
+    pub keep_nothing: bool,
 }
 
 /// What happened during a request, in order.
@@ -119,6 +132,7 @@ struct Happened {
     cost_lines: Vec<pb::CostLine>,
     warnings: Vec<pb::Warning>,
     retry_count: i32,
+    cache_status: pb::CacheStatus,
 }
 
 /// What may have been paid for attempts that gave nothing.
@@ -139,7 +153,19 @@ pub struct Running {
     finished: bool,
 }
 
-/// A target's good answer: verified, complete, in the caller's format. Cheap to clone.
+/// What a target made: verified, complete, in the caller's format. Nothing of it belongs to one request or one
+/// place in a plan. Cheap to clone.
+#[derive(Clone)]
+pub struct Made {
+    /// In the caller's order; `data` is empty, the bytes are beside it.
+    pub images: Vec<(pb::Image, Pieces)>,
+    /// What the provider counted.
+    pub usage: Option<pb::Usage>,
+    /// The worker's own.
+    pub warnings: Vec<pb::Warning>,
+}
+
+/// A target's good answer to a request. Cheap to clone.
 #[derive(Clone)]
 pub struct Reply {
     /// The target's place in the config.
@@ -158,6 +184,8 @@ pub struct Reply {
     pub warnings: Vec<pb::Warning>,
     /// Retries before this answer.
     pub retry_count: i32,
+    /// Whether it was made for this request.
+    pub cache_status: pb::CacheStatus,
     /// False: the answer may have fields that OpenAI's API does not.
     pub strict_open_ai_compliance: bool,
 }
@@ -268,8 +296,8 @@ impl RequestContext {
         Running { ctx: Arc::clone(self), index, started: Instant::now(), finished: false }
     }
 
-    /// Notes that a target was passed over without a call.
-    pub fn skip(&self, target: &str, provider: &str, model: &str, error: &Error) {
+    /// Notes that a target was passed over without a call, and why, for machines.
+    pub fn skip(&self, target: &str, provider: &str, model: &str, error: &Error, reason: &str) {
         let mut happened = self.record.lock();
         happened.prices.push(Some(0.0));
         let number = u32::try_from(happened.attempts.len() + 1).unwrap_or(u32::MAX);
@@ -280,7 +308,7 @@ impl RequestContext {
             model: model.to_owned(),
             outcome: SKIPPED.into(),
             message: error.message.clone(),
-            reason: error.skipped_for().into(),
+            reason: reason.into(),
             billing: BillingClass::NotSent.into(),
             ..Default::default()
         });
@@ -326,6 +354,11 @@ impl Record {
         self.lock().retry_count
     }
 
+    /// What the cache had to do with the last target that failed.
+    pub fn cache_status(&self) -> pb::CacheStatus {
+        self.lock().cache_status
+    }
+
     /// What may have been paid so far for attempts that gave nothing.
     pub fn at_risk(&self) -> AtRisk {
         self.lock().at_risk
@@ -342,6 +375,11 @@ impl Record {
     /// Notes how the retries of a target ended that failed.
     pub fn set_retry_count(&self, count: i32) {
         self.lock().retry_count = count;
+    }
+
+    /// Notes what the cache had to do with a target that failed.
+    pub fn set_cache_status(&self, status: pb::CacheStatus) {
+        self.lock().cache_status = status;
     }
 
     /// Adds what a target had to change, for a request that fails in the end.
@@ -404,6 +442,12 @@ impl Drop for Running {
         attempt.outcome = "cancelled".into();
         attempt.duration_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         attempt.billing = BillingClass::Unknown.into();
+    }
+}
+
+impl fmt::Debug for Made {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Made").field("images", &self.images.len()).finish_non_exhaustive()
     }
 }
 

@@ -71,7 +71,7 @@ impl Gateway {
         for (name, uri) in &settings.workers {
             workers.insert(name, self.remote(uri).with_context(|| format!("workers.{name}"))?);
         }
-        Ok(State::new(Arc::clone(settings), Arc::new(workers), &self.built_in))
+        Ok(State::new(Arc::clone(settings), Arc::new(workers), &self.built_in).reaching(&self.http))
     }
 
     /// The workers of some providers, as one to be served.

@@ -10,6 +10,7 @@
 //! - [`router`]: `RouterService`: who calls, which plan, what happened
 //! - [`route`]: executes a plan: strategies, the target, fitting, retries, cost
 //! - [`health`]: what past calls tell about targets and strategies: breakers, latency, budgets
+//! - [`cache`]: answers that are given again, and requests that wait for the same answer
 //! - [`call`]: what one request carries down the tree, and what is recorded on the way
 //! - [`worker`]: `WorkerService`: drives a provider over HTTP, here or in another process
 //! - [`provider`]: the providers' wire formats as pure functions, and their model data
@@ -24,12 +25,14 @@
 //!
 //! Invariants:
 //!
-//! - `provider` does no IO. `worker::drive` is the only upstream caller, through `worker::http`.
+//! - `provider` does no IO. `worker::drive` is the only upstream caller, through `worker::http`. The embeddings
+//!   endpoint of `cache` is the only other host that is called, through the same.
 //! - `config` is the only reader of configuration files and of the environment behind them.
 //! - `shim` knows nothing about strategies: it only calls the `RouterService` trait.
 //! - A deadline never grows. After the first preview of an image there is no retry and no fallback.
 //! - Prompts, images and keys never reach a log, an error message or a metric label.
 //! - Only `serve` spawns tasks: dropping a request's future stops everything below it.
+pub mod cache;
 pub mod call;
 pub mod cli;
 pub mod config;

@@ -184,6 +184,20 @@ impl Operation {
     }
 }
 
+impl CacheStatus {
+    /// As metrics spell it; none where no cache was asked.
+    pub fn name(self) -> Option<&'static str> {
+        match self {
+            Self::Unspecified => None,
+            Self::Hit => Some("hit"),
+            Self::Miss => Some("miss"),
+            Self::Refresh => Some("refresh"),
+            Self::SemanticHit => Some("semantic_hit"),
+            Self::SemanticMiss => Some("semantic_miss"),
+        }
+    }
+}
+
 impl BillingClass {
     /// As logs, metrics and headers spell it.
     pub fn name(self) -> &'static str {

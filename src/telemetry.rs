@@ -28,6 +28,9 @@ const BREAKER_TRANSITIONS: &str = "imagegate_breaker_transitions_total";
 const SKIPS: &str = "imagegate_targets_skipped_total";
 const RETRIES_WITHHELD: &str = "imagegate_retries_withheld_total";
 const HEDGES: &str = "imagegate_hedges_total";
+const CACHE_LOOKUPS: &str = "imagegate_cache_lookups_total";
+const CACHE_BYTES: &str = "imagegate_cache_bytes";
+const EMBEDDINGS_FAILURES: &str = "imagegate_embeddings_failures_total";
 const CONFIG_RELOADS: &str = "imagegate_config_reloads_total";
 
 /// Seconds: an image takes from one second to several minutes.
@@ -75,6 +78,9 @@ pub fn init_metrics() -> Result<PrometheusHandle, String> {
     describe_counter!(SKIPS, "Targets passed over without a call, by provider and reason.");
     describe_counter!(RETRIES_WITHHELD, "Retries that a config allowed and did not happen, by reason.");
     describe_counter!(HEDGES, "Calls that were late, by whether another target was called beside them.");
+    describe_counter!(CACHE_LOOKUPS, "Targets with a cache that a request came to, by what was found.");
+    describe_gauge!(CACHE_BYTES, "Memory that kept answers take.");
+    describe_counter!(EMBEDDINGS_FAILURES, "Prompts that could not be compared with others.");
     describe_counter!(CONFIG_RELOADS, "Configuration changes seen, by outcome.");
     Ok(handle)
 }
@@ -145,6 +151,23 @@ pub fn hedge(called: bool) {
     counter!(HEDGES, "called" => if called { "yes" } else { "no" }).increment(1);
 }
 
+/// Notes what the cache had for a request.
+pub fn cache_lookup(status: pb::CacheStatus) {
+    let Some(status) = status.name() else { return };
+    counter!(CACHE_LOOKUPS, "status" => status).increment(1);
+}
+
+/// Notes how much the cache holds.
+pub fn cache_bytes(bytes: usize) {
+    gauge!(CACHE_BYTES).set(bytes as f64);
+}
+
+/// Notes that nobody could say what a prompt means.
+pub fn embeddings_failed(reason: &str) {
+    counter!(EMBEDDINGS_FAILURES).increment(1);
+    warn!(reason, "embeddings");
+}
+
 /// Notes that the configuration was read again.
 pub fn config_reload(ok: bool) {
     counter!(CONFIG_RELOADS, "outcome" => if ok { "ok" } else { "rejected" }).increment(1);
@@ -155,7 +178,6 @@ pub fn config_reload(ok: bool) {
 pub struct RequestLog {
     ctx: Arc<RequestContext>,
     route: String,
-    caller: String,
     operation: &'static str,
     started: Instant,
     finished: bool,
@@ -163,9 +185,9 @@ pub struct RequestLog {
 
 impl RequestLog {
     /// A request begins.
-    pub fn begin(ctx: Arc<RequestContext>, route: String, caller: String, operation: pb::Operation) -> Self {
+    pub fn begin(ctx: Arc<RequestContext>, route: String, operation: pb::Operation) -> Self {
         gauge!(IN_FLIGHT).increment(1.0);
-        Self { ctx, route, caller, operation: operation.name(), started: Instant::now(), finished: false }
+        Self { ctx, route, operation: operation.name(), started: Instant::now(), finished: false }
     }
 
     /// It was answered.
@@ -204,7 +226,7 @@ impl RequestLog {
         info!(
             request_id = self.ctx.request_id,
             trace_id = self.ctx.trace_id,
-            caller = self.caller,
+            caller = self.ctx.caller,
             route = self.route,
             operation = self.operation,
             outcome,

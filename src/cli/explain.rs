@@ -60,6 +60,9 @@ fn name(target: &PlannedTarget) -> String {
 fn tries(target: &PlannedTarget) -> String {
     let price = target.price_usd.map_or("price unknown".to_owned(), |price| format!("${price:.4}"));
     let mut notes = vec![price];
+    if target.cached {
+        notes.push("in the cache".to_owned());
+    }
     if target.calls > 1 {
         notes.push(format!("{} calls", target.calls));
     }

@@ -41,6 +41,8 @@ pub struct Settings {
     pub egress: Arc<Egress>,
     /// Bounds of a request.
     pub limits: Limits,
+    /// Who compares prompts for `cache.mode: semantic`.
+    pub embeddings: Option<Embeddings>,
     /// What a model that its provider has retired does.
     pub retired_models: RetiredModels,
     /// How clients reach the shim, for links to images; else the request's own host.
@@ -73,6 +75,21 @@ pub struct Limits {
     pub attempt_timeout: Duration,
     /// Answers that are kept for requests with an idempotency key.
     pub idempotency_bytes: usize,
+    /// Memory for answers that are kept; 0: none are.
+    pub cache_bytes: usize,
+}
+
+/// An embeddings endpoint in OpenAI's format.
+#[derive(Clone, Debug)]
+pub struct Embeddings {
+    /// The whole address.
+    pub url: String,
+    /// Which model.
+    pub model: String,
+    /// Sent as bearer token.
+    pub api_key: Option<Secret>,
+    /// An answer that takes longer is done without.
+    pub timeout: Duration,
 }
 
 /// What a model that its provider has retired does.
@@ -185,6 +202,7 @@ impl Settings {
         check_config_id(&file, "default_config", default_config.as_deref(), &names);
         let data_dir = file.text("data_dir").unwrap_or("./data").into();
         let limits = read_limits(file.object("limits"));
+        let embeddings = file.object("embeddings").and_then(read_embeddings);
         let public_url = file.text("public_url").map(|url| url.trim_end_matches('/').to_owned());
         if let Some(Err(message)) = public_url.as_deref().map(plan::operator_host) {
             file.problem("public_url", message);
@@ -211,6 +229,7 @@ impl Settings {
             workers,
             egress,
             limits,
+            embeddings,
             retired_models,
             public_url,
             // OpenAI's own links live as long.
@@ -297,6 +316,7 @@ fn read_limits(object: Option<Object<'_>>) -> Limits {
         // The slowest models take about 280 s at the 95th percentile (openai.md, a third-party benchmark).
         attempt_timeout: Duration::from_secs(300),
         idempotency_bytes: 256 << 20,
+        cache_bytes: 256 << 20,
     };
     if let Some(mut object) = object {
         if let Some(bytes) = object.whole("max_body_bytes", 1024, 1 << 32) {
@@ -305,11 +325,29 @@ fn read_limits(object: Option<Object<'_>>) -> Limits {
         if let Some(bytes) = object.whole("idempotency_bytes", 0, 1 << 40) {
             limits.idempotency_bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
         }
+        if let Some(bytes) = object.whole("cache_bytes", 0, 1 << 40) {
+            limits.cache_bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+        }
         limits.total_timeout = object.millis("total_timeout_ms").unwrap_or(limits.total_timeout);
         limits.attempt_timeout = object.millis("attempt_timeout_ms").unwrap_or(limits.attempt_timeout);
         object.finish();
     }
     limits
+}
+
+fn read_embeddings(mut object: Object<'_>) -> Option<Embeddings> {
+    object.required("url");
+    object.required("model");
+    let url = object.text("url").map(plan::operator_host);
+    if let Some(Err(message)) = &url {
+        object.problem("url", message);
+    }
+    let model = object.text("model").map(str::to_owned);
+    let api_key = object.text("api_key").filter(|key| !key.is_empty()).map(Secret::new);
+    // A prompt takes a fraction of this; without an answer every image would wait as long.
+    let timeout = object.millis("timeout_ms").unwrap_or(Duration::from_secs(2));
+    object.finish();
+    Some(Embeddings { url: url?.ok()?.url, model: model?, api_key, timeout })
 }
 
 fn read_virtual_keys(

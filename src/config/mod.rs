@@ -228,6 +228,24 @@ mod tests {
     }
 
     #[test]
+    fn an_embeddings_endpoint_is_checked_and_its_key_does_not_show() {
+        let settings = check(
+            "embeddings: {url: 'http://127.0.0.1:1/v1/embeddings', model: m, api_key: {env: OPENAI_API_KEY}}\n\
+             limits: {cache_bytes: 0}\n",
+        )
+        .unwrap();
+        let embeddings = settings.embeddings.as_ref().unwrap();
+        assert_eq!(
+            (embeddings.url.as_str(), embeddings.timeout.as_secs()),
+            ("http://127.0.0.1:1/v1/embeddings", 2)
+        );
+        assert_eq!(settings.limits.cache_bytes, 0);
+        assert!(!format!("{settings:?}").contains("sk-from-env"));
+        let problems = check("embeddings: {url: nowhere, api_key: x, timeout: 5}\n").unwrap_err();
+        assert_eq!(problems.len(), 3, "{problems:?}");
+    }
+
+    #[test]
     fn a_worker_of_ones_own_is_a_provider() {
         let settings =
             check("workers: {gradient: http://127.0.0.1:1}\nconfigs: {g: {provider: gradient}}\n").unwrap();

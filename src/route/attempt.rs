@@ -8,11 +8,11 @@ use tonic::{Request, Status};
 
 use super::{cost, prepare::Ready};
 use crate::{
-    call::{Call, Reply, RequestContext},
+    call::{Call, Made, RequestContext},
     config::plan::Target,
     error::{Error, ErrorKind, Result},
     images::{Pieces, convert, probe},
-    pb::{self, FinishReason, ImageFormat, generate_response::Event},
+    pb::{self, FinishReason, generate_response::Event},
     transport,
 };
 
@@ -46,7 +46,7 @@ impl<'a> Attempt<'a> {
 
     /// All calls of one try. If one fails the others are given up: the rest of their images would be paid for
     /// and thrown away.
-    pub async fn run(&self, retries: u32) -> Result<Reply> {
+    pub async fn run(&self) -> Result<Made> {
         let own_limit = self.limit.unwrap_or(self.ctx.settings.limits.attempt_timeout);
         let deadline = self.call.deadline.min(Instant::now() + own_limit);
         let mut first = 0;
@@ -56,33 +56,13 @@ impl<'a> Attempt<'a> {
             self.call(request, offset, deadline)
         });
         let answers = try_join_all(calls).await?;
-        let mut warnings = at_target(&self.ready.fitted.warnings, self.target);
-        let mut images = Vec::with_capacity(first);
-        let mut usage = None;
+        let mut made = Made { images: Vec::with_capacity(first), usage: None, warnings: Vec::new() };
         for answer in answers {
-            warnings.extend(at_target(&answer.done.warnings, self.target));
-            add_usage(&mut usage, answer.done.usage);
-            images.extend(answer.images);
+            made.warnings.extend(answer.done.warnings);
+            add_usage(&mut made.usage, answer.done.usage);
+            made.images.extend(answer.images);
         }
-        self.report_size(&images, &mut warnings);
-        let sent = &self.ready.fitted.calls[0];
-        Ok(Reply {
-            target: self.target.path.clone(),
-            provider: self.ready.provider().to_owned(),
-            model: sent.model.clone(),
-            images,
-            usage,
-            applied: pb::Applied {
-                size: sent.size,
-                quality: sent.quality,
-                background: sent.output.map_or(0, |output| output.background),
-                delivery: sent.output.map_or(0, |output| output.delivery),
-            },
-            warnings,
-            retry_count: i32::try_from(retries).unwrap_or(i32::MAX),
-            strict_open_ai_compliance: self.target.strict_open_ai_compliance
-                && !self.ctx.overrides.not_strict,
-        })
+        Ok(made)
     }
 
     async fn call(&self, request: &pb::ImageRequest, offset: usize, deadline: Instant) -> Result<Answer> {
@@ -281,31 +261,6 @@ impl<'a> Attempt<'a> {
             Err(_) => Err(Error::new(ErrorKind::Internal, "converting the image failed")),
         }
     }
-
-    /// A provider may answer with another size than it was asked for.
-    fn report_size(&self, images: &[(pb::Image, Pieces)], warnings: &mut Vec<pb::Warning>) {
-        let Some(wanted) = self.ready.requested_size else { return };
-        if warnings.iter().any(|warning| warning.field == "size") {
-            return;
-        }
-        let other = images.iter().map(|(image, _)| image).find(|image| {
-            image.format() != ImageFormat::Svg && (image.width, image.height) != (wanted.width, wanted.height)
-        });
-        if let Some(image) = other {
-            warnings.push(pb::Warning {
-                field: "size".into(),
-                action: pb::warning::Action::Adjusted.into(),
-                detail: format!("{wanted} was asked for, {}x{} was answered", image.width, image.height),
-                target: self.target.path.clone(),
-            });
-        }
-    }
-}
-
-/// Warnings as the target's own.
-pub fn at_target(warnings: &[pb::Warning], target: &Target) -> Vec<pb::Warning> {
-    let at = |warning: &pb::Warning| pb::Warning { target: target.path.clone(), ..warning.clone() };
-    warnings.iter().map(at).collect()
 }
 
 fn add_usage(total: &mut Option<pb::Usage>, usage: Option<pb::Usage>) {

@@ -3,7 +3,7 @@
 //! It asks the same functions: strategies choose in them, targets are made ready in them, health is looked at
 //! in them. What is said here is therefore what runs, as long as health stays as it is.
 
-use super::{attempt::at_target, balance, conditional, fallback, prepare, standing, target};
+use super::{answer::at_target, balance, cached, conditional, fallback, prepare, standing, target};
 use crate::{
     call::Call,
     config::plan::{Fallback, Plan, Target},
@@ -113,6 +113,7 @@ impl Walk {
         planned.calls = u32::try_from(ready.fitted.calls.len()).unwrap_or(u32::MAX);
         planned.max_tries = target.retry.as_ref().map_or(0, |retry| retry.attempts) + 1;
         planned.price_usd = ready.price();
+        planned.cached = cached::is_cached(&ready, call);
         let error = match target::left_alone(target, call) {
             Some(ejected) => {
                 planned.set_decision(Decision::Skipped);

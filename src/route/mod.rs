@@ -4,8 +4,10 @@
 //! request. No task is spawned here, so dropping the future stops everything below it. What a strategy chooses
 //! it chooses in a function of its own, which [`explain`] asks as well.
 
+mod answer;
 mod attempt;
 mod balance;
+mod cached;
 mod conditional;
 mod cost;
 mod explain;

@@ -3,13 +3,15 @@
 use std::time::Duration;
 
 use super::{
-    attempt::{Attempt, at_target},
+    answer::at_target,
+    attempt::Attempt,
+    cached,
     prepare::{self, NotReady, Ready},
     retry::{self, Withheld},
     standing,
 };
 use crate::{
-    call::{Call, Reply},
+    call::{Call, Made, Reply},
     config::plan::Target,
     error::{Error, ErrorKind, Result},
     health::{Ejected, Permit, Standing, TargetHealth, Verdict},
@@ -25,10 +27,18 @@ const FIRST_RETRY: u64 = 100;
 const PATIENCE: f64 = 3.0;
 const LEAST_PATIENCE: Duration = Duration::from_secs(10);
 
-/// Tries one target.
+/// What a target made in the end.
+pub struct Tried {
+    /// The answer.
+    pub made: Made,
+    /// Retries before it.
+    pub retries: u32,
+}
+
+/// Answers from one target.
 pub async fn run(target: &Target, call: &Call) -> Result<Reply> {
     match prepare::ready(target, call).await {
-        Ok(ready) => tries(&ready, call).await,
+        Ok(ready) => cached::run(&ready, call).await,
         Err(not_ready) => {
             let NotReady { provider, model, error } = *not_ready;
             Err(passed_over(target, call, &provider, &model, error))
@@ -37,12 +47,13 @@ pub async fn run(target: &Target, call: &Call) -> Result<Reply> {
 }
 
 fn passed_over(target: &Target, call: &Call, provider: &str, model: &str, error: Error) -> Error {
-    call.ctx.skip(&target.path, provider, model, &error);
+    call.ctx.skip(&target.path, provider, model, &error, error.skipped_for());
     telemetry::skipped(provider, error.skipped_for());
     error
 }
 
-async fn tries(ready: &Ready<'_>, call: &Call) -> Result<Reply> {
+/// Calls the target, again where that may help.
+pub async fn tries(ready: &Ready<'_>, call: &Call) -> Result<Tried> {
     let (target, ctx) = (ready.target, &call.ctx);
     let breaker = target.breaker.as_ref();
     let identity = standing::identity(target, call);
@@ -62,7 +73,7 @@ async fn tries(ready: &Ready<'_>, call: &Call) -> Result<Reply> {
     }
     let mut retries = 0;
     loop {
-        let outcome = attempt.run(retries).await;
+        let outcome = attempt.run().await;
         let verdict = match &outcome {
             Ok(_) => Verdict::Success,
             Err(error) => verdict(target, error, &permit, &health.standing(breaker), call),
@@ -70,7 +81,7 @@ async fn tries(ready: &Ready<'_>, call: &Call) -> Result<Reply> {
         let pause = outcome.as_ref().err().filter(|error| error.kind == ErrorKind::RateLimited);
         permit.finish(verdict, breaker, pause.and_then(|error| error.retry_after));
         let mut error = match outcome {
-            Ok(reply) => return Ok(reply),
+            Ok(made) => return Ok(Tried { made, retries }),
             Err(error) => error,
         };
         if error.provider.is_empty() {

@@ -31,6 +31,7 @@ use self::{
     resolve::Resolved,
 };
 use crate::{
+    cache::{Cache, Embedder},
     call::{Call, Events, Record, RequestContext},
     config::{Settings, file::Scope, plan::Plan},
     error::{Error, Result},
@@ -44,7 +45,7 @@ use crate::{
     },
     route,
     telemetry::{self, RequestLog},
-    worker::Workers,
+    worker::{Workers, http::Http},
 };
 
 /// What a router answers to `StreamImage`.
@@ -74,6 +75,7 @@ pub struct Router {
 struct Shared {
     health: Arc<Health>,
     replays: Replays,
+    cache: Arc<Cache>,
     /// Where chance comes from: the next seed, or the system's own.
     seeds: Option<AtomicU64>,
 }
@@ -85,6 +87,7 @@ pub struct State {
     workers: Arc<Workers>,
     providers: BTreeSet<String>,
     keyless: BTreeSet<String>,
+    embedder: Option<Arc<Embedder>>,
 }
 
 impl State {
@@ -94,7 +97,15 @@ impl State {
         let providers = workers.providers();
         let keyless =
             providers.iter().filter(|name| built_in.get(*name).copied().unwrap_or(true)).cloned().collect();
-        Self { settings, workers, providers, keyless }
+        Self { settings, workers, providers, keyless, embedder: None }
+    }
+
+    /// The same with these connections, for the embeddings endpoint that the settings may name.
+    #[must_use]
+    pub fn reaching(self, http: &Arc<Http>) -> Self {
+        let endpoint = self.settings.embeddings.clone();
+        let embedder = endpoint.map(|endpoint| Arc::new(Embedder::new(endpoint, Arc::clone(http))));
+        Self { embedder, ..self }
     }
 }
 
@@ -110,9 +121,8 @@ impl Router {
     }
 
     fn with(state: State, seeds: Option<AtomicU64>) -> Self {
-        let replays = Replays::new(state.settings.limits.idempotency_bytes);
-        let shared = Shared { health: Arc::default(), replays, seeds };
-        Self { state: Arc::new(ArcSwap::from_pointee(state)), shared: Arc::new(shared) }
+        let shared = Arc::new(Shared::new(&state, seeds));
+        Self { state: Arc::new(ArcSwap::from_pointee(state)), shared }
     }
 
     /// Provider calls in flight.
@@ -122,6 +132,7 @@ impl Router {
 
     /// Replaces settings and workers. Requests in flight finish with the old ones.
     pub fn replace(&self, state: State) {
+        self.shared.cache.resize(state.settings.limits.cache_bytes);
         self.state.store(Arc::new(state));
     }
 
@@ -150,12 +161,11 @@ impl Router {
     ) -> Result<Started> {
         let ids = Ids::new(headers);
         match self.resolve(headers, image, operation, events, &ids) {
-            Ok((call, Resolved { plan, route, caller, .. })) => {
-                let caller = caller.map_or_else(String::new, |caller| caller.name.clone());
-                let idempotency =
-                    Idempotency::read(headers, &caller, &call.request).map_err(|error| ids.reject(error))?;
+            Ok((call, Resolved { plan, route, .. })) => {
+                let idempotency = Idempotency::read(headers, &call.ctx.caller, &call.request)
+                    .map_err(|error| ids.reject(error))?;
                 let operation = call.request.effective_operation();
-                let log = RequestLog::begin(Arc::clone(&call.ctx), route, caller, operation);
+                let log = RequestLog::begin(Arc::clone(&call.ctx), route, operation);
                 Ok(Started { plan, call, log, idempotency, shared: Arc::clone(&self.shared) })
             }
             Err(error) => Err(ids.reject(error)),
@@ -187,6 +197,9 @@ impl Router {
             metadata: metadata(headers),
             seed: self.shared.seed(),
             health: Arc::clone(&self.shared.health),
+            caller: resolved.caller.as_ref().map_or_else(String::new, |caller| caller.name.clone()),
+            cache: Arc::clone(&self.shared.cache),
+            embedder: state.embedder.clone(),
             upstream: resolved.upstream.take(),
             overrides: std::mem::take(&mut resolved.overrides),
             workers: Arc::clone(&state.workers),
@@ -223,6 +236,12 @@ impl Ids {
 }
 
 impl Shared {
+    fn new(state: &State, seeds: Option<AtomicU64>) -> Self {
+        let limits = &state.settings.limits;
+        let cache = Arc::new(Cache::new(limits.cache_bytes));
+        Self { health: Arc::default(), replays: Replays::new(limits.idempotency_bytes), cache, seeds }
+    }
+
     fn seed(&self) -> u64 {
         match &self.seeds {
             Some(next) => next.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed),

@@ -138,6 +138,8 @@ impl Replays {
         }
         let answer = run.await?;
         self.answers.insert(key, Arc::new(answer.clone()));
+        // Else it drops what is too much some writes later, and that may be a lot of images.
+        self.answers.run_pending_tasks();
         *answered = true;
         Ok(answer)
     }

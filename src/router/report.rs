@@ -13,6 +13,7 @@ pub fn of_reply(ctx: &RequestContext, reply: &Reply) -> pb::RouteReport {
         model: reply.model.clone(),
         target: reply.target.clone(),
         retry_count: reply.retry_count,
+        cache_status: reply.cache_status.into(),
         warnings: reply.warnings.clone(),
         strict_open_ai_compliance: reply.strict_open_ai_compliance,
         ..of_context(ctx)
@@ -23,6 +24,7 @@ pub fn of_reply(ctx: &RequestContext, reply: &Reply) -> pb::RouteReport {
 pub fn of_error(ctx: &RequestContext, mut error: Error) -> Error {
     let mut report = of_context(ctx);
     report.warnings = ctx.record.warnings();
+    report.cache_status = ctx.record.cache_status().into();
     if let Some(last) = report.attempts.iter().rev().find(|attempt| attempt.outcome != "skipped") {
         report.target.clone_from(&last.target);
         report.provider.clone_from(&last.provider);

@@ -181,7 +181,18 @@ fn overrides(headers: &HeaderMap, settings: &Settings) -> Result<Overrides> {
     let millis = text(headers, "x-portkey-request-timeout").and_then(|value| value.parse().ok());
     let request_timeout = millis.filter(|millis| *millis > 0).map(Duration::from_millis);
     let not_strict = text(headers, "x-portkey-strict-open-ai-compliance") == Some("false");
-    Ok(Overrides { request_timeout, custom_host, forward_headers, not_strict })
+    // The reference tests that the header is there; `false` then means true.
+    let cache_refresh = text(headers, "x-portkey-cache-force-refresh")
+        .is_some_and(|value| value.eq_ignore_ascii_case("true"));
+    Ok(Overrides {
+        request_timeout,
+        custom_host,
+        forward_headers,
+        not_strict,
+        cache_namespace: text(headers, "x-portkey-cache-namespace").map(str::to_owned),
+        cache_refresh,
+        keep_nothing: text(headers, "x-portkey-debug") == Some("false"),
+    })
 }
 
 /// Where a request's own provider and credential come from.

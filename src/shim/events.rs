@@ -52,6 +52,10 @@ pub async fn respond(answer: tonic::Response<EventStream>, names: Names, request
         _ => ids,
     };
     answer::report_headers(&mut headers, &report, request);
+    if !matches!(first, Event::Result(_)) {
+        // Nor is whether the answer is one that was kept.
+        headers.remove("x-portkey-cache-status");
+    }
     let start = writer.write(Ok(first));
     let rest = events.map(move |event| {
         writer.write(event.and_then(|event| event.event.ok_or_else(|| Status::internal("an empty event"))))

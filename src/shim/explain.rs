@@ -65,6 +65,7 @@ fn target(target: &PlannedTarget) -> Value {
         "max_tries": target.max_tries,
         "price_usd": target.price_usd,
         "hedged_after_ms": target.hedged_after_ms,
+        "cached": target.cached,
         "state": {
             "breaker": state.breaker,
             "ejected": some(&state.ejected),

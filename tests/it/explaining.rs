@@ -208,3 +208,18 @@ fn random_tree(seed: &mut Seed, depth: u32) -> Value {
     };
     json!({"strategy": strategy, "targets": children})
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_is_in_the_cache_is_announced() {
+    both_ways(async |mode| {
+        let config = with(target("a"), &json!({"cache": {"mode": "simple"}}));
+        let gateway = Gateway::over(mode, &Worker::paint(), &config);
+        for expected in [false, true] {
+            let plan = explain(&gateway, &json!({"seed": 7}), &[]).await;
+            assert_eq!(plan.targets[0].cached, expected);
+            gateway.generate(&json!({"seed": 7})).await.unwrap();
+        }
+        assert!(!explain(&gateway, &json!({"seed": 8}), &[]).await.targets[0].cached);
+    })
+    .await;
+}

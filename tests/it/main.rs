@@ -5,6 +5,8 @@
 #[cfg(test)]
 mod answers;
 #[cfg(test)]
+mod caching;
+#[cfg(test)]
 mod callers;
 #[cfg(test)]
 mod connections;
@@ -16,6 +18,8 @@ mod idempotency;
 mod routing;
 #[cfg(test)]
 mod scenarios;
+#[cfg(test)]
+mod semantic;
 #[cfg(test)]
 mod simulation;
 #[cfg(test)]

@@ -12,6 +12,7 @@ use futures::{StreamExt as _, stream};
 use hyper_util::rt::TokioIo;
 use imagegate::{
     config,
+    egress::Egress,
     error::{Error, Result},
     params, pb,
     pb::{
@@ -93,8 +94,11 @@ pub struct Worker {
 /// A router with its workers.
 pub struct Gateway {
     router: SharedRouter,
+    mode: Mode,
+    /// The router itself, whoever is between it and the test.
+    local: Router,
     /// Aborted when the gateway goes.
-    _servers: JoinSet<()>,
+    servers: JoinSet<()>,
 }
 
 enum Act {
@@ -483,33 +487,10 @@ impl Gateway {
     }
 
     fn with(mode: Mode, yaml: &str, workers: &[&Arc<Worker>], router: impl FnOnce(State) -> Router) -> Self {
-        let built_in: BTreeMap<String, bool> =
-            workers.iter().map(|worker| (worker.record.name.clone(), worker.record.keyless)).collect();
-        let environment = |name: &str| (name == "PAINT_KEY").then(|| "sk-stored".to_owned());
-        let settings = config::read(yaml, &built_in, &environment).unwrap();
         let mut servers = JoinSet::new();
-        let mut known = Workers::default();
-        for worker in workers {
-            let here: SharedWorker = Arc::clone(worker) as _;
-            let worker_service = match mode {
-                Mode::OneProcess => here,
-                Mode::Connected => {
-                    let served = transport::worker_server(worker::remote::Served(here));
-                    let channel = connect(&mut servers, transport::server().add_service(served));
-                    Arc::new(worker::remote::Remote::new(channel))
-                }
-            };
-            known.insert(worker.record.name.clone(), worker_service);
-        }
-        // A worker given to the harness serves its provider, wherever the configuration says it is.
-        let elsewhere = settings.workers.iter().filter(|(provider, _)| !built_in.contains_key(*provider));
-        for (provider, uri) in elsewhere {
-            let channel = transport::channel(uri).unwrap();
-            known.insert(provider.clone(), Arc::new(worker::remote::Remote::new(channel)));
-        }
-        let max_body_bytes = settings.limits.max_body_bytes;
-        let state = State::new(Arc::new(settings), Arc::new(known), &built_in);
-        let here: SharedRouter = Arc::new(router(state));
+        let (state, max_body_bytes) = state(mode, yaml, workers, &mut servers);
+        let local = router(state);
+        let here: SharedRouter = Arc::new(local.clone());
         let router = match mode {
             Mode::OneProcess => here,
             Mode::Connected => {
@@ -518,7 +499,13 @@ impl Gateway {
                 Arc::new(router::remote::Remote::new(channel))
             }
         };
-        Self { router, _servers: servers }
+        Self { router, mode, local, servers }
+    }
+
+    /// Another configuration for the same router.
+    pub fn reload(&mut self, yaml: &str, workers: &[&Arc<Worker>]) {
+        let (state, _) = state(self.mode, yaml, workers, &mut self.servers);
+        self.local.replace(state);
     }
 
     /// Generates images.
@@ -570,6 +557,42 @@ impl Gateway {
         }
         (events, Ok(()))
     }
+}
+
+/// What a router works with, and its limit for messages. In its environment, `PAINT_KEY` is `sk-stored`.
+fn state(mode: Mode, yaml: &str, workers: &[&Arc<Worker>], servers: &mut JoinSet<()>) -> (State, usize) {
+    let built_in: BTreeMap<String, bool> =
+        workers.iter().map(|worker| (worker.record.name.clone(), worker.record.keyless)).collect();
+    let environment = |name: &str| (name == "PAINT_KEY").then(|| "sk-stored".to_owned());
+    let settings = config::read(yaml, &built_in, &environment).unwrap();
+    let mut known = Workers::default();
+    for worker in workers {
+        let here: SharedWorker = Arc::clone(worker) as _;
+        let worker_service = match mode {
+            Mode::OneProcess => here,
+            Mode::Connected => {
+                let served = transport::worker_server(worker::remote::Served(here));
+                let channel = connect(servers, transport::server().add_service(served));
+                Arc::new(worker::remote::Remote::new(channel))
+            }
+        };
+        known.insert(worker.record.name.clone(), worker_service);
+    }
+    // A worker given to the harness serves its provider, wherever the configuration says it is.
+    let elsewhere = settings.workers.iter().filter(|(provider, _)| !built_in.contains_key(*provider));
+    for (provider, uri) in elsewhere {
+        let channel = transport::channel(uri).unwrap();
+        known.insert(provider.clone(), Arc::new(worker::remote::Remote::new(channel)));
+    }
+    let max_body_bytes = settings.limits.max_body_bytes;
+    let has_embeddings = settings.embeddings.is_some();
+    let state = State::new(Arc::new(settings), Arc::new(known), &built_in);
+    if !has_embeddings {
+        return (state, max_body_bytes);
+    }
+    _ = rustls::crypto::ring::default_provider().install_default();
+    let http = Arc::new(worker::http::Http::try_new(Egress::default()).unwrap());
+    (state.reaching(&http), max_body_bytes)
 }
 
 /// A client's end of a server without sockets, so that both follow the paused clock.

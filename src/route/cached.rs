@@ -1,0 +1,230 @@
+//! A target that is ready, and its cache: an answer that is there is given again, without a call.
+//!
+//! Stands before health, retries and calls: what is found needs none of them. Of several requests for the same
+//! answer one makes the call, and the others wait for it, each no longer than its own deadline.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::timeout_at;
+
+use super::{
+    answer::{self, at_target},
+    prepare::Ready,
+    target::{self, Tried},
+};
+use crate::{
+    cache::{
+        Answer, Boarding, Embedder, Flight, Landed, Terms, Vector,
+        key::{self, Key},
+    },
+    call::{Call, Made, Reply},
+    config::{
+        plan::{Credential, Target},
+        policies::{CacheMode, CachePolicy},
+    },
+    error::{Error, ErrorKind, Result},
+    pb::{self, BillingClass, CacheStatus},
+    telemetry,
+};
+
+/// Whoever waited in vain for a call that was given up makes it only with that much time left. No picture is
+/// made in less, and of many that waited for a silent provider each would pay for another call.
+const LEAST_TIME: Duration = Duration::from_secs(1);
+
+/// Why a target was passed over whose call somebody else had made.
+const SHARED_FAILURE: &str = "shared_failure";
+
+/// Answers from the cache if the target has one, else by trying the target.
+pub async fn run(ready: &Ready<'_>, call: &Call) -> Result<Reply> {
+    let policy = policy(ready.target, call);
+    let notice = policy.and_then(|policy| only_exact(policy, ready.target, call));
+    let (status, outcome) = match policy {
+        Some(policy) => Asked::new(ready, call, policy).run().await,
+        None => (CacheStatus::Unspecified, target::tries(ready, call).await),
+    };
+    telemetry::cache_lookup(status);
+    match outcome {
+        Ok(tried) => {
+            let mut reply = answer::reply(ready, call, tried, status);
+            reply.warnings.extend(notice);
+            Ok(reply)
+        }
+        Err(error) => {
+            if error.ejected.is_none() {
+                call.ctx.record.set_cache_status(status);
+            }
+            call.ctx.record.warn(notice.into_iter().collect());
+            Err(error)
+        }
+    }
+}
+
+/// Whether the answer to exactly this request is there already.
+pub fn is_cached(ready: &Ready<'_>, call: &Call) -> bool {
+    policy(ready.target, call)
+        .filter(|_| !call.ctx.overrides.cache_refresh)
+        .is_some_and(|policy| call.ctx.cache.has(&Asked::new(ready, call, policy).terms.key, policy.max_age))
+}
+
+fn policy<'a>(target: &'a Target, call: &Call) -> Option<&'a CachePolicy> {
+    let ctx = &call.ctx;
+    target.cache.as_ref().filter(|_| ctx.cache.is_on() && !ctx.overrides.keep_nothing)
+}
+
+/// What to say where prompts were to be compared and nobody can.
+fn only_exact(policy: &CachePolicy, target: &Target, call: &Call) -> Option<pb::Warning> {
+    let wanted = matches!(policy.mode, CacheMode::Semantic { .. });
+    (wanted && call.ctx.embedder.is_none()).then(|| pb::Warning {
+        field: "cache".into(),
+        action: pb::warning::Action::Notice.into(),
+        detail: "semantic needs `embeddings` in the gateway's file; only the same prompt was looked for"
+            .into(),
+        target: target.path.clone(),
+    })
+}
+
+/// A request at a target with a cache.
+struct Asked<'a> {
+    ready: &'a Ready<'a>,
+    call: &'a Call,
+    policy: &'a CachePolicy,
+    terms: Terms,
+    bucket: Key,
+}
+
+impl<'a> Asked<'a> {
+    fn new(ready: &'a Ready<'a>, call: &'a Call, policy: &'a CachePolicy) -> Self {
+        let (target, overrides) = (ready.target, &call.ctx.overrides);
+        let namespace = overrides.cache_namespace.as_ref().or(policy.namespace.as_ref());
+        let (key, bucket) = key::of(&key::Parts {
+            caller: &call.ctx.caller,
+            credential: own_credential(ready, call),
+            namespace: namespace.map_or("", String::as_str),
+            provider: ready.provider(),
+            upstream: &ready.message,
+            calls: &ready.fitted.calls,
+            wish: &ready.fitted.wish,
+        });
+        let terms = Terms {
+            key,
+            limit: overrides.request_timeout.or(target.request_timeout),
+            first_byte_limit: target.first_byte_timeout,
+            retries: target.retry.as_ref().map_or(0, |retry| retry.attempts),
+            elsewhere: call.elsewhere,
+        };
+        Self { ready, call, policy, terms, bucket }
+    }
+
+    async fn run(&self) -> (CacheStatus, Result<Tried>) {
+        let ctx = &self.call.ctx;
+        if ctx.overrides.cache_refresh {
+            let flight = ctx.cache.board_anew(&self.terms, &ctx.request_id);
+            let vector = self.embed().await;
+            return (CacheStatus::Refresh, self.make(flight, vector).await);
+        }
+        loop {
+            let landing = match ctx.cache.board(&self.terms, self.policy.max_age, &ctx.request_id) {
+                Boarding::Found(made) => return (CacheStatus::Hit, Ok(again(made))),
+                Boarding::Lead(flight) => return self.find_or_make(flight).await,
+                Boarding::Join(landing) => landing,
+            };
+            match timeout_at(self.call.deadline, landing.wait()).await {
+                Ok(Some(Landed::Made(made))) => return (CacheStatus::Hit, Ok(again(made))),
+                Ok(Some(Landed::Near(made))) => return (CacheStatus::SemanticHit, Ok(again(made))),
+                Ok(Some(Landed::Failed(error))) => return (self.miss(), Err(self.pass_over(error))),
+                Ok(None) if self.call.remaining() >= LEAST_TIME => {}
+                Ok(None) | Err(_) => return (self.miss(), Err(self.pass_over(out_of_time()))),
+            }
+        }
+    }
+
+    /// What a request without an answer is called.
+    fn miss(&self) -> CacheStatus {
+        if self.comparer().is_some() { CacheStatus::SemanticMiss } else { CacheStatus::Miss }
+    }
+
+    /// Who compares prompts, and how near they must be.
+    fn comparer(&self) -> Option<(&'a Embedder, f64)> {
+        match self.policy.mode {
+            CacheMode::Simple => None,
+            CacheMode::Semantic { threshold } => Some((self.call.ctx.embedder.as_deref()?, threshold)),
+        }
+    }
+
+    async fn embed(&self) -> Option<Arc<Vector>> {
+        let prompt = &self.ready.fitted.calls[0].prompt;
+        let (embedder, _) = self.comparer().filter(|_| !prompt.trim().is_empty())?;
+        embedder.embed(prompt, self.call.deadline).await.map(Arc::new)
+    }
+
+    /// The answer to a prompt that means the same, or else a new one. Only here is an embedding paid for: the
+    /// same prompt is found without, and those who wait need none of their own.
+    async fn find_or_make(&self, flight: Flight) -> (CacheStatus, Result<Tried>) {
+        let vector = self.embed().await;
+        if let (Some(vector), Some((_, threshold))) = (&vector, self.comparer()) {
+            let cache = &self.call.ctx.cache;
+            if let Some(made) = cache.nearest(&self.bucket, vector, threshold, self.policy.max_age) {
+                flight.near(made.clone());
+                return (CacheStatus::SemanticHit, Ok(again(made)));
+            }
+        }
+        (self.miss(), self.make(flight, vector).await)
+    }
+
+    async fn make(&self, flight: Flight, vector: Option<Arc<Vector>>) -> Result<Tried> {
+        match target::tries(self.ready, self.call).await {
+            Ok(tried) => {
+                let number = flight.number();
+                flight.made(Answer {
+                    made: tried.made.clone(),
+                    max_age: self.policy.max_age,
+                    vector,
+                    bucket: self.bucket,
+                    number,
+                });
+                Ok(tried)
+            }
+            Err(error) => {
+                // Those who wait may have the time that this request had not.
+                let is_own = error.kind == ErrorKind::Cancelled
+                    || error.kind == ErrorKind::Timeout && self.call.remaining().is_zero();
+                if !is_own {
+                    flight.failed(error.clone());
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// The failure of a call that was not made for this request, or not at all.
+    fn pass_over(&self, error: Error) -> Error {
+        let (ready, ctx) = (self.ready, &self.call.ctx);
+        let error = error.billed(BillingClass::NotSent);
+        ctx.skip(&ready.target.path, ready.provider(), ready.model(), &error, SHARED_FAILURE);
+        ctx.record.warn(at_target(&ready.fitted.warnings, ready.target));
+        telemetry::skipped(ready.provider(), SHARED_FAILURE);
+        error
+    }
+}
+
+/// An answer that was made before, or for another.
+fn again(made: Made) -> Tried {
+    Tried { made, retries: 0 }
+}
+
+fn out_of_time() -> Error {
+    let message = "the request's deadline has passed";
+    Error::transport(ErrorKind::Timeout, BillingClass::NotSent, message).with_status(504)
+}
+
+/// A provider's credential that is not one of the operator's virtual keys. It may be the request's, and then its
+/// owner paid for the answer, and may see more than others do.
+fn own_credential<'a>(ready: &'a Ready<'_>, call: &Call) -> &'a str {
+    let stored = super::standing::upstream(ready.target, call).is_none_or(|upstream| {
+        upstream.virtual_key.is_some() || matches!(upstream.credential, Credential::None)
+    });
+    match ready.message.credential.as_ref().and_then(|held| held.credential.as_ref()) {
+        Some(pb::credential::Credential::ApiKey(key)) if !stored => key,
+        _ => "",
+    }
+}
