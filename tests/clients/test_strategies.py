@@ -198,3 +198,26 @@ def test_idempotency_keys_of_two_callers_do_not_meet(founding, openai_api):
         answer = founding.post(body=PROMPT, headers=headers, key=key)
         assert answer.status_code == 200 and "x-imagegate-replay-of" not in answer.headers
     assert len(openai_api.calls) == 2
+
+
+def test_a_cached_answer_is_given_again_and_made_anew_on_demand(founding, openai_api):
+    config = {**OPENAI, "cache": {"mode": "simple", "max_age": 60}}
+    body = {**PROMPT, "n": 2}
+
+    def ask(key=TEAM_KEY, **headers):
+        answer = founding.post(body=body, headers=routed(config, **headers), key=key)
+        assert answer.status_code == 200, answer.text[:1000]
+        return answer.headers["x-portkey-cache-status"], [image["b64_json"] for image in answer.json()["data"]]
+
+    status, made = ask()
+    assert status == "MISS" and len(openai_api.calls) == 2
+    assert ask() == ("HIT", made)
+    assert len(openai_api.calls) == 2
+    assert ask(**{"x-portkey-cache-force-refresh": "false"})[0] == "HIT"
+    assert ask(**{"x-portkey-cache-namespace": "other"})[0] == "MISS"
+    assert ask(key=OPS_KEY)[0] == "MISS", "another caller's answer"
+    assert ask(**{"x-portkey-cache-force-refresh": "true"})[0] == "REFRESH"
+    explained = founding.post("/images/explain", body=body, headers=routed(config)).json()
+    assert explained["targets"][0]["cached"] is True
+    answer = founding.post(body=body, headers=routed(OPENAI))
+    assert answer.headers["x-portkey-cache-status"] == "DISABLED"
