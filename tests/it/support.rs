@@ -12,7 +12,7 @@ use futures::{StreamExt as _, stream};
 use hyper_util::rt::TokioIo;
 use imagegate::{
     config,
-    error::{Error, Result},
+    error::{Error, ErrorKind, Result},
     params, pb,
     pb::{
         Operation, generate_response::Event, stream_image_response::Event as Answer,
@@ -215,6 +215,25 @@ pub fn report(result: &pb::ImageResult) -> &pb::RouteReport {
 pub fn warnings(result: &pb::ImageResult) -> Vec<String> {
     let line = |warning: &pb::Warning| format!("{} {}", warning.field, warning.action().as_str_name());
     report(result).warnings.iter().map(line).collect()
+}
+
+/// A provider's answer with this error status.
+pub fn fails(status: u16) -> Outcome {
+    let error = Error::new(ErrorKind::from_http_status(status), "no").with_status(status);
+    Outcome::Fail(error.billed(pb::BillingClass::RejectedUnbilled))
+}
+
+/// A 429 that asks for a pause.
+pub fn rate_limited(pause: Duration) -> Outcome {
+    let mut error =
+        Error::new(ErrorKind::RateLimited, "slow down").billed(pb::BillingClass::RejectedUnbilled);
+    error.retry_after = Some(pause);
+    Outcome::Fail(error)
+}
+
+/// An answer after so many milliseconds.
+pub fn slow(millis: u64) -> Outcome {
+    Outcome::After(Duration::from_millis(millis), Box::new(Outcome::Good))
 }
 
 /// An address on this machine where nobody listens.
@@ -471,8 +490,18 @@ impl Gateway {
         Self::new(mode, &format!("configs: {{it: {config}}}\ndefault_config: it\n"), &[worker])
     }
 
+    /// A router that leaves nothing to chance, so that what follows from a draw is the same in every run.
+    pub fn seeded(worker: &Arc<Worker>, config: &Value, seed: u64) -> Self {
+        let yaml = format!("configs: {{it: {config}}}\ndefault_config: it\n");
+        Self::start(Mode::OneProcess, &yaml, &[worker], |state| Router::seeded(state, seed))
+    }
+
     /// A router with a whole configuration. In its environment, `PAINT_KEY` is `sk-stored`.
     pub fn new(mode: Mode, yaml: &str, workers: &[&Arc<Worker>]) -> Self {
+        Self::start(mode, yaml, workers, Router::new)
+    }
+
+    fn start(mode: Mode, yaml: &str, workers: &[&Arc<Worker>], router: impl FnOnce(State) -> Router) -> Self {
         let built_in: BTreeMap<String, bool> =
             workers.iter().map(|worker| (worker.record.name.clone(), worker.record.keyless)).collect();
         let environment = |name: &str| (name == "PAINT_KEY").then(|| "sk-stored".to_owned());
@@ -499,7 +528,7 @@ impl Gateway {
         }
         let max_body_bytes = settings.limits.max_body_bytes;
         let state = State::new(Arc::new(settings), Arc::new(known), &built_in);
-        let here: SharedRouter = Arc::new(Router::new(state));
+        let here: SharedRouter = Arc::new(router(state));
         let router = match mode {
             Mode::OneProcess => here,
             Mode::Connected => {
