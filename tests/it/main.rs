@@ -7,6 +7,8 @@ mod answers;
 #[cfg(test)]
 mod callers;
 #[cfg(test)]
+mod compat;
+#[cfg(test)]
 mod connections;
 #[cfg(test)]
 mod hedging;
