@@ -5,13 +5,19 @@
 #[cfg(test)]
 mod answers;
 #[cfg(test)]
+mod balance;
+#[cfg(test)]
 mod callers;
 #[cfg(test)]
 mod compat;
 #[cfg(test)]
 mod connections;
 #[cfg(test)]
+mod health;
+#[cfg(test)]
 mod hedging;
+#[cfg(test)]
+mod limits;
 #[cfg(test)]
 mod routing;
 #[cfg(test)]
