@@ -13,6 +13,8 @@ mod compat;
 #[cfg(test)]
 mod connections;
 #[cfg(test)]
+mod examples;
+#[cfg(test)]
 mod health;
 #[cfg(test)]
 mod hedging;
