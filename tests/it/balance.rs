@@ -212,13 +212,14 @@ async fn sticky_moves_a_session_from_a_broken_target_and_back_when_its_time_is_o
 
 #[tokio::test(start_paused = true)]
 async fn a_request_without_the_sticky_fields_is_drawn_by_weight() {
-    let disabled = json!({"strategy": {
-        "mode": "loadbalance", "sticky": {"enabled": false, "hash_fields": ["metadata.user"]},
-    }});
+    let off = json!({"enabled": false, "hash_fields": ["metadata.user"]});
+    let disabled = json!({"strategy": {"mode": "loadbalance", "sticky": off}});
+    let named = json!({"strategy": {"mode": "loadbalance", "policy": "sticky", "sticky": off}});
     for (config, metadata) in [
         (over("sticky", &["a", "b"]), "{}"),
         (over("sticky", &["a", "b"]), r#"{"team": "red"}"#),
         (with(over("weighted", &["a", "b"]), &disabled), r#"{"user": 1}"#),
+        (with(over("weighted", &["a", "b"]), &named), r#"{"user": 1}"#),
     ] {
         let worker = Worker::paint();
         let gateway = Gateway::seeded(&worker, &config, 2);
