@@ -317,6 +317,14 @@ mod tests {
         for (config, expected) in [
             (json!({"strategy": {"mode": "random"}, "targets": [key]}), "strategy.mode|Invalid 'mode' value"),
             (json!({"strategy": {}, "targets": [key]}), "strategy.mode|Required"),
+            (
+                json!({"strategy": {"mode": "hedge", "after_ms": 0}, "targets": [key]}),
+                "strategy.after_ms|0 is not allowed",
+            ),
+            (
+                json!({"strategy": {"mode": "loadbalance", "sticky": {"hash_fields": []}}, "targets": [key]}),
+                "strategy.sticky.hash_fields|at least one field",
+            ),
             (json!({"strategy": {"mode": "fallback"}, "targets": []}), "targets|at least one target"),
             (json!({"strategy": {"mode": "single"}, "targets": []}), "targets|at least one target"),
             (json!({"strategy": {"mode": "fallback"}}), "targets|Required"),

@@ -171,7 +171,7 @@ fn read_policy(object: &mut Object<'_>) -> Option<Policy> {
                     "Required: the fields to hash, such as { hash_fields: [metadata.user] }",
                 );
             }
-            sticky.map(Policy::Sticky)
+            Some(sticky.map_or(Policy::Weighted, Policy::Sticky))
         }
         Some(name) => {
             if object.has("sticky") {
@@ -195,7 +195,11 @@ fn read_policy(object: &mut Object<'_>) -> Option<Policy> {
 fn read_sticky(mut object: Object<'_>) -> Option<Sticky> {
     let enabled = object.flag("enabled").unwrap_or(true);
     let mut fields = Vec::new();
-    for (i, name) in object.texts("hash_fields").unwrap_or_default().into_iter().enumerate() {
+    let names = object.texts("hash_fields");
+    if enabled && names.as_ref().is_some_and(Vec::is_empty) {
+        object.problem("hash_fields", "at least one field is required");
+    }
+    for (i, name) in names.unwrap_or_default().into_iter().enumerate() {
         match Field::parse(name) {
             Ok(field) => fields.push(field),
             Err(message) => object.problem(&format!("hash_fields.{i}"), message),
@@ -233,7 +237,8 @@ fn read_case(object: &Object<'_>, i: usize, condition: &Value) -> Option<Case> {
 
 fn read_hedge(object: &mut Object<'_>) -> Option<Mode> {
     object.required("after_ms");
-    let after = object.millis("after_ms");
+    // Not `millis`, for which 0 is "not set".
+    let after = object.between("after_ms", 1.0, 86_400_000.0);
     let budget = object.between("budget", 0.0, 1.0).unwrap_or(HEDGE_BUDGET);
-    Some(Mode::Hedge { after: after?, budget })
+    Some(Mode::Hedge { after: Duration::from_secs_f64(after? / 1000.0), budget })
 }

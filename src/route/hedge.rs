@@ -51,7 +51,8 @@ pub async fn run(hedge: &Hedge, call: &Call) -> Result<Reply> {
                     let goes_on = fallback::may_go_on(&hedge.order, &error, call);
                     failures.add(child, error);
                     if !goes_on {
-                        break;
+                        // No further ones; those under way are paid for and may still succeed.
+                        next = children.len();
                     }
                 }
             },

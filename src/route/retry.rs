@@ -104,8 +104,9 @@ fn is_worth_it(retry: &Retry, error: &Error) -> bool {
         | ErrorKind::Unsupported
         | ErrorKind::QuotaExhausted
         | ErrorKind::Cancelled => false,
-        // A provider that stayed silent may still be painting, and bill for it: only if the config says so.
-        ErrorKind::Timeout => retry.on_status_codes.contains(&408),
+        // A provider that stayed silent may still be painting, and bill for it: only if the config says so. One
+        // that answered 504 has given up.
+        ErrorKind::Timeout => retry.on_status_codes.contains(&408) || (listed && !error.transport),
         // Sent for sure and answered by nobody: as above.
         ErrorKind::Unavailable if error.transport => error.billing == BillingClass::NotSent || listed,
         _ => listed && error.billing != BillingClass::Billed,
@@ -146,6 +147,14 @@ mod tests {
         error.retry_after = Some(Duration::from_secs(7));
         assert_eq!(pause(&retry(), 0, &error, LONG, 0.0), Ok(Duration::from_secs(7)));
         assert_eq!(pause(&retry(), 0, &error, Duration::from_secs(7), 0.0), Err(Withheld::NoTime));
+    }
+
+    #[test]
+    fn a_provider_that_says_504_has_not_stayed_silent() {
+        let said = Error::new(ErrorKind::Timeout, "x").with_status(504);
+        assert!(pause(&retry(), 0, &said, LONG, 0.5).is_ok());
+        let unlisted = Retry { on_status_codes: vec![500], ..retry() };
+        assert_eq!(pause(&unlisted, 0, &said, LONG, 0.5), Err(Withheld::NotWanted));
     }
 
     #[test]

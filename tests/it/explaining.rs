@@ -6,9 +6,7 @@ use imagegate::{
 };
 use serde_json::{Value, json};
 
-use crate::support::{
-    Gateway, Mode, Outcome, Worker, ask, both_ways, fallback, message, model, target, with,
-};
+use crate::support::{Gateway, Outcome, Worker, ask, both_ways, fallback, message, model, target, with};
 
 async fn explain(
     gateway: &Gateway,
@@ -172,7 +170,7 @@ async fn history(seed: u64, config: &Value) -> Gateway {
     for i in 1..=27 {
         worker.script(&format!("m{i}"), [down()]);
     }
-    let gateway = Gateway::seeded(Mode::OneProcess, &worker, config, seed);
+    let gateway = Gateway::seeded(&worker, config, seed);
     for _ in 0..seed % 5 {
         gateway.generate(&json!({})).await.unwrap_err();
     }

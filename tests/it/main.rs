@@ -5,15 +5,27 @@
 #[cfg(test)]
 mod answers;
 #[cfg(test)]
+mod balance;
+#[cfg(test)]
 mod caching;
 #[cfg(test)]
 mod callers;
 #[cfg(test)]
+mod compat;
+#[cfg(test)]
 mod connections;
+#[cfg(test)]
+mod examples;
 #[cfg(test)]
 mod explaining;
 #[cfg(test)]
+mod health;
+#[cfg(test)]
+mod hedging;
+#[cfg(test)]
 mod idempotency;
+#[cfg(test)]
+mod limits;
 #[cfg(test)]
 mod routing;
 #[cfg(test)]

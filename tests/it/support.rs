@@ -13,7 +13,7 @@ use hyper_util::rt::TokioIo;
 use imagegate::{
     config,
     egress::Egress,
-    error::{Error, Result},
+    error::{Error, ErrorKind, Result},
     params, pb,
     pb::{
         Operation, generate_response::Event, stream_image_response::Event as Answer,
@@ -219,6 +219,25 @@ pub fn report(result: &pb::ImageResult) -> &pb::RouteReport {
 pub fn warnings(result: &pb::ImageResult) -> Vec<String> {
     let line = |warning: &pb::Warning| format!("{} {}", warning.field, warning.action().as_str_name());
     report(result).warnings.iter().map(line).collect()
+}
+
+/// A provider's answer with this error status.
+pub fn fails(status: u16) -> Outcome {
+    let error = Error::new(ErrorKind::from_http_status(status), "no").with_status(status);
+    Outcome::Fail(error.billed(pb::BillingClass::RejectedUnbilled))
+}
+
+/// A 429 that asks for a pause.
+pub fn rate_limited(pause: Duration) -> Outcome {
+    let mut error =
+        Error::new(ErrorKind::RateLimited, "slow down").billed(pb::BillingClass::RejectedUnbilled);
+    error.retry_after = Some(pause);
+    Outcome::Fail(error)
+}
+
+/// An answer after so many milliseconds.
+pub fn slow(millis: u64) -> Outcome {
+    Outcome::After(Duration::from_millis(millis), Box::new(Outcome::Good))
 }
 
 /// An address on this machine where nobody listens.
@@ -475,18 +494,18 @@ impl Gateway {
         Self::new(mode, &format!("configs: {{it: {config}}}\ndefault_config: it\n"), &[worker])
     }
 
-    /// As [`Gateway::over`], leaving nothing to chance.
-    pub fn seeded(mode: Mode, worker: &Arc<Worker>, config: &Value, seed: u64) -> Self {
+    /// A router that leaves nothing to chance, so that what follows from a draw is the same in every run.
+    pub fn seeded(worker: &Arc<Worker>, config: &Value, seed: u64) -> Self {
         let yaml = format!("configs: {{it: {config}}}\ndefault_config: it\n");
-        Self::with(mode, &yaml, &[worker], |state| Router::seeded(state, seed))
+        Self::start(Mode::OneProcess, &yaml, &[worker], |state| Router::seeded(state, seed))
     }
 
     /// A router with a whole configuration. In its environment, `PAINT_KEY` is `sk-stored`.
     pub fn new(mode: Mode, yaml: &str, workers: &[&Arc<Worker>]) -> Self {
-        Self::with(mode, yaml, workers, Router::new)
+        Self::start(mode, yaml, workers, Router::new)
     }
 
-    fn with(mode: Mode, yaml: &str, workers: &[&Arc<Worker>], router: impl FnOnce(State) -> Router) -> Self {
+    fn start(mode: Mode, yaml: &str, workers: &[&Arc<Worker>], router: impl FnOnce(State) -> Router) -> Self {
         let mut servers = JoinSet::new();
         let (state, max_body_bytes) = state(mode, yaml, workers, &mut servers);
         let local = router(state);
