@@ -33,20 +33,32 @@ pub async fn run(fallback: &Fallback, call: &Call) -> Result<Reply> {
             break;
         }
     }
-    if call.ctx.record.calls() == calls_before {
-        for child in left_alone {
-            let error = match Box::pin(super::run(child, call)).await {
-                Ok(reply) => return Ok(reply),
-                Err(error) => error,
-            };
-            let goes_on = may_go_on(fallback, &error, call);
-            last = Some(more_telling(last, error));
-            if !goes_on {
-                break;
-            }
+    let last = last.expect("a fallback has at least one child");
+    if call.ctx.record.calls() > calls_before {
+        return Err(last);
+    }
+    last_resort(fallback, &left_alone, last, call).await
+}
+
+/// Tries those that were left alone, after nobody was called and the failure was `last`.
+pub async fn last_resort(
+    fallback: &Fallback,
+    left_alone: &[&Plan],
+    mut last: Error,
+    call: &Call,
+) -> Result<Reply> {
+    for child in left_alone {
+        let error = match Box::pin(super::run(child, call)).await {
+            Ok(reply) => return Ok(reply),
+            Err(error) => error,
+        };
+        let goes_on = may_go_on(fallback, &error, call);
+        last = more_telling(Some(last), error);
+        if !goes_on {
+            break;
         }
     }
-    Err(last.expect("a fallback has at least one child"))
+    Err(last)
 }
 
 /// Whether a child after the `i`th can take the request over, and from what.

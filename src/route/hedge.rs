@@ -24,7 +24,9 @@ pub async fn run(hedge: &Hedge, call: &Call) -> Result<Reply> {
     }
     let node = call.ctx.health.node(hedge.id);
     node.earn_extra_call(hedge.budget);
+    let calls_before = call.ctx.record.calls();
     let children = &hedge.order.children;
+    let mut left_alone: Vec<&Plan> = Vec::new();
     let mut running = FuturesUnordered::new();
     let mut next = 0;
     let mut last: Option<Error> = None;
@@ -40,7 +42,7 @@ pub async fn run(hedge: &Hedge, call: &Call) -> Result<Reply> {
         tokio::select! {
             // A reply that is there beats a timer that has run out; and the same order every time.
             biased;
-            Some(outcome) = running.next() => match outcome {
+            Some((child, outcome)) = running.next() => match outcome {
                 Ok(reply) => {
                     if !was_late {
                         node.note_late(false);
@@ -49,6 +51,9 @@ pub async fn run(hedge: &Hedge, call: &Call) -> Result<Reply> {
                 }
                 Err(error) => {
                     let goes_on = fallback::may_go_on(&hedge.order, &error, call);
+                    if error.ejected.is_some() {
+                        left_alone.push(child);
+                    }
                     last = Some(fallback::more_telling(last, error));
                     if !goes_on {
                         break;
@@ -72,11 +77,16 @@ pub async fn run(hedge: &Hedge, call: &Call) -> Result<Reply> {
             }
         }
     }
-    Err(last.expect("a hedge has at least one child"))
+    let last = last.expect("a hedge has at least one child");
+    if call.ctx.record.calls() > calls_before {
+        return Err(last);
+    }
+    fallback::last_resort(&hedge.order, &left_alone, last, call).await
 }
 
-async fn start(hedge: &Hedge, child: &Plan, i: usize, call: &Call) -> Result<Reply> {
-    Box::pin(super::run(child, &call.or(fallback::elsewhere(&hedge.order, i, call)))).await
+async fn start<'a>(hedge: &Hedge, child: &'a Plan, i: usize, call: &Call) -> (&'a Plan, Result<Reply>) {
+    let call = call.or(fallback::elsewhere(&hedge.order, i, call));
+    (child, Box::pin(super::run(child, &call)).await)
 }
 
 /// Whether paying for both would stay within what the next target's config allows.
