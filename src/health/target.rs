@@ -49,6 +49,8 @@ pub struct Standing {
     pub breaker: &'static str,
     /// Recent time of a call in seconds, if one has been seen.
     pub seconds: Option<f64>,
+    /// The same for choosing: it fades while no call ends, so that what was slow once is tried again.
+    pub faded_seconds: Option<f64>,
     /// Calls in flight.
     pub in_flight: u32,
 }
@@ -117,6 +119,7 @@ impl TargetHealth {
             warmth: policy.map_or(1.0, |_| state.breaker.warmth(now)),
             breaker: policy.map_or("closed", |_| state.breaker.state()),
             seconds: state.latency.seconds(),
+            faded_seconds: state.latency.faded(now),
             in_flight: self.in_flight(),
         }
     }

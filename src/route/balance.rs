@@ -156,8 +156,9 @@ impl Choice<'_> {
         let second = (first + 1 + (self.dice(SECOND_DRAW) * others as f64) as usize) % available.len();
         lowest([available[first], available[second]].into_iter(), |child| {
             let Some(standing) = self.lead_standing(child) else { return 0.0 };
-            // A target nobody has called yet is tried, by one request at a time.
-            let seconds = standing.seconds.unwrap_or(if standing.in_flight == 0 { 0.0 } else { f64::MAX });
+            // A target nobody has called yet is tried, by one request at a time; so is one that may be back.
+            let known = standing.faded_seconds.filter(|_| standing.breaker == "closed");
+            let seconds = known.unwrap_or(if standing.in_flight == 0 { 0.0 } else { f64::MAX });
             seconds * f64::from(standing.in_flight + 1) / self.warm_weight(child)
         })
     }
