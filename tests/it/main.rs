@@ -9,6 +9,8 @@ mod callers;
 #[cfg(test)]
 mod connections;
 #[cfg(test)]
+mod promises;
+#[cfg(test)]
 mod routing;
 #[cfg(test)]
 mod scenarios;
