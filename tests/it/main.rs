@@ -15,6 +15,8 @@ mod routing;
 #[cfg(test)]
 mod scenarios;
 #[cfg(test)]
+mod shares;
+#[cfg(test)]
 mod simulation;
 #[cfg(test)]
 mod support;
