@@ -9,6 +9,8 @@ mod callers;
 #[cfg(test)]
 mod connections;
 #[cfg(test)]
+mod outages;
+#[cfg(test)]
 mod promises;
 #[cfg(test)]
 mod routing;
