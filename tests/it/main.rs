@@ -21,6 +21,8 @@ mod shares;
 #[cfg(test)]
 mod simulation;
 #[cfg(test)]
+mod squeeze;
+#[cfg(test)]
 mod support;
 #[cfg(test)]
 mod timing;
