@@ -21,6 +21,8 @@ mod shares;
 #[cfg(test)]
 mod simulation;
 #[cfg(test)]
+mod spend;
+#[cfg(test)]
 mod squeeze;
 #[cfg(test)]
 mod support;
