@@ -9,6 +9,8 @@ mod callers;
 #[cfg(test)]
 mod connections;
 #[cfg(test)]
+mod leavers;
+#[cfg(test)]
 mod outages;
 #[cfg(test)]
 mod promises;

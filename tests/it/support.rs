@@ -3,7 +3,10 @@
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     io::Cursor,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -88,11 +91,13 @@ pub struct Worker {
     requests: Mutex<Vec<pb::GenerateRequest>>,
     called: watch::Sender<usize>,
     dropped: watch::Sender<usize>,
+    in_flight: Arc<AtomicUsize>,
 }
 
 /// A router with its workers.
 pub struct Gateway {
     router: SharedRouter,
+    connections: Arc<AtomicUsize>,
     /// Aborted when the gateway goes.
     _servers: JoinSet<()>,
 }
@@ -108,6 +113,7 @@ enum Act {
 struct InFlight {
     finished: bool,
     dropped: watch::Sender<usize>,
+    in_flight: Arc<AtomicUsize>,
 }
 
 /// Tells in which mode a test failed.
@@ -246,6 +252,7 @@ impl Worker {
             requests: Mutex::default(),
             called: watch::Sender::new(0),
             dropped: watch::Sender::new(0),
+            in_flight: Arc::default(),
         })
     }
 
@@ -290,6 +297,11 @@ impl Worker {
     /// Calls that were dropped so far.
     pub fn dropped(&self) -> usize {
         *self.dropped.borrow()
+    }
+
+    /// Calls that have neither ended nor been dropped.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::Relaxed)
     }
 
     fn next(&self, model: &str) -> Outcome {
@@ -417,7 +429,9 @@ impl WorkerService for Worker {
     async fn generate(&self, request: Request<pb::GenerateRequest>) -> Result<Response<EventStream>, Status> {
         let request = request.into_inner();
         let image = request.image.clone().unwrap();
-        let mut in_flight = InFlight { finished: false, dropped: self.dropped.clone() };
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        let in_flight = Arc::clone(&self.in_flight);
+        let mut in_flight = InFlight { finished: false, dropped: self.dropped.clone(), in_flight };
         self.requests.lock().unwrap().push(request);
         self.called.send_modify(|count| *count += 1);
         let mut acts = VecDeque::from(self.next(&image.model).acts(&image));
@@ -459,6 +473,7 @@ impl WorkerService for Worker {
 
 impl Drop for InFlight {
     fn drop(&mut self) {
+        self.in_flight.fetch_sub(1, Ordering::Relaxed);
         if !self.finished {
             self.dropped.send_modify(|count| *count += 1);
         }
@@ -478,6 +493,7 @@ impl Gateway {
         let environment = |name: &str| (name == "PAINT_KEY").then(|| "sk-stored".to_owned());
         let settings = config::read(yaml, &built_in, &environment).unwrap();
         let mut servers = JoinSet::new();
+        let connections = Arc::<AtomicUsize>::default();
         let mut known = Workers::default();
         for worker in workers {
             let here: SharedWorker = Arc::clone(worker) as _;
@@ -485,7 +501,8 @@ impl Gateway {
                 Mode::OneProcess => here,
                 Mode::Connected => {
                     let served = transport::worker_server(worker::remote::Served(here));
-                    let channel = connect(&mut servers, transport::server().add_service(served));
+                    let server = transport::server().add_service(served);
+                    let channel = connect(&mut servers, server, &connections);
                     Arc::new(worker::remote::Remote::new(channel))
                 }
             };
@@ -504,11 +521,11 @@ impl Gateway {
             Mode::OneProcess => here,
             Mode::Connected => {
                 let served = transport::router_server(router::remote::Served(here), max_body_bytes);
-                let channel = connect(&mut servers, transport::server().add_service(served));
+                let channel = connect(&mut servers, transport::server().add_service(served), &connections);
                 Arc::new(router::remote::Remote::new(channel))
             }
         };
-        Self { router, _servers: servers }
+        Self { router, connections, _servers: servers }
     }
 
     /// Generates images.
@@ -539,6 +556,11 @@ impl Gateway {
         Ok(answer?.into_inner().result.unwrap())
     }
 
+    /// Connections that were made so far between the roles.
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
+    }
+
     /// The role itself, for the other calls.
     pub fn router(&self) -> &SharedRouter {
         &self.router
@@ -563,13 +585,19 @@ impl Gateway {
 }
 
 /// A client's end of a server without sockets, so that both follow the paused clock.
-fn connect(servers: &mut JoinSet<()>, server: tonic::transport::server::Router) -> Channel {
+fn connect(
+    servers: &mut JoinSet<()>,
+    server: tonic::transport::server::Router,
+    connections: &Arc<AtomicUsize>,
+) -> Channel {
+    let connections = Arc::clone(connections);
     let (sender, receiver) = mpsc::unbounded_channel::<std::io::Result<DuplexStream>>();
     servers.spawn(async move {
         server.serve_with_incoming(UnboundedReceiverStream::new(receiver)).await.unwrap();
     });
     Endpoint::from_static("http://peer").connect_with_connector_lazy(tower::service_fn(move |_| {
         let (here, there) = tokio::io::duplex(64 * 1024);
+        connections.fetch_add(1, Ordering::Relaxed);
         let sent = sender.send(Ok(there));
         async move {
             sent.map_err(|_| std::io::Error::from(std::io::ErrorKind::ConnectionRefused))?;
