@@ -15,6 +15,8 @@ mod outages;
 #[cfg(test)]
 mod promises;
 #[cfg(test)]
+mod random;
+#[cfg(test)]
 mod routing;
 #[cfg(test)]
 mod scenarios;
