@@ -1,6 +1,7 @@
 //! What one request carries down the strategy tree, and what the tree leaves behind in it.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -359,17 +360,25 @@ impl Record {
         self.lock().cache_status
     }
 
-    /// What may have been paid so far for attempts that gave nothing.
-    pub fn at_risk(&self) -> AtRisk {
-        self.lock().at_risk
-    }
-
-    /// As [`Record::at_risk`], if everything that is under way came to nothing.
-    pub fn at_risk_with_running(&self) -> AtRisk {
+    /// What may have been paid for nothing once another attempt of this price has begun as well: for those that
+    /// failed, and for all that run but the cheapest, since whichever answers first makes the others useless.
+    pub fn at_risk_beside(&self, price: Option<f64>) -> AtRisk {
         let happened = self.lock();
-        let running = happened.attempts.iter().zip(&happened.prices);
-        let running = running.filter(|(attempt, _)| attempt.outcome == RUNNING);
-        running.fold(happened.at_risk, |at_risk, (_, price)| at_risk.plus(*price))
+        // Several calls of one target make up one answer.
+        let mut running: BTreeMap<&str, AtRisk> = BTreeMap::new();
+        for (attempt, price) in happened.attempts.iter().zip(&happened.prices) {
+            if attempt.outcome == RUNNING {
+                let target = running.entry(&attempt.target).or_default();
+                *target = target.plus(*price);
+            }
+        }
+        let another = AtRisk::default().plus(price);
+        let cheapest = running.values().fold(another.usd, |usd, target| usd.min(target.usd));
+        let unknown =
+            !running.is_empty() && (another.unknown || running.values().any(|target| target.unknown));
+        let all = running.values().fold(another.usd, |usd, target| usd + target.usd);
+        let AtRisk { usd, unknown: before } = happened.at_risk;
+        AtRisk { usd: usd + all - cheapest, unknown: before || unknown }
     }
 
     /// Notes how the retries of a target ended that failed.

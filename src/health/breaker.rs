@@ -32,8 +32,17 @@ pub enum Ejected {
 #[derive(Clone, Debug)]
 pub struct Breaker {
     state: State,
-    consecutive: u32,
+    row: Row,
     results: Window,
+}
+
+/// Failures in a row, in the order in which calls began: what ends first says nothing about what is still on its
+/// way, and errors are often quicker than pictures.
+#[derive(Clone, Copy, Debug, Default)]
+struct Row {
+    failures: u32,
+    /// The number of the call whose failure was seen first. The success of one that began before is old news.
+    first: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -90,7 +99,7 @@ impl fmt::Display for Ejected {
 impl Breaker {
     /// A closed one.
     pub fn new() -> Self {
-        Self { state: State::Closed { since: None }, consecutive: 0, results: Window::default() }
+        Self { state: State::Closed { since: None }, row: Row::default(), results: Window::default() }
     }
 
     /// Whether a call would be let through now, and if so, whether it would be a probe.
@@ -141,41 +150,62 @@ impl Breaker {
         }
     }
 
-    /// A call showed that the target works. `news`: it began after the breaker had opened.
-    pub fn succeed(&mut self, policy: &Policy, now: Instant, news: bool) -> Option<Transition> {
-        self.consecutive = 0;
+    /// A call showed that the target works. `call` counts calls in the order of their beginnings. `news`: it began
+    /// after the breaker had opened.
+    pub fn succeed(&mut self, policy: &Policy, now: Instant, call: u64, news: bool) -> Option<Transition> {
+        if call >= self.row.first {
+            self.row = Row::default();
+        }
         self.results.add(false, policy.window, now);
         let is_back = news && !matches!(self.state, State::Closed { .. });
         is_back.then(|| {
             self.state = State::Closed { since: Some(now) };
+            self.row = Row::default();
             self.results = Window::default();
             Transition::Closed
         })
     }
 
-    /// A call showed that it does not.
-    pub fn fail(&mut self, policy: &Policy, now: Instant, probe: bool) -> Option<Transition> {
-        self.consecutive = self.consecutive.saturating_add(1);
+    /// A call showed that it does not. `survivors` counts the calls that began with the given number or later
+    /// and have been running for longer than this one took to fail: they are no failures so far.
+    pub fn fail(
+        &mut self,
+        policy: &Policy,
+        now: Instant,
+        call: u64,
+        probe: bool,
+        survivors: impl Fn(u64) -> u32,
+    ) -> Option<Transition> {
+        if self.row.failures == 0 {
+            self.row.first = call;
+        }
+        self.row.failures = self.row.failures.saturating_add(1);
         self.results.add(true, policy.window, now);
+        let was_closed = matches!(self.state, State::Closed { .. });
         let opens = match self.state {
-            State::Closed { .. } => self.is_too_much(policy, now),
+            State::Closed { .. } => self.is_too_much(policy, now, survivors),
             State::HalfOpen { .. } => probe,
             // Calls of last resort, and those that were under way when it opened.
             State::Open { .. } => false,
         };
-        opens.then(|| {
+        if opens {
             self.state = State::Open { until: now + policy.cooldown };
-            self.consecutive = 0;
-            Transition::Opened
-        })
+            self.row = Row::default();
+        }
+        // After a probe it was open all the time.
+        (opens && was_closed).then_some(Transition::Opened)
     }
 
-    fn is_too_much(&self, policy: &Policy, now: Instant) -> bool {
-        let in_a_row = policy.consecutive_failures.is_some_and(|limit| self.consecutive >= limit);
+    fn is_too_much(&self, policy: &Policy, now: Instant, survivors: impl Fn(u64) -> u32) -> bool {
+        let Row { failures, first } = self.row;
+        // Every call that may still break the row asks for another row, so that one that hangs cannot stop it.
+        let in_a_row = policy
+            .consecutive_failures
+            .is_some_and(|limit| failures >= limit && failures >= limit.saturating_mul(1 + survivors(first)));
         in_a_row
             || policy.failure_ratio.is_some_and(|limit| {
                 let (failures, all) = self.results.count(policy.window, now);
-                all >= policy.min_requests && f64::from(failures) >= limit * f64::from(all)
+                all >= policy.min_requests && f64::from(failures) >= limit * f64::from(all + survivors(0))
             })
     }
 }
@@ -240,22 +270,28 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
+    /// One call after the other: none survives another.
+    fn fail(breaker: &mut Breaker, policy: &Policy, now: Instant, probe: bool) -> Option<Transition> {
+        breaker.fail(policy, now, 1, probe, |_| 0)
+    }
+
     #[test]
     fn failures_in_a_row_open_it_and_one_probe_closes_it() {
         let (policy, start) = (policy(), Instant::now());
         let mut breaker = Breaker::new();
-        assert_eq!(breaker.fail(&policy, start, false), None);
-        assert_eq!(breaker.fail(&policy, start, false), None);
-        assert_eq!(breaker.fail(&policy, start, false), Some(Transition::Opened));
+        assert_eq!(fail(&mut breaker, &policy, start, false), None);
+        assert_eq!(fail(&mut breaker, &policy, start, false), None);
+        assert_eq!(fail(&mut breaker, &policy, start, false), Some(Transition::Opened));
         assert_eq!(breaker.look(&policy, start + SECOND), Err(Ejected::Open(14 * SECOND)));
         let later = start + 15 * SECOND;
         assert_eq!(breaker.look(&policy, later), Ok(true));
         breaker.begin_probe(later);
         assert_eq!(breaker.look(&policy, later), Err(Ejected::Probing));
-        assert_eq!(breaker.fail(&policy, later, true), Some(Transition::Opened));
+        assert_eq!(fail(&mut breaker, &policy, later, true), None);
+        assert_eq!(breaker.look(&policy, later), Err(Ejected::Open(15 * SECOND)));
         let again = later + 15 * SECOND;
         breaker.begin_probe(again);
-        assert_eq!(breaker.succeed(&policy, again, true), Some(Transition::Closed));
+        assert_eq!(breaker.succeed(&policy, again, 1, true), Some(Transition::Closed));
         assert_eq!(breaker.look(&policy, again), Ok(false));
         assert!((breaker.warmth(again) - 0.1).abs() < 1e-9);
         assert!((breaker.warmth(again + 15 * SECOND) - 0.5).abs() < 1e-9);
@@ -267,10 +303,30 @@ mod tests {
         let (policy, now) = (policy(), Instant::now());
         let mut breaker = Breaker::new();
         for _ in 0..2 {
-            breaker.fail(&policy, now, false);
+            fail(&mut breaker, &policy, now, false);
         }
-        breaker.succeed(&policy, now, false);
-        assert_eq!(breaker.fail(&policy, now, false), None);
+        breaker.succeed(&policy, now, 1, false);
+        assert_eq!(fail(&mut breaker, &policy, now, false), None);
+    }
+
+    #[test]
+    fn what_began_before_the_row_does_not_break_it() {
+        let (policy, now) = (policy(), Instant::now());
+        let mut breaker = Breaker::new();
+        breaker.fail(&policy, now, 7, false, |_| 0);
+        breaker.fail(&policy, now, 8, false, |_| 0);
+        breaker.succeed(&policy, now, 6, false);
+        assert_eq!(breaker.fail(&policy, now, 9, false, |_| 0), Some(Transition::Opened));
+    }
+
+    #[test]
+    fn quick_failures_beside_as_many_slow_calls_are_no_row() {
+        let (policy, now) = (policy(), Instant::now());
+        let mut breaker = Breaker::new();
+        for call in 1..10 {
+            assert_eq!(breaker.fail(&policy, now, call, false, |_| 20), None);
+        }
+        assert_eq!(breaker.fail(&policy, now, 10, false, |_| 2), Some(Transition::Opened));
     }
 
     #[test]
@@ -279,17 +335,17 @@ mod tests {
         let start = Instant::now();
         let mut breaker = Breaker::new();
         for i in 0..9 {
-            assert_eq!(breaker.fail(&policy, start + i * SECOND, false), None);
+            assert_eq!(fail(&mut breaker, &policy, start + i * SECOND, false), None);
         }
         // Two minutes later they are forgotten.
         let later = start + 120 * SECOND;
         for _ in 0..5 {
-            breaker.succeed(&policy, later, false);
+            breaker.succeed(&policy, later, 1, false);
         }
         for _ in 0..4 {
-            assert_eq!(breaker.fail(&policy, later, false), None);
+            assert_eq!(fail(&mut breaker, &policy, later, false), None);
         }
-        assert_eq!(breaker.fail(&policy, later, false), Some(Transition::Opened));
+        assert_eq!(fail(&mut breaker, &policy, later, false), Some(Transition::Opened));
     }
 
     #[test]
@@ -297,7 +353,7 @@ mod tests {
         let (policy, start) = (policy(), Instant::now());
         let mut breaker = Breaker::new();
         for _ in 0..3 {
-            breaker.fail(&policy, start, false);
+            fail(&mut breaker, &policy, start, false);
         }
         breaker.begin_probe(start);
         breaker.give_up_probe(start + SECOND);
@@ -311,11 +367,11 @@ mod tests {
         let (policy, start) = (policy(), Instant::now());
         let mut breaker = Breaker::new();
         for _ in 0..3 {
-            breaker.fail(&policy, start, false);
+            fail(&mut breaker, &policy, start, false);
         }
-        assert_eq!(breaker.fail(&policy, start + SECOND, false), None);
-        assert_eq!(breaker.succeed(&policy, start + SECOND, false), None);
+        assert_eq!(fail(&mut breaker, &policy, start + SECOND, false), None);
+        assert_eq!(breaker.succeed(&policy, start + SECOND, 1, false), None);
         assert_eq!(breaker.look(&policy, start + 2 * SECOND), Err(Ejected::Open(13 * SECOND)));
-        assert_eq!(breaker.succeed(&policy, start + 2 * SECOND, true), Some(Transition::Closed));
+        assert_eq!(breaker.succeed(&policy, start + 2 * SECOND, 1, true), Some(Transition::Closed));
     }
 }

@@ -10,6 +10,10 @@ const MEMORY: f64 = 10.0;
 const SHORTEST_MEMORY: f64 = 5.0;
 const LONGEST_MEMORY: f64 = 900.0;
 
+/// Without calls it is forgotten over no more than so many seconds: a target that is avoided for its slowness has
+/// to be called now and then to show that it is no longer slow.
+const LONGEST_IDLE_MEMORY: f64 = 60.0;
+
 /// A call that failed counts as at least so long: failing fast is not being fast.
 const FAILURE: Duration = Duration::from_secs(10);
 
@@ -51,6 +55,13 @@ impl Latency {
     pub fn seconds(&self) -> Option<f64> {
         self.seconds
     }
+
+    /// The average for choosing among targets: it fades while no call ends.
+    pub fn faded(&self, now: Instant) -> Option<f64> {
+        let average = self.seconds?;
+        let memory = (average * MEMORY).clamp(SHORTEST_MEMORY, LONGEST_IDLE_MEMORY);
+        Some(average * (-now.saturating_duration_since(self.at).as_secs_f64() / memory).exp())
+    }
 }
 
 #[cfg(test)]
@@ -73,6 +84,16 @@ mod tests {
         }
         let later = latency.seconds().unwrap();
         assert!(later < 4.1, "{later}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_fades_while_nobody_calls() {
+        let mut latency = Latency::new();
+        latency.observe(Duration::from_secs(10));
+        assert_eq!(latency.faded(Instant::now()), Some(10.0));
+        tokio::time::advance(Duration::from_secs(180)).await;
+        assert!(latency.faded(Instant::now()).unwrap() < 1.0);
+        assert_eq!(latency.seconds(), Some(10.0));
     }
 
     #[tokio::test(start_paused = true)]

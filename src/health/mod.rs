@@ -53,6 +53,11 @@ impl Health {
     pub fn in_flight(&self) -> u64 {
         self.targets.read(|entries| entries.values().map(|entry| u64::from(entry.in_flight())).sum())
     }
+
+    /// How often breakers have opened and closed, over all targets that are remembered.
+    pub fn breaker_changes(&self) -> u64 {
+        self.targets.read(|entries| entries.values().map(|entry| entry.breaker_changes()).sum())
+    }
 }
 
 /// Entries by identity, a bounded number of them.

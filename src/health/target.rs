@@ -1,9 +1,10 @@
 //! One target: its breaker, its pause, its latency, its calls in flight, its retry budget.
 
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -31,12 +32,16 @@ const RETRIES_PER_SECOND: f64 = 0.2;
 pub struct TargetHealth {
     provider: String,
     in_flight: AtomicU32,
+    breaker_changes: AtomicU64,
     state: Mutex<State>,
 }
 
 #[derive(Debug)]
 struct State {
     breaker: Breaker,
+    /// When each call began that runs, by its number.
+    running: BTreeMap<u64, Instant>,
+    begun: u64,
     paused_until: Option<Instant>,
     latency: Latency,
     retries: Bucket,
@@ -54,6 +59,8 @@ pub struct Standing {
     pub breaker: &'static str,
     /// Recent time of a call in seconds, if one has been seen.
     pub seconds: Option<f64>,
+    /// The same for choosing: it fades while no call ends, so that what was slow once is tried again.
+    pub faded_seconds: Option<f64>,
     /// Calls in flight.
     pub in_flight: u32,
 }
@@ -75,6 +82,8 @@ pub enum Verdict {
 #[derive(Debug)]
 pub struct Permit {
     health: Arc<TargetHealth>,
+    /// Counts the target's calls, from 1.
+    number: u64,
     started: Instant,
     kind: Kind,
     finished: bool,
@@ -94,12 +103,19 @@ impl TargetHealth {
     pub fn new(provider: &str) -> Self {
         let state = State {
             breaker: Breaker::new(),
+            running: BTreeMap::new(),
+            begun: 0,
             paused_until: None,
             latency: Latency::new(),
             retries: Bucket::new(RETRIES_AT_ONCE, RETRIES_PER_SECOND),
             used: Instant::now(),
         };
-        Self { provider: provider.to_owned(), in_flight: AtomicU32::new(0), state: Mutex::new(state) }
+        Self {
+            provider: provider.to_owned(),
+            in_flight: AtomicU32::new(0),
+            breaker_changes: AtomicU64::new(0),
+            state: Mutex::new(state),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -109,6 +125,11 @@ impl TargetHealth {
     /// Calls in flight.
     pub fn in_flight(&self) -> u32 {
         self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// How often its breaker has opened and closed.
+    pub fn breaker_changes(&self) -> u64 {
+        self.breaker_changes.load(Ordering::Relaxed)
     }
 
     /// How it stands, changing nothing. Without a policy it has no breaker.
@@ -122,6 +143,7 @@ impl TargetHealth {
             warmth: policy.map_or(1.0, |_| state.breaker.warmth(now)),
             breaker: policy.map_or("closed", |_| state.breaker.state()),
             seconds: state.latency.seconds(),
+            faded_seconds: state.latency.faded(now),
             in_flight: self.in_flight(),
         }
     }
@@ -146,18 +168,20 @@ impl TargetHealth {
         if probe {
             state.breaker.begin_probe(now);
         }
-        drop(state);
-        Ok(self.begin(if probe { Kind::Probe } else { Kind::Normal }))
+        Ok(self.begin(&mut state, if probe { Kind::Probe } else { Kind::Normal }))
     }
 
     /// A call begins whatever is known: there is no other target.
     pub fn force(self: &Arc<Self>) -> Permit {
-        self.begin(Kind::LastResort)
+        self.begin(&mut self.lock(), Kind::LastResort)
     }
 
-    fn begin(self: &Arc<Self>, kind: Kind) -> Permit {
+    fn begin(self: &Arc<Self>, state: &mut State, kind: Kind) -> Permit {
+        let started = Instant::now();
+        state.begun += 1;
+        state.running.insert(state.begun, started);
         self.in_flight.fetch_add(1, Ordering::Relaxed);
-        Permit { health: Arc::clone(self), started: Instant::now(), kind, finished: false }
+        Permit { health: Arc::clone(self), number: state.begun, started, kind, finished: false }
     }
 
     /// A request earns its share of a retry.
@@ -171,10 +195,9 @@ impl TargetHealth {
     }
 
     fn transition(&self, to: Option<Transition>) {
-        match to {
-            Some(Transition::Opened) => telemetry::breaker(&self.provider, true),
-            Some(Transition::Closed) => telemetry::breaker(&self.provider, false),
-            None => {}
+        if let Some(transition) = to {
+            self.breaker_changes.fetch_add(1, Ordering::Relaxed);
+            telemetry::breaker(&self.provider, transition == Transition::Opened);
         }
     }
 }
@@ -224,6 +247,7 @@ impl Permit {
         let took = now.saturating_duration_since(self.started);
         let mut state = self.health.lock();
         state.used = now;
+        state.running.remove(&self.number);
         if let Some(pause) = pause {
             let until = now + pause.min(LONGEST_PAUSE);
             state.paused_until = Some(state.paused_until.map_or(until, |known| known.max(until)));
@@ -234,18 +258,30 @@ impl Permit {
             Verdict::Alive | Verdict::Nothing => {}
         }
         let (probe, news) = (self.kind == Kind::Probe, self.kind != Kind::Normal);
+        let State { breaker, running, .. } = &mut *state;
+        let survivors = |first: u64| {
+            let survived = running.range(first..).filter(|(_, started)| now - **started > took).count();
+            u32::try_from(survived).unwrap_or(u32::MAX)
+        };
         let transition = match (policy, verdict) {
-            (Some(policy), Verdict::Success) => state.breaker.succeed(policy, now, news),
-            (Some(policy), Verdict::Failure) => state.breaker.fail(policy, now, probe),
+            (Some(policy), Verdict::Success) => breaker.succeed(policy, now, self.number, news),
+            (Some(policy), Verdict::Failure) => breaker.fail(policy, now, self.number, probe, survivors),
             // It answered: that is all a probe wants to know.
-            (Some(policy), Verdict::Alive) if news => state.breaker.succeed(policy, now, true),
+            (Some(policy), Verdict::Alive) if news => breaker.succeed(policy, now, self.number, true),
             _ => {
                 if probe {
-                    state.breaker.give_up_probe(now);
+                    breaker.give_up_probe(now);
                 }
                 None
             }
         };
+        if transition == Some(Transition::Closed) {
+            // How long it took before it broke, or to break, says nothing any more.
+            state.latency = Latency::new();
+            if verdict == Verdict::Success {
+                state.latency.observe(took);
+            }
+        }
         drop(state);
         self.health.transition(transition);
     }
@@ -254,8 +290,13 @@ impl Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         self.health.in_flight.fetch_sub(1, Ordering::Relaxed);
-        if !self.finished && self.kind == Kind::Probe {
-            self.health.lock().breaker.give_up_probe(Instant::now());
+        if self.finished {
+            return;
+        }
+        let mut state = self.health.lock();
+        state.running.remove(&self.number);
+        if self.kind == Kind::Probe {
+            state.breaker.give_up_probe(Instant::now());
         }
     }
 }

@@ -105,7 +105,9 @@ impl Choice<'_> {
             weight: self.weight(child) * standing.map_or(1.0, |standing| standing.warmth),
             // If even the one it would call first is left alone, so are the others.
             available: standing.is_some_and(|standing| standing.ejected.is_none()),
-            seconds: standing.and_then(|standing| standing.seconds),
+            seconds: standing
+                .filter(|standing| standing.breaker == "closed")
+                .and_then(|standing| standing.faded_seconds),
             in_flight: standing.map_or(0, |standing| standing.in_flight),
         }
     }
@@ -156,7 +158,7 @@ impl Choice<'_> {
             candidates = self.two_of(&candidates).into();
         }
         lowest(candidates.iter(), |candidate| {
-            // A target nobody has called yet is tried, by one request at a time.
+            // A target nobody has called yet is tried, by one request at a time; so is one that may be back.
             let unknown = if candidate.in_flight == 0 { 0.0 } else { f64::MAX };
             let seconds = candidate.seconds.unwrap_or(unknown);
             seconds * f64::from(candidate.in_flight + 1) / candidate.weight

@@ -153,7 +153,7 @@ fn goes_on(fallback: &Fallback, error: &Error, call: &Call) -> bool {
 fn planned(target: &Target, call: &Call, decision: Decision) -> PlannedTarget {
     let upstream = standing::upstream(target, call);
     let model = target.override_params.get("model").and_then(|model| model.as_str());
-    let Standing { ejected, warmth, breaker, seconds, in_flight } = standing::of(target, call);
+    let Standing { ejected, warmth, breaker, seconds, in_flight, .. } = standing::of(target, call);
     PlannedTarget {
         target: target.path.clone(),
         provider: upstream.map_or_else(String::new, |upstream| upstream.provider.clone()),

@@ -89,8 +89,5 @@ async fn may_spend(next: &Plan, call: &Call) -> bool {
         return true;
     };
     let price = prepare::ready(target, call).await.ok().and_then(|ready| ready.price());
-    // Whichever of the two wins, the other one was for nothing.
-    let first = call.ctx.record.at_risk_with_running();
-    let second = call.ctx.record.at_risk().plus(price);
-    first.is_within(cap) && second.is_within(cap)
+    call.ctx.record.at_risk_beside(price).is_within(cap)
 }

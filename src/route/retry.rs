@@ -11,7 +11,7 @@ use crate::{
 /// First pause, doubled after every retry.
 const FIRST_DELAY: Duration = Duration::from_secs(1);
 
-/// How far the waits that a provider asked for are spread, at most.
+/// How far the waits that a provider asked for are spread, however short: everybody was asked at the same moment.
 const ASKED_SPREAD: Duration = Duration::from_secs(1);
 
 /// Why there is no next try.
@@ -79,7 +79,7 @@ pub fn pause(
     let dice = if retry.jitter { Some(dice) } else { None };
     let pause = match (asked, dice) {
         // Never sooner than asked; a little later, because others were asked the same.
-        (Some(asked), dice) => asked + asked.min(ASKED_SPREAD).mul_f64(dice.unwrap_or(0.0)),
+        (Some(asked), dice) => asked + ASKED_SPREAD.mul_f64(dice.unwrap_or(0.0)),
         (None, Some(dice)) => limit.mul_f64(dice),
         (None, None) => limit,
     };

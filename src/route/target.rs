@@ -88,9 +88,13 @@ pub async fn tries(ready: &Ready<'_>, call: &Call) -> Result<Tried> {
             ready.provider().clone_into(&mut error.provider);
         }
         let dice = ctx.dice(identity, FIRST_RETRY + u64::from(retries));
-        match again(target, &error, retries, dice, &health, call) {
+        match again(ready, &error, retries, dice, &health, call) {
             Ok(pause) => tokio::time::sleep(pause).await,
             Err(withheld) => return Err(give_up(ready, call, error, retries, withheld)),
+        }
+        // Meanwhile a hedge may have begun another call.
+        if is_too_expensive(ready, call) {
+            return Err(give_up(ready, call, error, retries, Withheld::TooExpensive));
         }
         retries += 1;
         // A retry that has been waited for is made, unless another target has it better.
@@ -106,16 +110,17 @@ pub async fn tries(ready: &Ready<'_>, call: &Call) -> Result<Tried> {
 
 /// How long to wait before the next try.
 fn again(
-    target: &Target,
+    ready: &Ready<'_>,
     error: &Error,
     retries: u32,
     dice: f64,
     health: &TargetHealth,
     call: &Call,
 ) -> Result<Duration, Withheld> {
+    let target = ready.target;
     let policy = target.retry.as_ref().filter(|_| !call.ctx.is_committed()).ok_or(Withheld::NotWanted)?;
     let pause = retry::pause(policy, retries, error, call.remaining(), dice)?;
-    if policy.max_duplicate_spend_usd.is_some_and(|cap| !call.ctx.record.at_risk().is_within(cap)) {
+    if is_too_expensive(ready, call) {
         return Err(Withheld::TooExpensive);
     }
     let standing = health.standing(target.breaker.as_ref());
@@ -127,6 +132,12 @@ fn again(
         return Err(Withheld::BudgetSpent);
     }
     Ok(pause)
+}
+
+/// Whether a retry might make the request cost more for nothing than its config allows.
+fn is_too_expensive(ready: &Ready<'_>, call: &Call) -> bool {
+    let cap = ready.target.retry.as_ref().and_then(|retry| retry.max_duplicate_spend_usd);
+    cap.is_some_and(|cap| !call.ctx.record.at_risk_beside(ready.price()).is_within(cap))
 }
 
 fn give_up(ready: &Ready<'_>, call: &Call, error: Error, retries: u32, withheld: Withheld) -> Error {

@@ -130,6 +130,11 @@ impl Router {
         self.shared.health.in_flight()
     }
 
+    /// How often circuit breakers have opened and closed.
+    pub fn breaker_changes(&self) -> u64 {
+        self.shared.health.breaker_changes()
+    }
+
     /// Replaces settings and workers. Requests in flight finish with the old ones.
     pub fn replace(&self, state: State) {
         self.shared.cache.resize(state.settings.limits.cache_bytes);

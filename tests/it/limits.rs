@@ -125,7 +125,7 @@ async fn a_provider_that_says_nothing_is_given_up_before_one_that_is_slow() {
 
 #[tokio::test(start_paused = true)]
 async fn retries_of_a_target_are_a_share_of_its_requests() {
-    for (budget, second) in [(json!(0.2), 1), (json!(false), 11), (json!(3), 4)] {
+    for (budget, second) in [(json!(0.2), 1), (json!(false), 11), (json!(3), 7)] {
         let worker = Worker::paint().script("a", [fails(500)]);
         let retry = json!({"retry": {"attempts": 10, "max_delay_ms": 10, "jitter": false, "budget": budget}});
         let gateway = Gateway::over(Mode::OneProcess, &worker, &with(target("a"), &retry));

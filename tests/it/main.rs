@@ -25,7 +25,15 @@ mod hedging;
 #[cfg(test)]
 mod idempotency;
 #[cfg(test)]
+mod leavers;
+#[cfg(test)]
 mod limits;
+#[cfg(test)]
+mod outages;
+#[cfg(test)]
+mod promises;
+#[cfg(test)]
+mod random;
 #[cfg(test)]
 mod routing;
 #[cfg(test)]
@@ -33,7 +41,13 @@ mod scenarios;
 #[cfg(test)]
 mod semantic;
 #[cfg(test)]
+mod shares;
+#[cfg(test)]
 mod simulation;
+#[cfg(test)]
+mod spend;
+#[cfg(test)]
+mod squeeze;
 #[cfg(test)]
 mod support;
 #[cfg(test)]

@@ -31,11 +31,13 @@ providers:
     ))
 }
 
-fn play(text: &str) -> Outcome {
+/// Plays a scenario.
+pub fn play(text: &str) -> Outcome {
     world::run(&scenario(text))
 }
 
-fn scenario(text: &str) -> Scenario {
+/// Reads a scenario.
+pub fn scenario(text: &str) -> Scenario {
     Scenario::read(text).unwrap_or_else(|problems| panic!("{problems:?}"))
 }
 
@@ -92,6 +94,20 @@ providers: {alpha: {latency: {dist: constant, ms: 3000}, capacity: {in_flight: 2
     assert_eq!(left, cancelled, "{outcome}");
     // Calls that outlive their callers would fill the provider up.
     assert_eq!(outcome.figures.answered + left, outcome.figures.requests, "{outcome}");
+}
+
+#[test]
+fn every_scenario_that_is_shown_can_be_played() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/simulate/scenarios");
+    let files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|file| file.unwrap().path()).collect();
+    assert!(files.len() >= 4, "{files:?}");
+    for file in files {
+        let mut scenario = scenario(&std::fs::read_to_string(&file).unwrap());
+        // The rest is more of the same, for the reader's figures.
+        scenario.duration = scenario.duration.min(Duration::from_secs(60));
+        let outcome = world::run(&scenario);
+        assert!(outcome.figures.success_rate > 0.99, "{file:?}\n{outcome}");
+    }
 }
 
 #[test]

@@ -3,7 +3,10 @@
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     io::Cursor,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -89,6 +92,7 @@ pub struct Worker {
     requests: Mutex<Vec<pb::GenerateRequest>>,
     called: watch::Sender<usize>,
     dropped: watch::Sender<usize>,
+    in_flight: Arc<AtomicUsize>,
 }
 
 /// A router with its workers.
@@ -97,6 +101,7 @@ pub struct Gateway {
     mode: Mode,
     /// The router itself, whoever is between it and the test.
     local: Router,
+    connections: Arc<AtomicUsize>,
     /// Aborted when the gateway goes.
     servers: JoinSet<()>,
 }
@@ -112,6 +117,7 @@ enum Act {
 struct InFlight {
     finished: bool,
     dropped: watch::Sender<usize>,
+    in_flight: Arc<AtomicUsize>,
 }
 
 /// Tells in which mode a test failed.
@@ -269,6 +275,7 @@ impl Worker {
             requests: Mutex::default(),
             called: watch::Sender::new(0),
             dropped: watch::Sender::new(0),
+            in_flight: Arc::default(),
         })
     }
 
@@ -313,6 +320,11 @@ impl Worker {
     /// Calls that were dropped so far.
     pub fn dropped(&self) -> usize {
         *self.dropped.borrow()
+    }
+
+    /// Calls that have neither ended nor been dropped.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::Relaxed)
     }
 
     fn next(&self, model: &str) -> Outcome {
@@ -440,7 +452,9 @@ impl WorkerService for Worker {
     async fn generate(&self, request: Request<pb::GenerateRequest>) -> Result<Response<EventStream>, Status> {
         let request = request.into_inner();
         let image = request.image.clone().unwrap();
-        let mut in_flight = InFlight { finished: false, dropped: self.dropped.clone() };
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        let in_flight = Arc::clone(&self.in_flight);
+        let mut in_flight = InFlight { finished: false, dropped: self.dropped.clone(), in_flight };
         self.requests.lock().unwrap().push(request);
         self.called.send_modify(|count| *count += 1);
         let mut acts = VecDeque::from(self.next(&image.model).acts(&image));
@@ -482,6 +496,7 @@ impl WorkerService for Worker {
 
 impl Drop for InFlight {
     fn drop(&mut self) {
+        self.in_flight.fetch_sub(1, Ordering::Relaxed);
         if !self.finished {
             self.dropped.send_modify(|count| *count += 1);
         }
@@ -507,23 +522,24 @@ impl Gateway {
 
     fn start(mode: Mode, yaml: &str, workers: &[&Arc<Worker>], router: impl FnOnce(State) -> Router) -> Self {
         let mut servers = JoinSet::new();
-        let (state, max_body_bytes) = state(mode, yaml, workers, &mut servers);
+        let connections = Arc::<AtomicUsize>::default();
+        let (state, max_body_bytes) = state(mode, yaml, workers, &mut servers, &connections);
         let local = router(state);
         let here: SharedRouter = Arc::new(local.clone());
         let router = match mode {
             Mode::OneProcess => here,
             Mode::Connected => {
                 let served = transport::router_server(router::remote::Served(here), max_body_bytes);
-                let channel = connect(&mut servers, transport::server().add_service(served));
+                let channel = connect(&mut servers, transport::server().add_service(served), &connections);
                 Arc::new(router::remote::Remote::new(channel))
             }
         };
-        Self { router, mode, local, servers }
+        Self { router, mode, local, connections, servers }
     }
 
     /// Another configuration for the same router.
     pub fn reload(&mut self, yaml: &str, workers: &[&Arc<Worker>]) {
-        let (state, _) = state(self.mode, yaml, workers, &mut self.servers);
+        let (state, _) = state(self.mode, yaml, workers, &mut self.servers, &self.connections);
         self.local.replace(state);
     }
 
@@ -555,6 +571,11 @@ impl Gateway {
         Ok(answer?.into_inner().result.unwrap())
     }
 
+    /// Connections that were made so far between the roles.
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
+    }
+
     /// The role itself, for the other calls.
     pub fn router(&self) -> &SharedRouter {
         &self.router
@@ -579,7 +600,13 @@ impl Gateway {
 }
 
 /// What a router works with, and its limit for messages. In its environment, `PAINT_KEY` is `sk-stored`.
-fn state(mode: Mode, yaml: &str, workers: &[&Arc<Worker>], servers: &mut JoinSet<()>) -> (State, usize) {
+fn state(
+    mode: Mode,
+    yaml: &str,
+    workers: &[&Arc<Worker>],
+    servers: &mut JoinSet<()>,
+    connections: &Arc<AtomicUsize>,
+) -> (State, usize) {
     let built_in: BTreeMap<String, bool> =
         workers.iter().map(|worker| (worker.record.name.clone(), worker.record.keyless)).collect();
     let environment = |name: &str| (name == "PAINT_KEY").then(|| "sk-stored".to_owned());
@@ -591,7 +618,8 @@ fn state(mode: Mode, yaml: &str, workers: &[&Arc<Worker>], servers: &mut JoinSet
             Mode::OneProcess => here,
             Mode::Connected => {
                 let served = transport::worker_server(worker::remote::Served(here));
-                let channel = connect(servers, transport::server().add_service(served));
+                let server = transport::server().add_service(served);
+                let channel = connect(servers, server, connections);
                 Arc::new(worker::remote::Remote::new(channel))
             }
         };
@@ -615,13 +643,19 @@ fn state(mode: Mode, yaml: &str, workers: &[&Arc<Worker>], servers: &mut JoinSet
 }
 
 /// A client's end of a server without sockets, so that both follow the paused clock.
-fn connect(servers: &mut JoinSet<()>, server: tonic::transport::server::Router) -> Channel {
+fn connect(
+    servers: &mut JoinSet<()>,
+    server: tonic::transport::server::Router,
+    connections: &Arc<AtomicUsize>,
+) -> Channel {
+    let connections = Arc::clone(connections);
     let (sender, receiver) = mpsc::unbounded_channel::<std::io::Result<DuplexStream>>();
     servers.spawn(async move {
         server.serve_with_incoming(UnboundedReceiverStream::new(receiver)).await.unwrap();
     });
     Endpoint::from_static("http://peer").connect_with_connector_lazy(tower::service_fn(move |_| {
         let (here, there) = tokio::io::duplex(64 * 1024);
+        connections.fetch_add(1, Ordering::Relaxed);
         let sent = sender.send(Ok(there));
         async move {
             sent.map_err(|_| std::io::Error::from(std::io::ErrorKind::ConnectionRefused))?;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use imagegate::{
     config::read::Object,
     error::{Error, ErrorKind},
-    pb::BillingClass,
+    pb::{BillingClass, Operation},
 };
 
 use super::{
@@ -22,8 +22,12 @@ pub struct Script {
     pub price_usd: Option<f64>,
     /// `models`: ids, the first is the default. Default: `standard`.
     pub models: Vec<String>,
+    /// `operations`: what the models can do. Default `generate`.
+    pub operations: Vec<Operation>,
     /// `max_n`: images per call. Default 10.
     pub max_n: u32,
+    /// `max_prompt_chars`: of a prompt. Default 0, no limit.
+    pub max_prompt_chars: u32,
     base: Behaviour,
     phases: Vec<Phase>,
 }
@@ -89,6 +93,9 @@ enum Distribution {
     Lognormal { median: Duration, sigma: f64 },
 }
 
+const OPERATIONS: [Operation; 4] =
+    [Operation::Generate, Operation::Edit, Operation::Inpaint, Operation::Variation];
+
 const BILLED: [(&str, BillingClass); 4] = [
     ("not_sent", BillingClass::NotSent),
     ("rejected_unbilled", BillingClass::RejectedUnbilled),
@@ -102,7 +109,9 @@ impl Script {
         let price_usd = object.number("price_usd");
         let models = object.texts("models").unwrap_or_else(|| vec!["standard"]);
         let models = models.into_iter().map(str::to_owned).collect();
+        let operations = read_operations(&mut object).unwrap_or_else(|| vec![Operation::Generate]);
         let max_n = object.whole("max_n", 1, 50).unwrap_or(10) as u32;
+        let max_prompt_chars = object.whole("max_prompt_chars", 0, 100_000).unwrap_or_default() as u32;
         let base = Behaviour::read(&mut object, &Behaviour::default());
         let mut phases = Vec::new();
         for (i, value) in object.list("phases").unwrap_or_default().iter().enumerate() {
@@ -118,7 +127,7 @@ impl Script {
             phase.finish();
         }
         object.finish();
-        Self { price_usd, models, max_n, base, phases }
+        Self { price_usd, models, operations, max_n, max_prompt_chars, base, phases }
     }
 
     /// The fate of a call that starts at this time, beside that many others. Of several phases the last one counts.
@@ -280,6 +289,23 @@ impl Distribution {
             Self::Lognormal { median, sigma } => median.mul_f64((sigma * draws.normal()).exp()),
         }
     }
+}
+
+fn read_operations(object: &mut Object<'_>) -> Option<Vec<Operation>> {
+    let mut operations = Vec::new();
+    for (i, name) in object.texts("operations")?.into_iter().enumerate() {
+        match OPERATIONS.iter().find(|operation| operation.name() == name) {
+            Some(operation) => operations.push(*operation),
+            None => {
+                let allowed = OPERATIONS.map(Operation::name).join(", ");
+                object.problem(
+                    &format!("operations.{i}"),
+                    format!("\"{name}\" is not allowed; allowed: {allowed}"),
+                );
+            }
+        }
+    }
+    Some(operations)
 }
 
 fn required_millis(object: &mut Object<'_>, name: &str) -> Option<Duration> {

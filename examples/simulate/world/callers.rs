@@ -25,13 +25,13 @@ const PATIENCE: Duration = Duration::from_secs(600);
 
 struct Callers {
     scenario: Scenario,
-    router: Router,
+    routers: Vec<Router>,
     journal: Arc<Journal>,
 }
 
 /// Plays all callers until the last one has its answer.
-pub async fn run(scenario: &Scenario, router: Router, journal: Arc<Journal>) {
-    let callers = Arc::new(Callers { scenario: scenario.clone(), router, journal });
+pub async fn run(scenario: &Scenario, routers: Vec<Router>, journal: Arc<Journal>) {
+    let callers = Arc::new(Callers { scenario: scenario.clone(), routers, journal });
     let mut tasks = JoinSet::new();
     match &scenario.arrivals {
         Arrivals::Open { process, rates } => callers.arrive(*process, rates, &mut tasks).await,
@@ -90,7 +90,7 @@ impl Callers {
             }
             sleep_until(beginning + at).await;
             let callers = Arc::clone(self);
-            tasks.spawn(async move { callers.want(intent).await });
+            tasks.spawn(async move { callers.want(intent, intent).await });
             intent += 1;
             while let Some(joined) = tasks.try_join_next() {
                 finished(joined);
@@ -105,15 +105,15 @@ impl Callers {
             if self.journal.now() >= self.scenario.duration {
                 return;
             }
-            self.want((client << 32) | round).await;
+            self.want(client, (client << 32) | round).await;
         }
     }
 
     /// Tries to get one picture, as often as the client's library does.
-    async fn want(&self, intent: u64) {
+    async fn want(&self, caller: u64, intent: u64) {
         let mut draws = Draws::new(self.scenario.seed, "caller", intent);
         let mut try_number = 1;
-        while self.request(intent, try_number, &mut draws).await
+        while self.request(caller, intent, try_number, &mut draws).await
             && try_number <= self.scenario.clients.retries
         {
             sleep(self.scenario.clients.pause).await;
@@ -122,14 +122,15 @@ impl Callers {
     }
 
     /// Sends one request; whether another try may be worth it.
-    async fn request(&self, intent: u64, try_number: u32, draws: &mut Draws) -> bool {
+    async fn request(&self, caller: u64, intent: u64, try_number: u32, draws: &mut Draws) -> bool {
         let Scenario { deadline, cancel, .. } = &self.scenario;
         let place = self.journal.request_starts(intent, try_number, *deadline);
         let leaves = draws.happens(cancel.rate);
         let (shortest, longest) = cancel.after;
         let after = draws.between(shortest, longest);
         let limit = if leaves { after } else { *deadline + PATIENCE };
-        let answer = self.router.generate_image(self.message(place));
+        let router = &self.routers[(caller % self.routers.len() as u64) as usize];
+        let answer = router.generate_image(self.message(place, caller));
         let (ended, report, again) = match timeout(limit, answer).await {
             Ok(Ok(answer)) => {
                 let report = answer.into_inner().result.and_then(|result| result.report);
@@ -147,10 +148,10 @@ impl Callers {
         again
     }
 
-    fn message(&self, place: usize) -> Request<pb::GenerateImageRequest> {
+    fn message(&self, place: usize, caller: u64) -> Request<pb::GenerateImageRequest> {
         let image = pb::ImageRequest { prompt: provider::prompt(place), ..self.scenario.request.clone() };
         let mut message = Request::new(pb::GenerateImageRequest { image: Some(image) });
-        *message.metadata_mut() = self.scenario.headers.clone();
+        *message.metadata_mut() = self.scenario.headers.of_caller(caller);
         message.set_timeout(self.scenario.deadline);
         message
     }

@@ -17,8 +17,7 @@ use futures::stream;
 use imagegate::{
     error::Error,
     pb::{
-        self, BillingClass, Operation, generate_response::Event, size_rule::Rule,
-        worker_service_server::WorkerService,
+        self, BillingClass, generate_response::Event, size_rule::Rule, worker_service_server::WorkerService,
     },
     worker::EventStream,
 };
@@ -68,6 +67,11 @@ impl Provider {
             journal,
             image: pixel(),
         }
+    }
+
+    /// Calls under way.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::Relaxed)
     }
 
     fn begin(&self, image: &pb::ImageRequest) -> Call<'_> {
@@ -168,8 +172,9 @@ fn capability(model: &str, script: &Script) -> pb::ModelCapability {
     let price = |usd| pb::Price { item: "image".into(), usd, ..Default::default() };
     pb::ModelCapability {
         model: model.to_owned(),
-        operations: vec![Operation::Generate.into()],
+        operations: script.operations.iter().map(|operation| i32::from(*operation)).collect(),
         max_n: script.max_n,
+        max_prompt_chars: script.max_prompt_chars,
         size: Some(pb::SizeRule { rule: Some(Rule::Free(pb::FreeSize::default())), auto: true }),
         formats: vec![pb::ImageFormat::Png.into()],
         prices: script.price_usd.map(price).into_iter().collect(),

@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Display, Formatter};
 
-use super::{Outcome, figures::Figures};
+use super::{LeftOver, Outcome, figures::Figures};
 
 /// Columns of the timeline.
 const COLUMNS: usize = 60;
@@ -14,6 +14,7 @@ impl Display for Outcome {
         requests(&self.figures, f)?;
         calls(&self.figures, f)?;
         money(&self.figures, f)?;
+        breakers(self, f)?;
         timeline("answers in time", &self.goodput_per_second(), f)?;
         timeline("calls begun", &self.calls_per_second(), f)?;
         line(f, "trace hash", &self.trace_hash)
@@ -66,6 +67,15 @@ fn money(figures: &Figures, f: &mut Formatter<'_>) -> fmt::Result {
         format!("{cost_usd:.2}, perhaps {possible_cost_usd:.2} more; the router reports {reported_usd:.2}");
     line(f, "cost in USD", cost)?;
     line(f, "duplicate in USD", format!("{duplicate_usd:.2} billed, or perhaps billed, for nothing"))
+}
+
+fn breakers(outcome: &Outcome, f: &mut Formatter<'_>) -> fmt::Result {
+    let (changes, most) = (outcome.breaker_changes.len(), outcome.breaker_changes_per_minute());
+    line(f, "breakers", format!("opened or closed {changes} times, {most} within a minute at most"))?;
+    if outcome.left_over != LeftOver::default() {
+        line(f, "left over", format!("{:?}, a defect", outcome.left_over))?;
+    }
+    Ok(())
 }
 
 /// One bar for every so many seconds.

@@ -32,8 +32,10 @@ pub struct Scenario {
     pub deadline: Duration,
     /// `request`: parameters of each request. Default none.
     pub request: pb::ImageRequest,
-    /// `headers`: sent with each request. Default none.
-    pub headers: MetadataMap,
+    /// `headers` and `users`: sent with each request. Default none.
+    pub headers: Headers,
+    /// `routers`: instances of the gateway that know nothing of each other. Default 1.
+    pub routers: u64,
     /// `config`, the routing config, and `settings`, the other fields of a gateway's file.
     pub settings: Arc<Settings>,
     /// `providers`: by name.
@@ -42,6 +44,15 @@ pub struct Scenario {
     pub cancel: Cancel,
     /// `clients`: what callers do with a failure.
     pub clients: Clients,
+}
+
+/// What is sent beside each request.
+#[derive(Clone, Debug)]
+pub struct Headers {
+    /// Where `{user}` stands for a number below `users`.
+    headers: Vec<(AsciiMetadataKey, String)>,
+    /// Default 1.
+    users: u64,
 }
 
 /// When callers come.
@@ -116,7 +127,8 @@ impl Scenario {
         let arrivals = file.object("arrivals").and_then(Arrivals::read);
         let deadline = millis(&mut file, "deadline_ms").unwrap_or(Duration::from_secs(60));
         let request = read_request(&mut file);
-        let headers = read_headers(&mut file);
+        let headers = Headers::read(&mut file);
+        let routers = file.whole("routers", 1, 1000).unwrap_or(1);
         let providers = read_providers(&mut file);
         let settings = read_settings(&mut file, &providers);
         let cancel = file.object("cancel").map(Cancel::read).unwrap_or_default();
@@ -130,6 +142,7 @@ impl Scenario {
             deadline,
             request,
             headers,
+            routers,
             settings: Arc::new(settings?),
             providers,
             cancel,
@@ -162,18 +175,6 @@ fn read_request(file: &mut Object<'_>) -> pb::ImageRequest {
     request
 }
 
-fn read_headers(file: &mut Object<'_>) -> MetadataMap {
-    let mut headers = MetadataMap::new();
-    for (name, value) in file.map("headers").into_iter().flatten() {
-        let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-        match (name.parse::<AsciiMetadataKey>(), text.parse::<AsciiMetadataValue>()) {
-            (Ok(name), Ok(value)) => _ = headers.insert(name, value),
-            _ => file.problem(&format!("headers.{name}"), "not a header"),
-        }
-    }
-    headers
-}
-
 fn read_providers(file: &mut Object<'_>) -> BTreeMap<String, Script> {
     file.required("providers");
     let mut providers = BTreeMap::new();
@@ -203,6 +204,32 @@ fn read_settings(file: &mut Object<'_>, providers: &BTreeMap<String, Script>) ->
         }
     });
     problems.ok()
+}
+
+impl Headers {
+    fn read(file: &mut Object<'_>) -> Self {
+        let users = file.whole("users", 1, u64::from(u32::MAX)).unwrap_or(1);
+        let mut headers = Vec::new();
+        for (name, value) in file.map("headers").into_iter().flatten() {
+            let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            match (name.parse::<AsciiMetadataKey>(), text.parse::<AsciiMetadataValue>()) {
+                (Ok(name), Ok(_)) => headers.push((name, text)),
+                _ => file.problem(&format!("headers.{name}"), "not a header"),
+            }
+        }
+        Self { headers, users }
+    }
+
+    /// The headers of one caller.
+    pub fn of_caller(&self, caller: u64) -> MetadataMap {
+        let user = (caller % self.users).to_string();
+        let mut map = MetadataMap::new();
+        for (name, text) in &self.headers {
+            let value = text.replace("{user}", &user).parse();
+            map.insert(name.clone(), value.expect("a header's text stays one with a number in it"));
+        }
+        map
+    }
 }
 
 impl Arrivals {
