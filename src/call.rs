@@ -41,6 +41,8 @@ pub struct Call {
     pub deadline: Instant,
     /// What somebody else can take over.
     pub elsewhere: Elsewhere,
+    /// A balance has chosen this very target, and thereby decided on its share while it comes back.
+    pub is_chosen: bool,
 }
 
 /// Whether another target can take a request over from one that should be left alone. A target that nobody
@@ -195,7 +197,7 @@ impl Call {
     /// A request at the top of its plan.
     pub fn new(request: Arc<pb::ImageRequest>, ctx: Arc<RequestContext>) -> Self {
         let deadline = ctx.deadline;
-        Self { request, ctx, deadline, elsewhere: Elsewhere::default() }
+        Self { request, ctx, deadline, elsewhere: Elsewhere::default(), is_chosen: false }
     }
 
     /// What is left of the time.

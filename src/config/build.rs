@@ -201,7 +201,12 @@ fn node(
         Mode::Loadbalance(policy) => {
             let weights = targets.iter().map(|target| target.weight.unwrap_or(1.0));
             let children = weights.zip(children).map(|(weight, plan)| Weighted { weight, plan });
-            Plan::Balance(Balance { id, children: children.collect(), policy: policy.clone() })
+            Plan::Balance(Balance {
+                id,
+                children: children.collect(),
+                policy: policy.clone(),
+                on_unsupported: strategy.on_unsupported,
+            })
         }
         Mode::Conditional { .. } => {
             let (cases, default) = cases??;

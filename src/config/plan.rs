@@ -59,6 +59,8 @@ pub struct Balance {
     pub children: Vec<Weighted>,
     /// How.
     pub policy: Policy,
+    /// What an unsuitable target does.
+    pub on_unsupported: OnUnsupported,
 }
 
 /// A child of a balance.

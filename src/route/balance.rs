@@ -1,7 +1,8 @@
 //! One target out of several: by weight, turn, load, latency, session or price.
 //!
-//! A target that should be left alone is not chosen as long as another can be. What is chosen is final: if it
-//! fails, its error is the answer, as in the reference. Put a balance inside a fallback for more.
+//! A target that should be left alone is not chosen as long as another can be, nor one that cannot serve the
+//! request. What is chosen is final once it is called: if it fails, its error is the answer, as in the reference.
+//! Put a balance inside a fallback for more.
 
 use super::{prepare, standing};
 use crate::{
@@ -9,9 +10,9 @@ use crate::{
     config::{
         identity::Identity,
         plan::{Balance, Plan},
-        strategy::{Policy, Sticky},
+        strategy::{OnUnsupported, Policy, Sticky},
     },
-    error::Result,
+    error::{Error, ErrorKind, Result},
     health::NodeHealth,
 };
 
@@ -21,9 +22,40 @@ const SECOND_DRAW: u64 = 2;
 const ACCEPTS: u64 = 3;
 const REDRAW: u64 = 4;
 
-/// Runs the chosen child.
+/// Runs the chosen child. One that turns out unable to serve the request is no choice, and another is made.
 pub async fn run(balance: &Balance, call: &Call) -> Result<Reply> {
-    let chosen = choose(balance, call).await;
+    let calls_before = call.ctx.record.calls();
+    let mut excluded = Vec::new();
+    loop {
+        let chosen = choose(balance, call, &excluded).await;
+        if excluded.is_empty() {
+            remember(balance, call, chosen);
+        }
+        let plan = &balance.children[chosen].plan;
+        let outcome = Box::pin(super::run(plan, &of_chosen(plan, call))).await;
+        let nobody_called = call.ctx.record.calls() == calls_before;
+        match outcome {
+            Err(error) if nobody_called && may_choose_again(balance, &error, excluded.len()) => {
+                excluded.push(chosen);
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+/// Whether this failure, of a child that called nobody, lets another child be chosen.
+pub fn may_choose_again(balance: &Balance, error: &Error, excluded: usize) -> bool {
+    error.kind == ErrorKind::Unsupported
+        && balance.on_unsupported == OnUnsupported::Skip
+        && excluded + 1 < balance.children.iter().filter(|child| child.weight > 0.0).count()
+}
+
+/// The call of a child that was chosen.
+pub fn of_chosen(plan: &Plan, call: &Call) -> Call {
+    Call { is_chosen: matches!(plan, Plan::Target(_)), ..call.clone() }
+}
+
+fn remember(balance: &Balance, call: &Call, chosen: usize) {
     let node = call.ctx.health.node(balance.id);
     match &balance.policy {
         Policy::RoundRobin => _ = node.take_turn(),
@@ -34,13 +66,12 @@ pub async fn run(balance: &Balance, call: &Call) -> Result<Reply> {
         }
         Policy::Weighted | Policy::LeastBusy | Policy::LeastLatency | Policy::Cheapest => {}
     }
-    Box::pin(super::run(&balance.children[chosen].plan, call)).await
 }
 
-/// The index of the child that takes this request. Choosing changes nothing: the same request, asked again
-/// while nothing else happens, gets the same answer.
-pub async fn choose(balance: &Balance, call: &Call) -> usize {
-    let choice = Choice { balance, call };
+/// The index of the child that takes this request, of those that are not excluded and have a weight. Choosing
+/// changes nothing: the same request, asked again while nothing else happens, gets the same answer.
+pub async fn choose(balance: &Balance, call: &Call, excluded: &[usize]) -> usize {
+    let choice = Choice { balance, call, excluded };
     match &balance.policy {
         Policy::Weighted => choice.by_weight(),
         Policy::RoundRobin => choice.by_turn(),
@@ -68,6 +99,7 @@ fn session(sticky: &Sticky, call: &Call) -> Option<u64> {
 struct Choice<'a> {
     balance: &'a Balance,
     call: &'a Call,
+    excluded: &'a [usize],
 }
 
 impl Choice<'_> {
@@ -89,7 +121,8 @@ impl Choice<'_> {
 
     /// Children that may be chosen: those with a weight.
     fn eligible(&self) -> impl Iterator<Item = usize> + Clone {
-        (0..self.balance.children.len()).filter(|child| self.weight(*child) > 0.0)
+        (0..self.balance.children.len())
+            .filter(|child| self.weight(*child) > 0.0 && !self.excluded.contains(child))
     }
 
     fn is_available(&self, child: usize) -> bool {
@@ -134,7 +167,8 @@ impl Choice<'_> {
 
     fn by_turn(&self) -> usize {
         let children: Vec<usize> = self.eligible().collect();
-        let turn = self.node().turn() % children.len();
+        let all = self.balance.children.iter().filter(|child| child.weight > 0.0).count();
+        let turn = (self.node().turn() % all).min(children.len() - 1);
         let in_turn = || children[turn..].iter().chain(&children[..turn]).copied();
         in_turn().find(|child| self.is_available(*child)).unwrap_or(children[turn])
     }
@@ -176,7 +210,8 @@ impl Choice<'_> {
     /// The session's target while that can take it, else one by the session's own dice (weighted rendezvous):
     /// routers that do not know of each other choose the same.
     fn by_session(&self, session: u64) -> usize {
-        let known = self.node().session(session).filter(|child| self.weight(*child) > 0.0);
+        let known = self.node().session(session);
+        let known = known.filter(|known| self.eligible().any(|child| child == *known));
         if let Some(child) = known.filter(|child| self.is_available(*child)) {
             return child;
         }

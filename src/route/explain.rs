@@ -6,7 +6,7 @@
 use super::{answer::at_target, balance, cached, conditional, fallback, prepare, standing, target};
 use crate::{
     call::Call,
-    config::plan::{Fallback, Plan, Target},
+    config::plan::{Balance, Fallback, Plan, Target},
     error::{Error, ErrorKind},
     health::Standing,
     pb::{PlannedTarget, TargetState, planned_target::Decision},
@@ -28,10 +28,10 @@ impl Walk {
     async fn plan(&mut self, plan: &Plan, call: &Call) -> Error {
         match plan {
             Plan::Target(target) => self.target(target, call).await,
-            Plan::Fallback(fallback) => Box::pin(self.fallback(fallback, call)).await,
+            Plan::Fallback(fallback) => self.fallback(fallback, call).await,
             Plan::Hedge(hedge) => {
                 let first = self.targets.len();
-                let error = Box::pin(self.fallback(&hedge.order, call)).await;
+                let error = self.fallback(&hedge.order, call).await;
                 let tried =
                     self.targets[first..].iter_mut().filter(|target| target.decision() == Decision::Tried);
                 for target in tried.skip(1) {
@@ -39,16 +39,7 @@ impl Walk {
                 }
                 error
             }
-            Plan::Balance(balance) => {
-                let chosen = balance::choose(balance, call).await;
-                let error = Box::pin(self.plan(&balance.children[chosen].plan, call)).await;
-                for (i, child) in balance.children.iter().enumerate() {
-                    if i != chosen {
-                        self.not_chosen(&child.plan, call, "the balance chose another target");
-                    }
-                }
-                error
-            }
+            Plan::Balance(balance) => self.balance(balance, call).await,
             Plan::Conditional(conditional) => {
                 let chosen = conditional::choose(conditional, call);
                 let error = match chosen {
@@ -66,6 +57,26 @@ impl Walk {
         }
     }
 
+    async fn balance(&mut self, balance: &Balance, call: &Call) -> Error {
+        let tried_before = self.tried();
+        let mut seen = Vec::new();
+        let error = loop {
+            let chosen = balance::choose(balance, call, &seen).await;
+            let plan = &balance.children[chosen].plan;
+            let error = Box::pin(self.plan(plan, &balance::of_chosen(plan, call))).await;
+            let again =
+                self.tried() == tried_before && balance::may_choose_again(balance, &error, seen.len());
+            seen.push(chosen);
+            if !again {
+                break error;
+            }
+        };
+        for (_, child) in balance.children.iter().enumerate().filter(|(i, _)| !seen.contains(i)) {
+            self.not_chosen(&child.plan, call, "the balance chose another target");
+        }
+        error
+    }
+
     async fn fallback(&mut self, fallback: &Fallback, call: &Call) -> Error {
         let tried_before = self.tried();
         let mut last: Option<Error> = None;
@@ -76,7 +87,8 @@ impl Walk {
                 self.not_chosen(child, call, "an earlier target ends the fallback");
                 continue;
             }
-            let error = self.plan(child, &call.or(fallback::elsewhere(fallback, i, call))).await;
+            let beside_others = call.or(fallback::elsewhere(fallback, i, call));
+            let error = Box::pin(self.plan(child, &beside_others)).await;
             ended = !goes_on(fallback, &error, call);
             if error.ejected.is_some_and(|ejected| !call.elsewhere.covers(ejected)) {
                 left_alone.push(child);
@@ -85,7 +97,7 @@ impl Walk {
         }
         if self.tried() == tried_before {
             for child in left_alone {
-                let error = self.plan(child, call).await;
+                let error = Box::pin(self.plan(child, call)).await;
                 let ended = !goes_on(fallback, &error, call);
                 last = Some(fallback::more_telling(last, error));
                 if ended {
@@ -114,7 +126,8 @@ impl Walk {
         planned.max_tries = target.retry.as_ref().map_or(0, |retry| retry.attempts) + 1;
         planned.price_usd = ready.price();
         planned.cached = cached::is_cached(&ready, call);
-        let error = match target::left_alone(target, call) {
+        // What is in the cache is given whatever the target's health.
+        let error = match target::left_alone(target, call).filter(|_| !planned.cached) {
             Some(ejected) => {
                 planned.set_decision(Decision::Skipped);
                 planned.reason = ejected.name().into();

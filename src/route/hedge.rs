@@ -57,15 +57,17 @@ pub async fn run(hedge: &Hedge, call: &Call) -> Result<Reply> {
                 }
             },
             () = sleep_until(late_at), if may_overlap => {
-                if !was_late {
+                let first_time = !std::mem::replace(&mut was_late, true);
+                if first_time {
                     node.note_late(true);
-                    was_late = true;
                 }
                 late_at = Instant::now() + hedge.after;
                 let may = !call.ctx.is_committed()
                     && may_spend(&children[next], call).await
                     && node.take_extra_call();
-                telemetry::hedge(may);
+                if may || first_time {
+                    telemetry::hedge(may);
+                }
                 if may {
                     running.push(start(hedge, &children[next], next, call));
                     next += 1;

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     call::{Call, Made, Reply},
-    config::plan::Target,
+    config::{identity::Identity, plan::Target},
     error::{Error, ErrorKind, Result},
     health::{Ejected, Permit, Standing, TargetHealth, Verdict},
     pb, telemetry,
@@ -58,7 +58,7 @@ pub async fn tries(ready: &Ready<'_>, call: &Call) -> Result<Tried> {
     let breaker = target.breaker.as_ref();
     let identity = standing::identity(target, call);
     let health = ctx.health.target(identity, ready.provider());
-    let mut permit = match health.admit(breaker, ctx.dice(identity, WARMING)) {
+    let mut permit = match health.admit(breaker, warming(identity, call)) {
         Ok(permit) => permit,
         Err(ejected) if call.elsewhere.covers(ejected) => {
             let mut error = Error::ejected(ejected);
@@ -158,9 +158,15 @@ fn give_up(ready: &Ready<'_>, call: &Call, error: Error, retries: u32, withheld:
     error
 }
 
+/// The throw that decides whether a target that comes back gets this request. One that a balance has chosen by
+/// its share gets it.
+fn warming(identity: Identity, call: &Call) -> f64 {
+    if call.is_chosen { 0.0 } else { call.ctx.dice(identity, WARMING) }
+}
+
 /// Why this request would pass the target over, if it would. Changes nothing.
 pub fn left_alone(target: &Target, call: &Call) -> Option<Ejected> {
-    let dice = call.ctx.dice(standing::identity(target, call), WARMING);
+    let dice = warming(standing::identity(target, call), call);
     let ejected = standing::health(target, call).would_admit(target.breaker.as_ref(), dice).err()?;
     call.elsewhere.covers(ejected).then_some(ejected)
 }

@@ -1,8 +1,8 @@
 //! Which target a balance chooses, by each of its policies.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use imagegate::pb;
+use imagegate::{error::ErrorKind, pb};
 use serde_json::{Value, json};
 
 use crate::support::{Gateway, Mode, Outcome, Worker, both_ways, fails, model, report, slow, target, with};
@@ -333,4 +333,60 @@ async fn a_balance_around_groups_chooses_by_the_target_that_a_group_would_call()
         assert_eq!(report(&result).target, "config.targets[1].targets[0]");
     })
     .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_target_that_cannot_serve_the_request_is_no_choice() {
+    both_ways(async |mode| {
+        for policy in ["weighted", "round_robin", "least_busy", "least_latency"] {
+            let worker = Worker::paint();
+            let strategy = json!({"mode": "loadbalance", "policy": policy});
+            let config = json!({"strategy": strategy, "targets": [target("unknown"), target("a")]});
+            let gateway = Gateway::over(mode, &worker, &config);
+            for _ in 0..10 {
+                let result = gateway.generate(&json!({})).await.unwrap();
+                assert_eq!(report(&result).target, "config.targets[1]", "{policy}");
+            }
+            let strict =
+                with(config, &json!({"strategy": {"mode": "loadbalance", "on_unsupported": "fail"}}));
+            let gateway = Gateway::seeded(&worker, &strict, 3);
+            let mut refused = 0;
+            for _ in 0..10 {
+                refused += u32::from(gateway.generate(&json!({})).await.is_err());
+            }
+            assert!((1..10).contains(&refused), "{refused}");
+        }
+        let config =
+            json!({"strategy": {"mode": "loadbalance"}, "targets": [target("unknown"), target("gone")]});
+        let error = Gateway::over(mode, &Worker::paint(), &config).generate(&json!({})).await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Unsupported);
+    })
+    .await;
+}
+
+/// The balance gives a target that comes back its part; it is not asked a second time whether it wants it.
+#[tokio::test(start_paused = true)]
+async fn slow_start_counts_once_inside_a_fallback() {
+    let worker = Worker::paint().script("a", [fails(500), Outcome::Good]);
+    let breaker = json!({"breaker": {"consecutive_failures": 1, "cooldown_s": 1}});
+    let balance = json!({
+        "strategy": {"mode": "loadbalance"},
+        "targets": [with(with(target("a"), &breaker), &json!({"weight": 1})), with(target("b"), &json!({"weight": 1}))],
+    });
+    let config = json!({"strategy": {"mode": "fallback"}, "targets": [balance, target("c")]});
+    let gateway = Gateway::seeded(&worker, &config, 5);
+    // Until its breaker has opened and a probe has closed it.
+    while worker.models_called().iter().filter(|model| *model == "a").count() < 2 {
+        gateway.generate(&json!({})).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    let before = worker.models_called().len();
+    for _ in 0..1000 {
+        gateway.generate(&json!({})).await.unwrap();
+    }
+    let called = worker.models_called().split_off(before);
+    let count = |name: &str| called.iter().filter(|model| *model == name).count();
+    // A tenth of its weight: 0.1 of 1.1, and a second later a little more.
+    assert!((60..160).contains(&count("a")), "{}", count("a"));
+    assert_eq!(count("c"), 0);
 }
