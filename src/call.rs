@@ -24,7 +24,7 @@ use crate::{
         plan::{BaseUrl, Upstream},
     },
     error::{Error, Result},
-    health::{Ejected, Health},
+    health::{Elsewhere, Health},
     images::Pieces,
     pb::{self, BillingClass, stream_image_response::Event},
     worker::Workers,
@@ -43,16 +43,6 @@ pub struct Call {
     pub elsewhere: Elsewhere,
     /// A balance has chosen this very target, and thereby decided on its share while it comes back.
     pub is_chosen: bool,
-}
-
-/// Whether another target can take a request over from one that should be left alone. A target that nobody
-/// stands in for is called whatever its health.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Elsewhere {
-    /// From one whose circuit breaker is open.
-    pub if_broken: bool,
-    /// From one that asked not to be called for a while.
-    pub if_paused: bool,
 }
 
 /// The outcome of an attempt that has none yet.
@@ -156,18 +146,6 @@ pub struct Running {
     finished: bool,
 }
 
-/// What a target made: verified, complete, in the caller's format. Nothing of it belongs to one request or one
-/// place in a plan. Cheap to clone.
-#[derive(Clone)]
-pub struct Made {
-    /// In the caller's order; `data` is empty, the bytes are beside it.
-    pub images: Vec<(pb::Image, Pieces)>,
-    /// What the provider counted.
-    pub usage: Option<pb::Usage>,
-    /// The worker's own.
-    pub warnings: Vec<pb::Warning>,
-}
-
 /// A target's good answer to a request. Cheap to clone.
 #[derive(Clone)]
 pub struct Reply {
@@ -225,16 +203,6 @@ impl Call {
     /// What conditions are about.
     pub fn facts(&self) -> Facts<'_> {
         Facts { metadata: &self.ctx.metadata, request: &self.request }
-    }
-}
-
-impl Elsewhere {
-    /// Whether somebody can take over from a target that should be left alone for this reason.
-    pub fn covers(self, ejected: Ejected) -> bool {
-        match ejected {
-            Ejected::Paused(_) => self.if_paused,
-            Ejected::Open(_) | Ejected::Probing | Ejected::Warming => self.if_broken,
-        }
     }
 }
 
@@ -453,12 +421,6 @@ impl Drop for Running {
         attempt.outcome = "cancelled".into();
         attempt.duration_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         attempt.billing = BillingClass::Unknown.into();
-    }
-}
-
-impl fmt::Debug for Made {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Made").field("images", &self.images.len()).finish_non_exhaustive()
     }
 }
 

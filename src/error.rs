@@ -8,7 +8,7 @@ use prost::Message as _;
 use tonic::{Code, Status};
 
 use crate::{
-    health::Ejected,
+    health::ejected::Ejected,
     pb::{self, BillingClass},
 };
 

@@ -3,19 +3,14 @@
 //! One `info` line per finished request, each attempt at `debug`. Prompts, images and keys are never passed
 //! to anything in here.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
-use tokio::time::Instant;
 use tracing::{debug, info, warn};
 use tracing_subscriber::EnvFilter;
 
-use crate::{
-    call::RequestContext,
-    error::{Error, ErrorKind},
-    pb,
-};
+use crate::{error::Error, pb};
 
 const REQUESTS: &str = "imagegate_requests_total";
 const REQUEST_SECONDS: &str = "imagegate_request_duration_seconds";
@@ -87,7 +82,7 @@ pub fn init_metrics() -> Result<PrometheusHandle, String> {
 
 /// Notes one provider call.
 pub fn attempt<T>(
-    ctx: &RequestContext,
+    request_id: &str,
     target: &str,
     provider: &str,
     model: &str,
@@ -104,7 +99,7 @@ pub fn attempt<T>(
     histogram!(ATTEMPT_SECONDS, "provider" => provider.to_owned()).record(duration.as_secs_f64());
     let message = outcome.as_ref().err().map_or("", |error| error.message.as_str());
     debug!(
-        request_id = ctx.request_id,
+        request_id,
         target,
         provider,
         model,
@@ -173,88 +168,66 @@ pub fn config_reload(ok: bool) {
     counter!(CONFIG_RELOADS, "outcome" => if ok { "ok" } else { "rejected" }).increment(1);
 }
 
-/// A request in progress. Dropped unfinished, the caller went away.
+/// A request begins.
+pub fn request_begins() {
+    gauge!(IN_FLIGHT).increment(1.0);
+}
+
+/// A request that ended.
 #[derive(Debug)]
-pub struct RequestLog {
-    ctx: Arc<RequestContext>,
-    route: String,
-    operation: &'static str,
-    started: Instant,
-    finished: bool,
+pub struct Finished<'a> {
+    /// Ours.
+    pub request_id: &'a str,
+    /// The caller's.
+    pub trace_id: &'a str,
+    /// Who called; empty if nobody knows.
+    pub caller: &'a str,
+    /// Id of the config, or how the route came to be.
+    pub route: &'a str,
+    /// What was asked for.
+    pub operation: &'static str,
+    /// `ok` or an error kind.
+    pub outcome: &'static str,
+    /// HTTP status.
+    pub status: u16,
+    /// Who answered, or failed last.
+    pub provider: &'a str,
+    /// Which model answered.
+    pub model: &'a str,
+    /// Provider calls.
+    pub calls: usize,
+    /// From its arrival.
+    pub duration: Duration,
+    /// The error's text.
+    pub message: &'a str,
 }
 
-impl RequestLog {
-    /// A request begins.
-    pub fn begin(ctx: Arc<RequestContext>, route: String, operation: pb::Operation) -> Self {
-        gauge!(IN_FLIGHT).increment(1.0);
-        Self { ctx, route, operation: operation.name(), started: Instant::now(), finished: false }
-    }
-
-    /// It was answered.
-    pub fn succeed(mut self, report: &pb::RouteReport) {
-        let calls = calls(&report.attempts);
-        // A target that is left alone for now has been warned of once.
-        let failed_elsewhere =
-            |attempt: &pb::Attempt| attempt.target != report.target && attempt.outcome != "skipped";
-        if report.attempts.iter().any(failed_elsewhere) {
-            counter!(FALLBACKS, "provider" => report.provider.clone()).increment(1);
-            let failed = pb::attempts_text(&report.attempts);
-            warn!(request_id = self.ctx.request_id, attempts = failed, "another target answered");
-        }
-        self.finish("ok", 200, &report.provider, &report.model, calls, "");
-    }
-
-    /// It failed.
-    pub fn fail(mut self, error: &Error) {
-        let calls = calls(&self.ctx.record.attempts());
-        self.finish(error.kind.name(), error.status, &error.provider, "", calls, &error.message);
-    }
-
-    fn finish(
-        &mut self,
-        outcome: &'static str,
-        status: u16,
-        provider: &str,
-        model: &str,
-        attempts: usize,
-        message: &str,
-    ) {
-        self.finished = true;
-        let duration = self.started.elapsed();
-        counter!(REQUESTS, "operation" => self.operation, "outcome" => outcome).increment(1);
-        histogram!(REQUEST_SECONDS, "operation" => self.operation).record(duration.as_secs_f64());
-        info!(
-            request_id = self.ctx.request_id,
-            trace_id = self.ctx.trace_id,
-            caller = self.ctx.caller,
-            route = self.route,
-            operation = self.operation,
-            outcome,
-            status,
-            provider,
-            model,
-            attempts,
-            duration_ms = millis(duration),
-            error = message,
-            "request"
-        );
-    }
+/// A request ends, one that began with [`request_begins`].
+pub fn request_ends(request: &Finished<'_>) {
+    gauge!(IN_FLIGHT).decrement(1.0);
+    counter!(REQUESTS, "operation" => request.operation, "outcome" => request.outcome).increment(1);
+    histogram!(REQUEST_SECONDS, "operation" => request.operation).record(request.duration.as_secs_f64());
+    info!(
+        request_id = request.request_id,
+        trace_id = request.trace_id,
+        caller = request.caller,
+        route = request.route,
+        operation = request.operation,
+        outcome = request.outcome,
+        status = request.status,
+        provider = request.provider,
+        model = request.model,
+        attempts = request.calls,
+        duration_ms = millis(request.duration),
+        error = request.message,
+        "request"
+    );
 }
 
-impl Drop for RequestLog {
-    fn drop(&mut self) {
-        gauge!(IN_FLIGHT).decrement(1.0);
-        if !self.finished {
-            let attempts = calls(&self.ctx.record.attempts());
-            let kind = ErrorKind::Cancelled;
-            self.finish(kind.name(), kind.http_status(), "", "", attempts, "the caller went away");
-        }
-    }
-}
-
-/// A target that was passed over was not called.
-fn calls(attempts: &[pb::Attempt]) -> usize {
-    attempts.iter().filter(|attempt| attempt.outcome != "skipped").count()
+/// Notes a request that a later target answered after an earlier one had failed.
+pub fn rescued(request_id: &str, provider: &str, attempts: &str) {
+    counter!(FALLBACKS, "provider" => provider.to_owned()).increment(1);
+    warn!(request_id, attempts, "another target answered");
 }
 
 fn millis(duration: Duration) -> u64 {

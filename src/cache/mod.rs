@@ -20,11 +20,7 @@ use tokio::sync::watch;
 
 use self::store::Store;
 pub use self::{embeddings::Embedder, key::Key, semantic::Vector, store::Answer};
-use crate::{
-    call::{Elsewhere, Made},
-    error::Error,
-    telemetry,
-};
+use crate::{error::Error, health::ejected::Elsewhere, images::made::Made, telemetry};
 
 /// Answers of past requests, and the calls that are under way.
 pub struct Cache(Mutex<Inner>);

@@ -12,7 +12,7 @@ use std::{
 use tokio::time::Instant;
 
 use super::{key::Key, semantic::Vector};
-use crate::call::Made;
+use crate::images::made::Made;
 
 /// What an entry takes besides its images: itself, its places in the indexes, and its messages.
 const OVERHEAD_BYTES: usize = 1024;

@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use serde_json::{Map, Value};
 
 use super::{
+    Problem,
     condition::Condition,
     identity::Identity,
     plan::{
@@ -22,14 +23,25 @@ use crate::{pb, provider::canonical_name};
 const PRESENCE: &str = "Invalid configuration. It must have either 'provider' and 'api_key', or 'virtual_key', or \
                         'strategy' and 'targets', or 'cache', or 'retry', or 'request_timeout'";
 
-/// The plan of a whole config. None if there are problems.
-pub fn plan(spec: &Spec, known: Known<'_>, problems: &Problems) -> Option<Plan> {
-    build(spec, "config".into(), &Inherited::new(), known, problems)
-}
+impl Plan {
+    /// Checks a config and everything it refers to.
+    ///
+    /// # Errors
+    /// Everything that is wrong, each with its path below `path`.
+    pub fn try_new(value: &Value, path: &str, known: Known<'_>) -> Result<Self, Vec<Problem>> {
+        let problems = Problems::default();
+        let spec = Spec::read(value, path, &problems);
+        let plan = spec.and_then(|spec| build(&spec, "config".into(), &Inherited::new(), known, &problems));
+        match plan {
+            Some(plan) if problems.is_empty() => Ok(plan),
+            _ => Err(problems.into_vec()),
+        }
+    }
 
-/// A single target whose provider and credential come with the request.
-pub fn from_request() -> Plan {
-    Plan::Target(Box::new(Inherited::new().target("config".into(), Source::Request)))
+    /// A single target whose provider and credential come with the request.
+    pub fn from_request() -> Self {
+        Self::Target(Box::new(Inherited::new().target("config".into(), Source::Request)))
+    }
 }
 
 /// Settings that a node hands to its children.

@@ -10,12 +10,10 @@ use secrecy::ExposeSecret as _;
 use serde_json::{Map, Value};
 
 use super::{
-    Problem, build,
     condition::Condition,
     identity::Identity,
     policies::{Breaker, CachePolicy, Retry},
-    read::Problems,
-    spec::{ParamsPolicy, Secret, Spec},
+    spec::{ParamsPolicy, Secret},
     strategy::{OnRefusal, OnUnsupported, Policy},
 };
 use crate::egress::Egress;
@@ -208,25 +206,6 @@ impl Upstream {
 }
 
 impl Plan {
-    /// Checks a config and everything it refers to.
-    ///
-    /// # Errors
-    /// Everything that is wrong, each with its path below `path`.
-    pub fn try_new(value: &Value, path: &str, known: Known<'_>) -> Result<Self, Vec<Problem>> {
-        let problems = Problems::default();
-        let spec = Spec::read(value, path, &problems);
-        let plan = spec.and_then(|spec| build::plan(&spec, known, &problems));
-        match plan {
-            Some(plan) if problems.is_empty() => Ok(plan),
-            _ => Err(problems.into_vec()),
-        }
-    }
-
-    /// A single target whose provider and credential come with the request.
-    pub fn from_request() -> Self {
-        build::from_request()
-    }
-
     /// Every target, in order.
     pub fn targets(&self) -> Vec<&Target> {
         match self {

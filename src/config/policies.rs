@@ -121,6 +121,21 @@ impl Default for Breaker {
 }
 
 impl Breaker {
+    /// What a node says about its targets' circuit breaker, in our words or the reference's. `breaker: false`
+    /// switches it off.
+    pub fn read_in(object: &mut Object<'_>) -> Option<Option<Self>> {
+        let reference = object.object("cb_config").map(Self::read_reference);
+        match object.value("breaker") {
+            None => reference.map(Some),
+            Some(_) if reference.is_some() => {
+                object.problem("breaker", "a circuit breaker is either `breaker` or `cb_config`, not both");
+                None
+            }
+            Some(serde_json::Value::Bool(on)) => Some(on.then(Self::default)),
+            Some(_) => object.object("breaker").map(|breaker| Some(Self::read(breaker))),
+        }
+    }
+
     /// Reads `breaker`. What it does not say stays at its default.
     pub fn read(mut object: Object<'_>) -> Self {
         let default = Self::default();

@@ -167,7 +167,7 @@ impl Spec {
                 .collect(),
             retry: object.object("retry").and_then(Retry::read),
             cache: object.object("cache").and_then(CachePolicy::read),
-            breaker: read_breaker(&mut object),
+            breaker: Breaker::read_in(&mut object),
             request_timeout: object.millis("request_timeout"),
             first_byte_timeout: object.millis("first_byte_timeout_ms"),
             total_timeout: object.millis("total_timeout_ms"),
@@ -192,19 +192,4 @@ impl Spec {
 /// Whether a field is a setting of the provider's own.
 pub fn is_provider_option(name: &str) -> bool {
     OPTION_NAMES.contains(&name) || OPTION_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
-}
-
-/// What a node says about its targets' circuit breaker, in our words or the reference's. `breaker: false`
-/// switches it off.
-pub(super) fn read_breaker(object: &mut Object<'_>) -> Option<Option<Breaker>> {
-    let reference = object.object("cb_config").map(Breaker::read_reference);
-    match object.value("breaker") {
-        None => reference.map(Some),
-        Some(_) if reference.is_some() => {
-            object.problem("breaker", "a circuit breaker is either `breaker` or `cb_config`, not both");
-            None
-        }
-        Some(Value::Bool(on)) => Some(on.then(Breaker::default)),
-        Some(_) => object.object("breaker").map(|breaker| Some(Breaker::read(breaker))),
-    }
 }

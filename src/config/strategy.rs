@@ -8,7 +8,6 @@ use super::{
     condition::{Condition, Field},
     policies::Breaker,
     read::Object,
-    spec::read_breaker,
 };
 
 /// How a node chooses among its targets.
@@ -142,7 +141,7 @@ impl Strategy {
             on_unsupported: object
                 .choice("on_unsupported", &[("skip", OnUnsupported::Skip), ("fail", OnUnsupported::Fail)])
                 .unwrap_or_default(),
-            breaker: read_breaker(&mut object),
+            breaker: Breaker::read_in(&mut object),
         });
         if strategy.is_some() {
             object.finish();

@@ -1,9 +1,10 @@
 //! The circuit breaker's states. Time and results go in, whether to call comes out; no locks, no clock.
 
-use std::{fmt, time::Duration};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::ejected::Ejected;
 use crate::config::policies::Breaker as Policy;
 
 /// A window is looked at in so many parts.
@@ -14,19 +15,6 @@ const SLOW_START: Duration = Duration::from_secs(30);
 
 /// What it gets at first.
 const SLOWEST: f64 = 0.1;
-
-/// Why a target is left alone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ejected {
-    /// It failed too often; it is probed after this time.
-    Open(Duration),
-    /// It failed too often, and one request is finding out whether it still does.
-    Probing,
-    /// It asked not to be called for this time.
-    Paused(Duration),
-    /// It has come back lately and gets a part of its traffic.
-    Warming,
-}
 
 /// Closed, open or half-open.
 #[derive(Clone, Debug)]
@@ -67,33 +55,6 @@ pub enum Transition {
     Opened,
     /// It is back.
     Closed,
-}
-
-impl Ejected {
-    /// For machines: metrics, explanations.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Open(_) => "breaker_open",
-            Self::Probing => "breaker_half_open",
-            Self::Paused(_) => "rate_limited",
-            Self::Warming => "slow_start",
-        }
-    }
-}
-
-impl fmt::Display for Ejected {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Open(left) => {
-                write!(f, "left alone for another {:.1} s after too many failures", left.as_secs_f64())
-            }
-            Self::Probing => f.write_str("left alone while one request finds out whether it works again"),
-            Self::Paused(left) => {
-                write!(f, "it asked not to be called for another {:.1} s", left.as_secs_f64())
-            }
-            Self::Warming => f.write_str("it works again since lately and gets a part of its requests"),
-        }
-    }
 }
 
 impl Breaker {

@@ -5,31 +5,21 @@
 
 mod breaker;
 mod bucket;
+pub mod ejected;
+mod known;
 mod latency;
 mod node;
 mod target;
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, PoisonError, RwLock},
-    time::Duration,
-};
+use std::sync::Arc;
 
-use tokio::time::Instant;
-
+use self::known::Known;
 pub use self::{
-    breaker::Ejected,
+    ejected::{Ejected, Elsewhere},
     node::NodeHealth,
     target::{Permit, Standing, TargetHealth, Verdict},
 };
 use crate::config::identity::Identity;
-
-/// As many as are remembered of each; the longest unused are forgotten first. Inline configs may bring any
-/// number of them.
-const REMEMBERED: usize = 50_000;
-
-/// What is in use is never forgotten, nor what was used so lately.
-const KEPT_AT_LEAST: Duration = Duration::from_secs(300);
 
 /// The health of every target and strategy of a router.
 #[derive(Debug, Default)]
@@ -60,51 +50,12 @@ impl Health {
     }
 }
 
-/// Entries by identity, a bounded number of them.
-#[derive(Debug)]
-struct Known<T>(RwLock<HashMap<Identity, Arc<T>>>);
-
-/// Something that can be forgotten.
-trait Forgettable {
-    /// When it was last of use; none: it is now.
-    fn idle_since(&self) -> Option<Instant>;
-}
-
-impl<T> Default for Known<T> {
-    fn default() -> Self {
-        Self(RwLock::default())
-    }
-}
-
-impl<T: Forgettable> Known<T> {
-    fn read<R>(&self, read: impl FnOnce(&HashMap<Identity, Arc<T>>) -> R) -> R {
-        read(&self.0.read().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    fn get(&self, id: Identity, new: impl FnOnce() -> T) -> Arc<T> {
-        if let Some(entry) = self.read(|entries| entries.get(&id).cloned()) {
-            return entry;
-        }
-        let mut entries = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        if entries.len() >= REMEMBERED {
-            forget(&mut entries);
-        }
-        Arc::clone(entries.entry(id).or_insert_with(|| Arc::new(new())))
-    }
-}
-
-/// Makes room: everything idle for long, so that the next time is far away.
-fn forget<T: Forgettable>(entries: &mut HashMap<Identity, Arc<T>>) {
-    let now = Instant::now();
-    entries.retain(|_, entry| {
-        let used = Arc::strong_count(entry) > 1;
-        used || entry.idle_since().is_none_or(|since| now.saturating_duration_since(since) < KEPT_AT_LEAST)
-    });
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{
+        known::{KEPT_AT_LEAST, REMEMBERED},
+        *,
+    };
 
     #[tokio::test(start_paused = true)]
     async fn what_was_not_used_for_long_is_forgotten_when_room_is_needed() {
@@ -116,7 +67,7 @@ mod tests {
         }
         tokio::time::advance(KEPT_AT_LEAST).await;
         health.target(Identity::of(["new"]), "p");
-        assert_eq!(health.targets.read(HashMap::len), 2);
+        assert_eq!(health.targets.read(std::collections::HashMap::len), 2);
         assert_eq!(health.in_flight(), 1);
         drop(permit);
         assert_eq!(health.in_flight(), 0);

@@ -12,7 +12,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{Forgettable, bucket::Bucket};
+use super::{bucket::Bucket, known::Forgettable};
 
 /// Sessions remembered by one balance. Beyond it those that ended are forgotten, then all: a new choice by the
 /// same hash usually falls on the same target.

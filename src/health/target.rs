@@ -12,9 +12,10 @@ use std::{
 use tokio::time::Instant;
 
 use super::{
-    Forgettable,
-    breaker::{Breaker, Ejected, Transition},
+    breaker::{Breaker, Transition},
     bucket::Bucket,
+    ejected::Ejected,
+    known::Forgettable,
     latency::Latency,
 };
 use crate::{config::policies::Breaker as Policy, telemetry};

@@ -3,6 +3,7 @@
 //! Nothing here knows providers or requests.
 
 pub mod convert;
+pub mod made;
 pub mod mask;
 pub mod probe;
 

@@ -1,9 +1,12 @@
 //! What a target made, as the answer to one request: its place in the plan, and what was changed on the way.
 
-use super::{prepare::Ready, target::Tried};
+use super::{
+    prepare::{Ready, at_target},
+    tries::Tried,
+};
 use crate::{
-    call::{Call, Made, Reply},
-    config::plan::Target,
+    call::{Call, Reply},
+    images::made::Made,
     pb::{self, CacheStatus, ImageFormat},
 };
 
@@ -31,12 +34,6 @@ pub fn reply(ready: &Ready<'_>, call: &Call, tried: Tried, cache_status: CacheSt
         cache_status,
         strict_open_ai_compliance: ready.target.strict_open_ai_compliance && !call.ctx.overrides.not_strict,
     }
-}
-
-/// Warnings as the target's own.
-pub fn at_target(warnings: &[pb::Warning], target: &Target) -> Vec<pb::Warning> {
-    let at = |warning: &pb::Warning| pb::Warning { target: target.path.clone(), ..warning.clone() };
-    warnings.iter().map(at).collect()
 }
 
 /// A provider may answer with another size than it was asked for.

@@ -8,12 +8,13 @@ use tonic::{Request, Status};
 
 use super::{cost, prepare::Ready};
 use crate::{
-    call::{Call, Made, RequestContext},
+    call::{Call, RequestContext},
     config::plan::Target,
     error::{Error, ErrorKind, Result},
+    images::made::Made,
     images::{Pieces, convert, probe},
     pb::{self, FinishReason, generate_response::Event},
-    transport,
+    telemetry, transport,
 };
 
 /// How far timers of the same deadline may be apart: `grpc-timeout` is rounded to milliseconds, and so are timers.
@@ -90,8 +91,8 @@ impl<'a> Attempt<'a> {
             Err(_) => ("", Vec::new()),
         };
         let duration = running.finish(&outcome, request_id, cost_lines);
-        crate::telemetry::attempt(
-            self.ctx,
+        telemetry::attempt(
+            &self.ctx.request_id,
             &self.target.path,
             self.ready.provider(),
             &request.model,

@@ -8,21 +8,22 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::timeout_at;
 
 use super::{
-    answer::{self, at_target},
-    prepare::Ready,
-    target::{self, Tried},
+    answer,
+    prepare::{Ready, at_target},
+    tries::{Tried, tries},
 };
 use crate::{
     cache::{
         Answer, Boarding, Embedder, Flight, Landed, Terms, Vector,
         key::{self, Key},
     },
-    call::{Call, Made, Reply},
+    call::{Call, Reply},
     config::{
         plan::{Credential, Target},
         policies::{CacheMode, CachePolicy},
     },
     error::{Error, ErrorKind, Result},
+    images::made::Made,
     pb::{self, BillingClass, CacheStatus},
     telemetry,
 };
@@ -40,7 +41,7 @@ pub async fn run(ready: &Ready<'_>, call: &Call) -> Result<Reply> {
     let notice = policy.and_then(|policy| only_exact(policy, ready.target, call));
     let (status, outcome) = match policy {
         Some(policy) => Asked::new(ready, call, policy).run().await,
-        None => (CacheStatus::Unspecified, target::tries(ready, call).await),
+        None => (CacheStatus::Unspecified, tries(ready, call).await),
     };
     telemetry::cache_lookup(status);
     match outcome {
@@ -172,7 +173,7 @@ impl<'a> Asked<'a> {
     }
 
     async fn make(&self, flight: Flight, vector: Option<Arc<Vector>>) -> Result<Tried> {
-        match target::tries(self.ready, self.call).await {
+        match tries(self.ready, self.call).await {
             Ok(tried) => {
                 let number = flight.number();
                 flight.made(Answer {

@@ -3,7 +3,11 @@
 //! It asks the same functions: strategies choose in them, targets are made ready in them, health is looked at
 //! in them. What is said here is therefore what runs, as long as health stays as it is.
 
-use super::{answer::at_target, balance, cached, conditional, fallback, prepare, standing, target};
+use super::{
+    balance, cached, conditional, fallback,
+    prepare::{self, at_target},
+    standing, tries,
+};
 use crate::{
     call::Call,
     config::plan::{Balance, Fallback, Plan, Target},
@@ -127,7 +131,7 @@ impl Walk {
         planned.price_usd = ready.price();
         planned.cached = cached::is_cached(&ready, call);
         // What is in the cache is given whatever the target's health.
-        let error = match target::left_alone(target, call).filter(|_| !planned.cached) {
+        let error = match tries::left_alone(target, call).filter(|_| !planned.cached) {
             Some(ejected) => {
                 planned.set_decision(Decision::Skipped);
                 planned.reason = ejected.name().into();

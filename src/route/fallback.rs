@@ -5,13 +5,13 @@
 
 use super::standing;
 use crate::{
-    call::{Call, Elsewhere, Reply},
+    call::{Call, Reply},
     config::{
         plan::{Fallback, Plan},
         strategy::{OnRefusal, OnUnsupported},
     },
     error::{Error, ErrorKind, Result},
-    health::Ejected,
+    health::{Ejected, Elsewhere},
 };
 
 /// Tries the children in order.

@@ -19,6 +19,7 @@ mod retry;
 mod size;
 mod standing;
 mod target;
+mod tries;
 
 pub use self::explain::explain;
 use crate::{

@@ -82,6 +82,12 @@ pub async fn ready<'a>(target: &'a Target, call: &Call) -> Result<Ready<'a>, Box
     Ok(Ready { target, worker, fitted, message, requested_size: request.dimensions() })
 }
 
+/// Warnings as the target's own.
+pub fn at_target(warnings: &[pb::Warning], target: &Target) -> Vec<pb::Warning> {
+    let at = |warning: &pb::Warning| pb::Warning { target: target.path.clone(), ..warning.clone() };
+    warnings.iter().map(at).collect()
+}
+
 /// The request with the target's parameters, and the worker with its record.
 async fn prepare(
     target: &Target,

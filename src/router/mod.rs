@@ -3,6 +3,7 @@
 //! Authenticates, finds the plan, runs it, and reports what happened. Callers hold it as [`SharedRouter`],
 //! whether it is here or behind a connection.
 
+mod log;
 pub mod remote;
 mod replay;
 pub mod report;
@@ -27,6 +28,7 @@ use tokio::{sync::mpsc, time::Instant};
 use tonic::{Request, Response, Status};
 
 use self::{
+    log::RequestLog,
     replay::{Answered, Idempotency, Replays},
     resolve::Resolved,
 };
@@ -43,8 +45,7 @@ use crate::{
         self, Operation, input_image::Source, planned_target::Decision, router_service_server::RouterService,
         stream_image_response::Event,
     },
-    route,
-    telemetry::{self, RequestLog},
+    route, telemetry,
     worker::{Workers, http::Http},
 };
 
