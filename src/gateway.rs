@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    future::Future,
     path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -88,6 +89,12 @@ impl Gateway {
             Ok((name.to_owned(), Arc::clone(worker)))
         });
         Ok(Arc::new(Local::new(chosen.collect::<Result<Vec<_>>>()?)))
+    }
+
+    /// Tells providers that jobs are no longer wanted whose callers have gone, as long as it runs.
+    pub fn give_up_jobs(&self) -> impl Future<Output = ()> + Send + use<> {
+        let http = Arc::clone(&self.http);
+        async move { http.send_what_is_left().await }
     }
 
     /// Puts every valid change of the file into force. An invalid one is logged, and the old one stays.

@@ -60,6 +60,7 @@ pub async fn serve(origin: Origin, defaults: Listen) -> Result<()> {
         servers.http("http", address, shim.routes()).await?;
         servers.background(async move { files.keep_swept().await });
     }
+    servers.background(gateway.give_up_jobs());
     servers.background(gateway.watch(Some((router, listen))));
     servers.run().await
 }

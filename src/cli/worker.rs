@@ -43,6 +43,7 @@ impl Worker {
             servers.admin(address, metrics).await?;
         }
         servers.grpc("worker", self.listen, Grpc::<router::remote::Served, _>::Worker(served)).await?;
+        servers.background(gateway.give_up_jobs());
         servers.background(gateway.watch(None));
         servers.run().await
     }

@@ -342,10 +342,15 @@ fn run(provider: &dyn Provider, case: &Path) -> Vec<(String, Value)> {
     let job: JobFile = serde_json::from_str(&read("job.json")).unwrap();
     let job = job.into_job(provider);
     let mut made = Vec::new();
-    let mut next = provider.start(&job).map(|request| Step::Next { after: Duration::ZERO, request });
+    let mut next = provider.start(&job).map(|request| Step::Next {
+        after: Duration::ZERO,
+        request,
+        progress: None,
+        cancel: None,
+    });
     for turn in 1.. {
-        let (after, request) = match next {
-            Ok(Step::Next { after, request }) => (after, request),
+        let (after, request, progress, cancel) = match next {
+            Ok(Step::Next { after, request, progress, cancel }) => (after, request, progress, cancel),
             Ok(Step::Done(output)) => {
                 made.push(("reply.json".to_owned(), reply_json(&output, &[])));
                 break;
@@ -362,6 +367,12 @@ fn run(provider: &dyn Provider, case: &Path) -> Vec<(String, Value)> {
         let mut shown = request_json(request, &job.base_url);
         if !after.is_zero() {
             shown["after_ms"] = u64::try_from(after.as_millis()).unwrap().into();
+        }
+        if let Some(progress) = progress {
+            shown["progress"] = json!([progress.state, progress.fraction]);
+        }
+        if let Some(cancel) = cancel {
+            shown["cancel"] = request_json(*cancel, &job.base_url);
         }
         made.push((format!("request-{turn}.json"), shown));
         let answer: AnswerFile = serde_json::from_str(&read(&format!("answer-{turn}.json"))).unwrap();

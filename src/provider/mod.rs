@@ -15,7 +15,7 @@ use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{
-    HeaderMap, HeaderValue, StatusCode,
+    HeaderMap, HeaderName, HeaderValue, StatusCode,
     header::{AUTHORIZATION, CONTENT_TYPE},
 };
 use secrecy::{ExposeSecret as _, SecretString};
@@ -58,10 +58,15 @@ pub enum Step {
     Done(Output),
     /// Ask again after a pause: poll or download.
     Next {
-        /// How long to wait first.
+        /// How long to wait first. The driver adds a little, so that jobs that began together are not asked
+        /// for together.
         after: Duration,
         /// What to send then.
         request: http::Request<Pieces>,
+        /// How far the provider says it is.
+        progress: Option<pb::Progress>,
+        /// What to send if the caller goes away from now on, where the provider can give a job up.
+        cancel: Option<Box<http::Request<Pieces>>>,
     },
     /// The result lies at these addresses, which are not the API's own: fetched without credentials.
     Fetch {
@@ -167,23 +172,73 @@ impl Job {
     /// Starts a request to `path` below the base URL, with the credential as a bearer token where there is one:
     /// self-hosted servers of a dialect often want none.
     pub fn call(&self, method: http::Method, path: &str) -> Result<http::request::Builder> {
-        let address = format!("{}{path}", self.base_url);
+        self.call_as(method, path, (AUTHORIZATION, "Bearer "))
+    }
+
+    /// As [`Job::call`], with the credential in this header, after this prefix.
+    pub fn call_as(
+        &self,
+        method: http::Method,
+        path: &str,
+        credential: (HeaderName, &str),
+    ) -> Result<http::request::Builder> {
+        self.request(method, &format!("{}{path}", self.base_url), credential)
+    }
+
+    /// A request to an address that the provider itself gave for this job, with the credential.
+    ///
+    /// # Errors
+    /// The address is neither at the base URL's host nor at a sibling of it (`api.eu1.example.com` beside
+    /// `api.example.com`): a credential goes nowhere else.
+    pub fn follow(
+        &self,
+        method: http::Method,
+        address: &str,
+        credential: (HeaderName, &str),
+    ) -> Result<http::request::Builder> {
+        let elsewhere = || Error::bad_answer("the provider names an address for its job that is not its own");
+        let url = url::Url::parse(address).map_err(|_| elsewhere())?;
+        let base = url::Url::parse(&self.base_url).map_err(|_| elsewhere())?;
+        let both_encrypted = url.scheme() == "https" && base.scheme() == "https";
+        if url.origin() == base.origin() || both_encrypted && are_siblings(&url, &base) {
+            return self.request(method, address, credential);
+        }
+        Err(elsewhere())
+    }
+
+    fn request(
+        &self,
+        method: http::Method,
+        address: &str,
+        (header, prefix): (HeaderName, &str),
+    ) -> Result<http::request::Builder> {
         let uri: http::Uri = address.parse().map_err(|_| {
             // Without the value: it may carry a password.
             Error::invalid("base_url", "the provider's base url makes no valid address")
         })?;
         let mut request = http::Request::builder().method(method).uri(uri);
         if let Some(key) = &self.api_key {
-            let text = format!("Bearer {}", key.expose_secret());
+            let text = format!("{prefix}{}", key.expose_secret());
             let mut value = HeaderValue::from_str(&text).map_err(|_| {
                 Error::new(ErrorKind::PermissionDenied, "the api key has characters that no header can carry")
                     .with_status(401)
             })?;
             value.set_sensitive(true);
-            request = request.header(AUTHORIZATION, value);
+            request = request.header(header, value);
         }
         Ok(request)
     }
+}
+
+/// Whether two hosts share the domain below the public suffix, taken to be their last two labels. Providers that
+/// name hosts of their own have domains of that form.
+fn are_siblings(a: &url::Url, b: &url::Url) -> bool {
+    let domain = |url: &url::Url| {
+        let host = url.domain()?;
+        let start = host.rmatch_indices('.').nth(1).map_or(0, |(dot, _)| dot + 1);
+        host[start..].contains('.').then(|| host[start..].to_owned())
+    };
+    domain(a).is_some_and(|domain_of_a| domain(b).as_ref() == Some(&domain_of_a))
 }
 
 /// A number as a person wrote it: the nearest `f64` of an `f32` reads 0.3499999940395355 for 0.35.
@@ -355,5 +410,38 @@ pub fn canonical_name(name: &str) -> &str {
         // The reference's own guide spells it so.
         "stabilityai" => "stability-ai",
         name => name,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job(base_url: &str) -> Job {
+        Job {
+            request: pb::ImageRequest::default(),
+            base_url: base_url.to_owned(),
+            api_key: Some("sk-1".into()),
+            options: HashMap::new(),
+        }
+    }
+
+    #[test]
+    fn a_credential_follows_only_to_the_providers_own_hosts() {
+        for (base, address, allowed) in [
+            ("https://api.bfl.ai", "https://api.eu1.bfl.ai/v1/get_result?id=1", true),
+            ("https://api.bfl.ai", "https://api.bfl.ai/v1/get_result?id=1", true),
+            ("http://127.0.0.1:9", "http://127.0.0.1:9/poll", true),
+            ("http://127.0.0.1:9", "http://127.0.0.1:10/poll", false),
+            ("https://api.bfl.ai", "https://bfl.ai.evil.example/x", false),
+            ("https://api.bfl.ai", "https://other.ai/x", false),
+            ("https://api.bfl.ai", "http://api.bfl.ai/x", false),
+            ("https://localhost", "https://other/x", false),
+            ("https://10.0.0.1", "https://10.1.0.1/x", false),
+            ("https://api.bfl.ai", "not a url", false),
+        ] {
+            let followed = job(base).follow(http::Method::GET, address, (AUTHORIZATION, "Key "));
+            assert_eq!(followed.is_ok(), allowed, "{base} {address}");
+        }
     }
 }

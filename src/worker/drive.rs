@@ -29,6 +29,9 @@ use crate::{
 /// Largest image that is fetched for a caller or from a provider, in bytes.
 const MAX_FETCH_BYTES: usize = 64 << 20;
 
+/// How much longer than the provider says a poll may wait, as a share.
+const POLL_SPREAD: f64 = 0.2;
+
 /// Events that may wait for a slow reader.
 const EVENTS_WAITING: usize = 4;
 
@@ -88,6 +91,7 @@ impl HttpWorker {
         let (mut job, trust, headers) = self.job(request)?;
         self.fetch_inputs(&mut job).await?;
         let (job, mut request) = self.start(job).await?;
+        let mut farewell = Farewell { http: Arc::clone(&self.http), trust, request: None };
         loop {
             forward(request.headers_mut(), &headers);
             let mut incoming = self.http.send(request, trust).await?;
@@ -98,11 +102,20 @@ impl HttpWorker {
                 return self.read_events(&job, &mut incoming, &events).await;
             }
             let answer = incoming.answer(self.provider.image_members()).await?;
+            // Whatever the answer was, the provider has not been asked to go on.
+            farewell.request = None;
             match self.provider.advance(&job, answer)? {
                 Step::Done(output) => return Ok(output),
-                Step::Next { after, request: next } => {
-                    say(&events, "running");
-                    tokio::time::sleep(after).await;
+                Step::Next { after, request: next, progress, cancel } => {
+                    farewell.request = cancel.map(|mut cancel| {
+                        forward(cancel.headers_mut(), &headers);
+                        *cancel
+                    });
+                    match progress {
+                        Some(progress) => _ = events.try_send(Ok(Event::Progress(progress))),
+                        None => say(&events, "running"),
+                    }
+                    tokio::time::sleep(after.mul_f64(1.0 + POLL_SPREAD * chance())).await;
                     request = next;
                 }
                 Step::Fetch { urls, output } => return self.fetch_images(&job, trust, urls, output).await,
@@ -223,6 +236,26 @@ impl WorkerService for HttpWorker {
 fn say(events: &Events, state: &str) {
     let progress = pb::Progress { fraction: None, state: state.to_owned() };
     _ = events.try_send(Ok(Event::Progress(progress)));
+}
+
+/// What a job leaves to be said to its provider if it is dropped.
+struct Farewell {
+    http: Arc<Http>,
+    trust: Trust,
+    request: Option<http::Request<Pieces>>,
+}
+
+impl Drop for Farewell {
+    fn drop(&mut self) {
+        if let Some(request) = self.request.take() {
+            self.http.send_later(request, self.trust);
+        }
+    }
+}
+
+/// A number of 0 to 1.
+fn chance() -> f64 {
+    f64::from(uuid::Uuid::new_v4().as_u128() as u32) / f64::from(u32::MAX)
 }
 
 /// The images in their order, then the end.

@@ -17,6 +17,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use tokio::{sync::mpsc, time::timeout};
 use url::{Host, Url};
 
 use super::{
@@ -39,6 +40,10 @@ const MAX_ERROR_BYTES: usize = 1 << 20;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Requests that may wait to be sent later, and how long each may take.
+const LATER_WAITING: usize = 256;
+const LATER_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Whether the operator vouches for a host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trust {
@@ -54,7 +59,11 @@ pub struct Http {
     trusted: reqwest::Client,
     guarded: reqwest::Client,
     egress: Arc<ArcSwap<Egress>>,
+    later: (mpsc::Sender<Later>, tokio::sync::Mutex<mpsc::Receiver<Later>>),
 }
+
+/// A request that nobody waits for.
+type Later = (http::Request<Pieces>, Trust);
 
 /// An answer whose body is being read.
 #[derive(Debug)]
@@ -82,7 +91,9 @@ impl Http {
                 .redirect(reqwest::redirect::Policy::none())
         };
         let text = |error: reqwest::Error| error.to_string();
+        let (sender, receiver) = mpsc::channel(LATER_WAITING);
         Ok(Self {
+            later: (sender, tokio::sync::Mutex::new(receiver)),
             trusted: common().build().map_err(text)?,
             guarded: common()
                 // Behind a proxy it is the proxy that resolves, unguarded.
@@ -119,6 +130,26 @@ impl Http {
         }
         let response = client.execute(request).await.map_err(|error| unreachable_error(&error, &host))?;
         Ok(Incoming { status: response.status(), headers: response.headers().clone(), response })
+    }
+
+    /// Sends a request when somebody gets to it, for one who cannot wait: see [`Http::send_what_is_left`]. If
+    /// too many wait already, it is not sent.
+    pub fn send_later(&self, request: http::Request<Pieces>, trust: Trust) {
+        if self.later.0.try_send((request, trust)).is_err() {
+            tracing::warn!("a provider could not be told that its job is no longer wanted");
+        }
+    }
+
+    /// Sends what was left to be sent later, again and again.
+    pub async fn send_what_is_left(&self) {
+        let mut waiting = self.later.1.lock().await;
+        while let Some((request, trust)) = waiting.recv().await {
+            match timeout(LATER_TIMEOUT, self.send(request, trust)).await {
+                Ok(Ok(incoming)) => tracing::debug!(status = incoming.status.as_u16(), "job given up"),
+                Ok(Err(error)) => tracing::warn!(%error, "a job could not be given up"),
+                Err(_) => tracing::warn!("a provider does not answer to giving up its job"),
+            }
+        }
     }
 
     /// Fetches an image from an address that is not the API's own: no credential is sent.

@@ -94,7 +94,7 @@ impl Provider for StabilityAi {
             _ if v1 => v1::images(&mut answer),
             _ => match v2beta::answer(job, &mut answer) {
                 Ok(v2beta::Outcome::Image(image)) => Ok(vec![image]),
-                Ok(v2beta::Outcome::Pending(step)) => return Ok(step),
+                Ok(v2beta::Outcome::Pending(step)) => return Ok(*step),
                 Err(error) => Err(error),
             },
         };

@@ -34,7 +34,7 @@ pub(super) struct Endpoint {
 /// What a success means.
 pub(super) enum Outcome {
     Image(pb::Image),
-    Pending(Step),
+    Pending(Box<Step>),
 }
 
 #[derive(Deserialize)]
@@ -332,7 +332,7 @@ pub(super) fn answer(job: &Job, answer: &mut Answer) -> Result<Outcome> {
         && reason.is_empty()
         && let Some(id) = id
     {
-        return poll(job, &id).map(Outcome::Pending);
+        return poll(job, &id).map(|step| Outcome::Pending(Box::new(step)));
     }
     let image = super::image(&reason, seed, || {
         let place = place.ok_or_else(|| Error::bad_answer("the answer has no image"))?;
@@ -347,5 +347,10 @@ fn poll(job: &Job, id: &str) -> Result<Step> {
         return Err(Error::bad_answer("the answer's id is not one"));
     }
     let request = call(job, Method::GET, &format!("/v2beta/results/{id}"))?;
-    Ok(Step::Next { after: POLL_EVERY, request: finish(request, Pieces::default())? })
+    Ok(Step::Next {
+        after: POLL_EVERY,
+        request: finish(request, Pieces::default())?,
+        progress: None,
+        cancel: None,
+    })
 }
