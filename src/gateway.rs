@@ -65,6 +65,15 @@ impl Gateway {
     /// # Errors
     /// The address of a worker cannot be one.
     pub fn state(&self, settings: &Arc<Settings>) -> Result<State> {
+        let workers = Arc::new(self.workers(settings)?);
+        Ok(State::new(Arc::clone(settings), workers, &self.built_in).reaching(&self.http))
+    }
+
+    /// Every worker: those of this process, and those that the configuration names.
+    ///
+    /// # Errors
+    /// The address of a worker cannot be one.
+    pub fn workers(&self, settings: &Settings) -> Result<Workers> {
         let mut workers = Workers::default();
         for (name, worker) in &self.local {
             workers.insert(name, Arc::clone(worker));
@@ -72,7 +81,7 @@ impl Gateway {
         for (name, uri) in &settings.workers {
             workers.insert(name, self.remote(uri).with_context(|| format!("workers.{name}"))?);
         }
-        Ok(State::new(Arc::clone(settings), Arc::new(workers), &self.built_in).reaching(&self.http))
+        Ok(workers)
     }
 
     /// The workers of some providers, as one to be served.

@@ -4,12 +4,13 @@ mod ask;
 mod check;
 mod explain;
 mod generate;
+mod providers;
 mod router;
 mod serve;
 mod shim;
 mod worker;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{io, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
@@ -58,6 +59,9 @@ enum Command {
         after_help = "Example:\n  imagegate explain \"a lighthouse at dusk\" --config-id hero --size 1024x1024"
     )]
     Explain(explain::Explain),
+    /// Show providers and models with what they can do
+    #[command(after_help = "Example:\n  imagegate providers stability-ai\n  imagegate providers --json")]
+    Providers(providers::Providers),
     /// Validate a configuration file and all routing configs in it
     #[command(after_help = "Example:\n  imagegate check imagegate.yaml")]
     Check(check::Check),
@@ -96,6 +100,7 @@ impl Cli {
                 Command::Shim(command) => command.run().await,
                 Command::Generate(command) => command.run().await,
                 Command::Explain(command) => command.run().await,
+                Command::Providers(command) => command.run().await,
                 Command::Check(command) => command.run(),
             }
         });
@@ -103,9 +108,15 @@ impl Cli {
         runtime.shutdown_background();
         match outcome {
             Ok(()) => ExitCode::SUCCESS,
+            // Whoever reads has seen enough.
+            Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
             Err(error) => failed(&error),
         }
     }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
 #[expect(clippy::print_stderr, reason = "the command's last word to a person")]

@@ -1,5 +1,6 @@
 """The command line."""
 
+import json
 import textwrap
 
 import pytest
@@ -151,3 +152,19 @@ def test_an_unknown_provider_of_a_worker_is_refused(tmp_path):
     finished = run(["worker", "--provider", "opnai", "--listen", "127.0.0.1:0"], tmp_path)
     assert finished.returncode != 0
     assert "opnai" in finished.stderr and "openai" in finished.stderr
+
+
+def test_providers_shows_what_is_known(tmp_path):
+    finished = run(["providers"], tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    assert "stability-ai\n" in finished.stdout and "sandbox (no key needed)" in finished.stdout
+    assert "gpt-image-1.5 (retirement 2026-12-01, successor gpt-image-2)" in finished.stdout
+
+    finished = run(["providers", "stabilityai", "--json"], tmp_path)
+    (provider,) = json.loads(finished.stdout)
+    assert provider["name"] == "stability-ai"
+    core = next(model for model in provider["models"] if model["model"] == "core")
+    assert core["max_n"] == 1 and "generate" in core["operations"] and core["prices"][0] == "$0.03 image (generate)"
+
+    unknown = run(["providers", "nobody"], tmp_path)
+    assert unknown.returncode == 1 and "known: openai, sandbox" in unknown.stderr
