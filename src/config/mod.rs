@@ -4,6 +4,7 @@
 //! file only refers to, `file` and `spec` read with all problems at once, `plan` checks routing configs.
 
 mod build;
+pub mod callers;
 pub mod condition;
 pub mod file;
 pub mod identity;

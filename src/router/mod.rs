@@ -3,6 +3,7 @@
 //! Authenticates, finds the plan, runs it, and reports what happened. Callers hold it as [`SharedRouter`],
 //! whether it is here or behind a connection.
 
+mod incoming;
 mod log;
 pub mod remote;
 mod replay;
@@ -17,13 +18,12 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use arc_swap::ArcSwap;
 use futures::{Stream, StreamExt as _};
 use http::HeaderMap;
-use serde_json::Value;
 use tokio::{sync::mpsc, time::Instant};
 use tonic::{Request, Response, Status};
 
@@ -35,14 +35,13 @@ use self::{
 use crate::{
     cache::{Cache, Embedder},
     call::{Call, Events, Record, RequestContext},
-    config::{Settings, file::Scope, plan::Plan},
+    config::{Settings, callers::Scope, plan::Plan},
     error::{Error, Result},
     health::Health,
-    images::{Pieces, probe},
+    images::Pieces,
     merge::merge,
-    params,
     pb::{
-        self, Operation, input_image::Source, planned_target::Decision, router_service_server::RouterService,
+        self, Operation, planned_target::Decision, router_service_server::RouterService,
         stream_image_response::Event,
     },
     route, telemetry,
@@ -194,13 +193,13 @@ impl Router {
         if image.operation() == Operation::Unspecified {
             image.operation = operation.into();
         }
-        check(&image)?;
+        incoming::check(&image)?;
         let ctx = Arc::new(RequestContext {
             request_id: ids.request_id.clone(),
             trace_id: ids.trace_id.clone(),
-            deadline: Instant::now() + time_limit(headers, state.settings.limits.total_timeout)?,
+            deadline: Instant::now() + incoming::time_limit(headers, state.settings.limits.total_timeout)?,
             headers: headers.clone(),
-            metadata: metadata(headers),
+            metadata: incoming::metadata(headers),
             seed: self.shared.seed(),
             health: Arc::clone(&self.shared.health),
             caller: resolved.caller.as_ref().map_or_else(String::new, |caller| caller.name.clone()),
@@ -227,7 +226,7 @@ struct Ids {
 impl Ids {
     fn new(headers: &HeaderMap) -> Self {
         let request_id = uuid::Uuid::now_v7().to_string();
-        let trace_id = trace_id(headers).unwrap_or_else(|| request_id.clone());
+        let trace_id = incoming::trace_id(headers).unwrap_or_else(|| request_id.clone());
         Self { request_id, trace_id }
     }
 
@@ -318,92 +317,6 @@ fn result(answered: Answered) -> (pb::ImageResult, Vec<(pb::Image, Pieces)>) {
         report: Some(report),
     };
     (result, reply.images)
-}
-
-/// What no target could serve, refused before anything is tried.
-fn check(image: &pb::ImageRequest) -> Result<()> {
-    if let Some(n) = image.n.filter(|n| *n == 0 || *n > params::MAX_IMAGES) {
-        let message = format!("n: {n} is not allowed; allowed: 1 to {}", params::MAX_IMAGES);
-        return Err(Error::invalid("n", message).with_code("invalid_value"));
-    }
-    let operation = image.effective_operation();
-    let needs_prompt = matches!(operation, Operation::Generate | Operation::Edit | Operation::Inpaint);
-    if needs_prompt && image.prompt.trim().is_empty() && image.weighted_prompts.is_empty() {
-        return Err(Error::invalid("prompt", "prompt: required, and must not be empty")
-            .with_code("missing_required_parameter"));
-    }
-    if operation != Operation::Generate && image.inputs.is_empty() {
-        let message = format!("image: required for operation {}", operation.name());
-        return Err(Error::invalid("image", message).with_code("missing_required_parameter"));
-    }
-    for (i, input) in image.inputs.iter().enumerate() {
-        if matches!(&input.source, Some(Source::Data(data)) if probe::sniff(data).is_none()) {
-            let message = format!("image: input {i} is not an image; allowed: png, jpeg, webp");
-            return Err(Error::invalid("image", message).with_code("invalid_image_file"));
-        }
-    }
-    if image.mask.as_ref().is_some_and(|mask| probe::sniff(&mask.data).is_none()) {
-        return Err(
-            Error::invalid("mask", "mask: not an image; allowed: png").with_code("invalid_image_file")
-        );
-    }
-    Ok(())
-}
-
-/// The trace the caller belongs to: the reference's header, else W3C's.
-fn trace_id(headers: &HeaderMap) -> Option<String> {
-    let text = |name: &str| headers.get(name)?.to_str().ok().map(str::trim).filter(|text| !text.is_empty());
-    let of_parent = || text("traceparent")?.split('-').nth(1).filter(|id| id.len() == 32);
-    text("x-portkey-trace-id").or_else(of_parent).map(str::to_owned)
-}
-
-/// What the caller says about the request. As in the reference, what is no JSON object says nothing.
-fn metadata(headers: &HeaderMap) -> Value {
-    let text = headers.get("x-portkey-metadata").and_then(|value| value.to_str().ok());
-    text.and_then(|text| serde_json::from_str(text).ok()).filter(Value::is_object).unwrap_or(Value::Null)
-}
-
-/// How long the whole request may take: the least of what the operator, the caller's header and its deadline say.
-fn time_limit(headers: &HeaderMap, total: Duration) -> Result<Duration> {
-    let total = total_timeout(headers)?.map_or(total, |limit| limit.min(total));
-    Ok(grpc_timeout(headers).map_or(total, |limit| answer_within(limit).min(total)))
-}
-
-/// The caller's own limit of the whole request.
-fn total_timeout(headers: &HeaderMap) -> Result<Option<Duration>> {
-    const NAME: &str = "x-imagegate-total-timeout-ms";
-    let Some(value) = headers.get(NAME) else { return Ok(None) };
-    let millis =
-        value.to_str().ok().and_then(|text| text.trim().parse::<u64>().ok()).filter(|millis| *millis > 0);
-    match millis {
-        Some(millis) => Ok(Some(Duration::from_millis(millis))),
-        None => Err(Error::invalid(
-            NAME,
-            format!("{NAME}: {value:?} is not allowed; allowed: milliseconds above 0"),
-        )),
-    }
-}
-
-/// How long a request may take whose caller waits for `limit`. A little less: at the limit itself tonic ends
-/// the call on both sides, and the caller never learns what was tried.
-fn answer_within(limit: Duration) -> Duration {
-    limit - (limit / 20).min(Duration::from_millis(100))
-}
-
-/// Reads `grpc-timeout`: at most eight digits and a unit.
-fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
-    let text = headers.get("grpc-timeout")?.to_str().ok()?;
-    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    let number: u64 = digits.parse().ok()?;
-    Some(match unit {
-        "H" => Duration::from_secs(number.checked_mul(3600)?),
-        "M" => Duration::from_secs(number.checked_mul(60)?),
-        "S" => Duration::from_secs(number),
-        "m" => Duration::from_millis(number),
-        "u" => Duration::from_micros(number),
-        "n" => Duration::from_nanos(number),
-        _ => return None,
-    })
 }
 
 #[tonic::async_trait]
@@ -502,29 +415,5 @@ impl RouterService for Router {
 impl fmt::Debug for Started {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Started").field("call", &self.call).finish_non_exhaustive()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_grpc_timeout_is_read_in_all_units() {
-        for (text, expected) in [
-            ("2H", Some(Duration::from_secs(7200))),
-            ("3M", Some(Duration::from_secs(180))),
-            ("5S", Some(Duration::from_secs(5))),
-            ("250m", Some(Duration::from_millis(250))),
-            ("9u", Some(Duration::from_micros(9))),
-            ("9n", Some(Duration::from_nanos(9))),
-            ("9", None),
-            ("S", None),
-            ("", None),
-        ] {
-            let mut headers = HeaderMap::new();
-            headers.insert("grpc-timeout", text.parse().unwrap());
-            assert_eq!(grpc_timeout(&headers), expected, "{text}");
-        }
     }
 }

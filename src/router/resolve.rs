@@ -9,7 +9,8 @@ use crate::{
     call::Overrides,
     config::{
         Settings,
-        file::{Caller, Scope, is_config_id},
+        callers::{Caller, Scope},
+        file::is_config_id,
         plan::{self, Credential, Known, Plan, Source, Target, Upstream, split_model},
         spec::Secret,
     },

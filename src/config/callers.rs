@@ -1,0 +1,133 @@
+//! Who may call: `auth` and `api_keys`.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    fmt,
+    sync::Arc,
+};
+
+use sha2::{Digest as _, Sha256};
+
+use super::read::{Object, suggestion};
+
+/// Who may call, by the digest of the key: a lookup that leaks no timing about the keys themselves.
+#[derive(Debug, Default)]
+pub struct Callers {
+    by_digest: HashMap<[u8; 32], Arc<Caller>>,
+    /// `auth: open` was written.
+    pub open: bool,
+}
+
+/// One caller.
+#[derive(Debug)]
+pub struct Caller {
+    /// For logs.
+    pub name: String,
+    /// What it may do.
+    pub scopes: BTreeSet<Scope>,
+    /// For its requests that name no route.
+    pub default_config: Option<String>,
+}
+
+/// What a caller may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Scope {
+    /// Make images.
+    Generate,
+    /// Manage saved configs.
+    Configs,
+    /// Manage credentials.
+    Keys,
+    /// Read the request log.
+    Logs,
+    /// Everything else.
+    Admin,
+}
+
+const SCOPES: &[(&str, Scope)] = &[
+    ("generate", Scope::Generate),
+    ("configs", Scope::Configs),
+    ("keys", Scope::Keys),
+    ("logs", Scope::Logs),
+    ("admin", Scope::Admin),
+];
+
+impl Callers {
+    /// Nobody has a key: everybody may call.
+    pub fn is_empty(&self) -> bool {
+        self.by_digest.is_empty()
+    }
+
+    /// How many have a key.
+    pub fn len(&self) -> usize {
+        self.by_digest.len()
+    }
+
+    /// Whose key this is.
+    pub fn find(&self, key: &str) -> Option<&Arc<Caller>> {
+        self.by_digest.get(&digest(key))
+    }
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = SCOPES.iter().find(|(_, scope)| scope == self).map_or("", |(name, _)| name);
+        f.write_str(name)
+    }
+}
+
+/// Reads `auth` and `api_keys`. `configs` are the ids that there are.
+pub fn read_callers(file: &mut Object<'_>, configs: &[&str]) -> Callers {
+    let mut callers = Callers::default();
+    match file.text("auth") {
+        None => {}
+        Some("open") => callers.open = true,
+        Some(other) => file.problem("auth", format!("'{other}' is not allowed; allowed: open")),
+    }
+    for (i, value) in file.list("api_keys").unwrap_or_default().iter().enumerate() {
+        let Some(mut object) = Object::open(value, file.at(&format!("api_keys.{i}")), file.problems()) else {
+            continue;
+        };
+        object.required("name");
+        object.required("key");
+        let key = object.text("key").filter(|key| !key.is_empty());
+        if object.text("key") == Some("") {
+            object.problem("key", "the key is empty");
+        }
+        let default_config = object.text("default_config").map(str::to_owned);
+        check_config_id(&object, "default_config", default_config.as_deref(), configs);
+        let scopes = object.texts("scopes").unwrap_or_else(|| vec!["generate"]);
+        let scopes = scopes.into_iter().enumerate().filter_map(|(i, name)| {
+            let found = SCOPES.iter().find(|(word, _)| *word == name);
+            if found.is_none() {
+                let names: Vec<_> = SCOPES.iter().map(|(word, _)| *word).collect();
+                object.problem(
+                    &format!("scopes.{i}"),
+                    format!("unknown scope \"{name}\"{}", suggestion(name, &names)),
+                );
+            }
+            found.map(|(_, scope)| *scope)
+        });
+        let scopes = scopes.collect();
+        let name = object.text("name").unwrap_or_default().to_owned();
+        if let Some(key) = key {
+            let caller = Arc::new(Caller { name, scopes, default_config });
+            if callers.by_digest.insert(digest(key), caller).is_some() {
+                object.problem("key", "another entry has the same key");
+            }
+        }
+        object.finish();
+    }
+    callers
+}
+
+/// Reports the id of a config that there is none of.
+pub fn check_config_id(object: &Object<'_>, field: &str, id: Option<&str>, configs: &[&str]) {
+    if let Some(id) = id.filter(|id| !configs.contains(id)) {
+        object.problem(field, format!("config \"{id}\" does not exist{}", suggestion(id, configs)));
+    }
+}
+
+fn digest(key: &str) -> [u8; 32] {
+    Sha256::digest(key.as_bytes()).into()
+}
