@@ -32,13 +32,11 @@ pub struct Parts<'a> {
 /// The key of a request, and the bucket of all that differ from it in nothing but the prompt.
 pub fn of(parts: &Parts<'_>) -> (Key, Key) {
     let mut digest = Framed::default();
-    for text in [parts.caller, parts.credential, parts.namespace, parts.provider, &parts.upstream.base_url] {
+    for text in [parts.caller, parts.credential, parts.namespace, parts.provider] {
         digest.add(text);
     }
-    digest.add([u8::from(parts.upstream.base_url_from_caller)]);
-    for texts in [&parts.upstream.headers, &parts.upstream.options] {
-        digest.add_sorted(texts.iter().map(|(name, value)| (name.as_str(), value.as_bytes().to_vec())));
-    }
+    // Our messages are encoded the same way every time: their maps are ordered (build.rs).
+    digest.add(pb::Upstream { credential: None, ..parts.upstream.clone() }.encode_to_vec());
     let Wish { format, compression, exact_size } = parts.wish;
     let size = exact_size.map(|size| (size.width, size.height));
     digest.add(format!("{:?}", (format.map(i32::from), compression, size)));
@@ -73,11 +71,8 @@ fn add_call(digest: &mut Framed, call: &pb::ImageRequest, inputs: &mut Inputs) {
     if let Some(mask) = &mut call.mask {
         mask.data = inputs.digest(&mask.data);
     }
-    // The only map among the fields, and maps are encoded in the order of the day.
-    let mut extras = std::mem::take(&mut call.provider_extras);
-    extras.retain(|_, extras| !extras.fields.is_empty());
+    call.provider_extras.retain(|_, extras| !extras.fields.is_empty());
     digest.add(call.encode_to_vec());
-    digest.add_sorted(extras.iter().map(|(name, extras)| (name.as_str(), extras.encode_to_vec())));
 }
 
 /// Digests of input images. The calls of one request share their images, which are large.
@@ -105,16 +100,6 @@ impl Framed {
         let part = part.as_ref();
         self.0.update((part.len() as u64).to_le_bytes());
         self.0.update(part);
-    }
-
-    fn add_sorted<'a>(&mut self, parts: impl Iterator<Item = (&'a str, Vec<u8>)>) {
-        let mut parts: Vec<_> = parts.collect();
-        parts.sort();
-        self.add((parts.len() as u64).to_le_bytes());
-        for (name, value) in parts {
-            self.add(name);
-            self.add(value);
-        }
     }
 
     fn finish(self) -> Key {
