@@ -10,6 +10,7 @@ pub mod multipart;
 pub mod openai;
 pub mod sandbox;
 pub mod stability;
+pub mod together;
 pub mod xai;
 
 use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
@@ -416,7 +417,12 @@ impl<'de> serde::Deserialize<'de> for ImageRef {
 
 /// Providers that speak HTTP, by id.
 pub fn all() -> Vec<Arc<dyn Provider>> {
-    vec![Arc::new(openai::OpenAi), Arc::new(stability::StabilityAi), Arc::new(xai::Xai)]
+    vec![
+        Arc::new(openai::OpenAi),
+        Arc::new(stability::StabilityAi),
+        Arc::new(together::Together),
+        Arc::new(xai::Xai),
+    ]
 }
 
 /// The id that a config's provider name means: itself, or the id it is an alias of.
@@ -424,6 +430,7 @@ pub fn canonical_name(name: &str) -> &str {
     match name {
         // The reference's own guide spells it so.
         "stabilityai" => "stability-ai",
+        "together-ai" => "together",
         name => name,
     }
 }
