@@ -3,6 +3,7 @@
 //! Nothing here opens a socket, reads a clock or sleeps; `worker::drive` does. Strategy, retries and
 //! negotiation happen in the router: a provider sends what the job says.
 
+pub mod azure_openai;
 pub mod catalog;
 #[cfg(test)]
 mod fixtures;
@@ -418,6 +419,7 @@ impl<'de> serde::Deserialize<'de> for ImageRef {
 /// Providers that speak HTTP, by id.
 pub fn all() -> Vec<Arc<dyn Provider>> {
     vec![
+        Arc::new(azure_openai::AzureOpenAi),
         Arc::new(openai::OpenAi),
         Arc::new(stability::StabilityAi),
         Arc::new(together::Together),
