@@ -9,6 +9,7 @@ pub mod catalog;
 mod fixtures;
 pub mod multipart;
 pub mod openai;
+pub mod openai_compatible;
 pub mod sandbox;
 pub mod stability;
 pub mod together;
@@ -421,6 +422,7 @@ pub fn all() -> Vec<Arc<dyn Provider>> {
     vec![
         Arc::new(azure_openai::AzureOpenAi),
         Arc::new(openai::OpenAi),
+        Arc::new(openai_compatible::OpenAiCompatible),
         Arc::new(stability::StabilityAi),
         Arc::new(together::Together),
         Arc::new(xai::Xai),

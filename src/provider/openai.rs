@@ -524,7 +524,8 @@ impl ErrorObject {
         if error.kind == ErrorKind::RateLimited && error.retry_after.is_none() {
             error.retry_after = wait_in(&text);
         }
-        error.error_type = self.kind;
+        // LocalAI sends an empty one.
+        error.error_type = self.kind.filter(|kind| !kind.is_empty());
         error.param = self.param;
         error.code = code;
         error
