@@ -3,13 +3,17 @@
 //! Nothing here opens a socket, reads a clock or sleeps; `worker::drive` does. Strategy, retries and
 //! negotiation happen in the router: a provider sends what the job says.
 
+pub mod azure_openai;
 pub mod catalog;
 #[cfg(test)]
 mod fixtures;
 pub mod multipart;
 pub mod openai;
+pub mod openai_compatible;
 pub mod sandbox;
 pub mod stability;
+pub mod together;
+pub mod xai;
 
 use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
@@ -254,6 +258,20 @@ fn bytes_of(input: &pb::InputImage) -> Result<Bytes> {
     }
 }
 
+/// The address of an input, which for bytes is a data URL, for an API that takes images in its JSON.
+fn address_of(input: &pb::InputImage) -> Result<String> {
+    match &input.source {
+        Some(pb::input_image::Source::Url(url)) => Ok(url.clone()),
+        _ => {
+            let data = bytes_of(input)?;
+            // What is no image we know is left to the server to judge.
+            let format = crate::images::probe::sniff(&data).unwrap_or(pb::ImageFormat::Png);
+            let base64 = base64_simd::STANDARD.encode_to_string(&data);
+            Ok(format!("data:{};base64,{base64}", format.mime_type()))
+        }
+    }
+}
+
 /// A request with this body. What callers pass has been checked when the builder was filled.
 fn finish(request: http::request::Builder, body: Pieces) -> Result<http::Request<Pieces>> {
     request
@@ -401,7 +419,14 @@ impl<'de> serde::Deserialize<'de> for ImageRef {
 
 /// Providers that speak HTTP, by id.
 pub fn all() -> Vec<Arc<dyn Provider>> {
-    vec![Arc::new(openai::OpenAi), Arc::new(stability::StabilityAi)]
+    vec![
+        Arc::new(azure_openai::AzureOpenAi),
+        Arc::new(openai::OpenAi),
+        Arc::new(openai_compatible::OpenAiCompatible),
+        Arc::new(stability::StabilityAi),
+        Arc::new(together::Together),
+        Arc::new(xai::Xai),
+    ]
 }
 
 /// The id that a config's provider name means: itself, or the id it is an alias of.
@@ -409,6 +434,7 @@ pub fn canonical_name(name: &str) -> &str {
     match name {
         // The reference's own guide spells it so.
         "stabilityai" => "stability-ai",
+        "together-ai" => "together",
         name => name,
     }
 }

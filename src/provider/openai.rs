@@ -48,14 +48,15 @@ struct Images {
     error: Option<ErrorBody>,
 }
 
+/// One image of an answer.
 #[derive(Deserialize)]
-struct Item {
+pub(super) struct Item {
     #[serde(default)]
     b64_json: Option<ImageRef>,
     #[serde(default)]
     url: Option<String>,
     #[serde(default)]
-    revised_prompt: Option<String>,
+    pub(super) revised_prompt: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -93,15 +94,15 @@ struct StreamEvent {
 }
 
 /// An error as OpenAI writes it, or as servers of the dialect do.
-#[derive(Deserialize)]
+#[derive(Deserialize, Default)]
+#[serde(default)]
 struct ErrorAnswer {
-    #[serde(default)]
     error: Option<ErrorBody>,
-    #[serde(default)]
     message: Option<String>,
     /// FastAPI's spelling.
-    #[serde(default)]
     detail: Option<Value>,
+    /// Beside an `error` that is a text, as xAI has it.
+    code: Option<Value>,
 }
 
 #[derive(Deserialize)]
@@ -160,86 +161,100 @@ impl Provider for OpenAi {
         }
     }
 
-    fn advance(&self, job: &Job, mut answer: Answer) -> Result<Step> {
-        if !answer.status.is_success() {
-            return Err(failure(&answer));
-        }
-        let Images { data, usage, error } = answer.json().map_err(|error| own(error, &answer))?;
-        if let Some(error) = error {
-            return Err(failure_in_success(&answer, error));
-        }
-        let data = data.unwrap_or_default();
-        if data.is_empty() {
-            return Err(own(Error::bad_answer("the answer has no image"), &answer));
-        }
-        let mut urls = Vec::new();
-        let mut images = Vec::with_capacity(data.len());
-        for item in data {
-            let bytes = item.bytes(&mut answer, &mut urls).map_err(|error| own(error, &answer))?;
-            images.push(pb::Image {
-                data: bytes,
-                revised_prompt: item.revised_prompt.unwrap_or_default(),
-                ..Default::default()
-            });
-        }
-        let output = Output {
-            images,
-            usage: usage.and_then(|usage| Usage::read(usage, job)),
-            upstream_request_id: answer.request_id(),
-            ..Default::default()
-        };
-        Ok(if urls.is_empty() { Step::Done(output) } else { Step::Fetch { urls, output } })
+    fn advance(&self, job: &Job, answer: Answer) -> Result<Step> {
+        read_answer(NAME, job, answer)
     }
 
-    fn event(&self, job: &Job, mut answer: Answer) -> Result<Event> {
-        if let AnswerBody::Raw(data) = &answer.body
-            && data.trim_ascii() == b"[DONE]"
-        {
-            return Ok(Event::Ignored);
-        }
-        let event: StreamEvent = answer.json().map_err(|error| own(error, &answer))?;
-        if let Some(error) = event.error {
-            // Part of the image may have been made by now.
-            let error = failure_in_success(&answer, error);
-            return Err(if error.kind == ErrorKind::ContentRejected {
-                error
-            } else {
-                error.billed(BillingClass::Unknown)
-            });
-        }
-        let image = |answer: &mut Answer| {
-            let place = event.b64_json.as_ref().ok_or_else(|| Error::bad_answer("the event has no image"));
-            place.and_then(|place| answer.take_image(place)).map_err(|error| own(error, answer))
-        };
-        // The types differ by endpoint: image_generation.* and image_edit.*.
-        if event.kind.ends_with(".partial_image") {
-            return Ok(Event::Partial { index: event.partial_image_index, data: image(&mut answer)? });
-        }
-        if event.kind.ends_with(".completed") {
-            let data = image(&mut answer)?;
-            return Ok(Event::Done(Output {
-                images: vec![pb::Image { data, ..Default::default() }],
-                usage: event.usage.and_then(|usage| Usage::read(usage, job)),
-                upstream_request_id: answer.request_id(),
-                ..Default::default()
-            }));
-        }
-        Ok(Event::Ignored)
+    fn event(&self, job: &Job, event: Answer) -> Result<Event> {
+        read_event(NAME, job, event)
     }
+}
+
+/// What an answer of the dialect means; `provider` is who is named in its errors.
+pub(super) fn read_answer(provider: &str, job: &Job, mut answer: Answer) -> Result<Step> {
+    if !answer.status.is_success() {
+        return Err(failure(provider, &answer));
+    }
+    let Images { data, usage, error } = answer.json().map_err(|error| own(provider, error, &answer))?;
+    if let Some(error) = error {
+        return Err(failure_in_success(provider, &answer, error));
+    }
+    let data = data.unwrap_or_default();
+    if data.is_empty() {
+        return Err(own(provider, Error::bad_answer("the answer has no image"), &answer));
+    }
+    let mut urls = Vec::new();
+    let mut images = Vec::with_capacity(data.len());
+    for item in data {
+        let bytes = item.bytes(&mut answer, &mut urls).map_err(|error| own(provider, error, &answer))?;
+        images.push(pb::Image {
+            data: bytes,
+            revised_prompt: item.revised_prompt.unwrap_or_default(),
+            ..Default::default()
+        });
+    }
+    let output = Output {
+        images,
+        usage: usage.and_then(|usage| Usage::read(usage, job)),
+        upstream_request_id: answer.request_id(),
+        ..Default::default()
+    };
+    Ok(if urls.is_empty() { Step::Done(output) } else { Step::Fetch { urls, output } })
+}
+
+/// What an event of the dialect means.
+pub(super) fn read_event(provider: &str, job: &Job, mut answer: Answer) -> Result<Event> {
+    if let AnswerBody::Raw(data) = &answer.body
+        && data.trim_ascii() == b"[DONE]"
+    {
+        return Ok(Event::Ignored);
+    }
+    let event: StreamEvent = answer.json().map_err(|error| own(provider, error, &answer))?;
+    if let Some(error) = event.error {
+        // Part of the image may have been made by now.
+        let error = failure_in_success(provider, &answer, error);
+        return Err(if error.kind == ErrorKind::ContentRejected {
+            error
+        } else {
+            error.billed(BillingClass::Unknown)
+        });
+    }
+    let image = |answer: &mut Answer| {
+        let place = event.b64_json.as_ref().ok_or_else(|| Error::bad_answer("the event has no image"));
+        place.and_then(|place| answer.take_image(place)).map_err(|error| own(provider, error, answer))
+    };
+    // The types differ by endpoint: image_generation.* and image_edit.*.
+    if event.kind.ends_with(".partial_image") {
+        return Ok(Event::Partial { index: event.partial_image_index, data: image(&mut answer)? });
+    }
+    if event.kind.ends_with(".completed") {
+        let data = image(&mut answer)?;
+        return Ok(Event::Done(Output {
+            images: vec![pb::Image { data, ..Default::default() }],
+            usage: event.usage.and_then(|usage| Usage::read(usage, job)),
+            upstream_request_id: answer.request_id(),
+            ..Default::default()
+        }));
+    }
+    Ok(Event::Ignored)
 }
 
 fn generation(job: &Job) -> Result<Request<Pieces>> {
-    json_request(call(job, "/images/generations")?, &fields(job))
+    json_request(call(job, "/images/generations")?, &fields(NAME, job))
+}
+
+fn edit(job: &Job) -> Result<Request<Pieces>> {
+    edit_form(job, &fields(NAME, job))?.into_request(call(job, "/images/edits")?)
 }
 
 /// Always a form: the JSON variant is for GPT image models only, and its schema has three sizes.
-fn edit(job: &Job) -> Result<Request<Pieces>> {
+pub(super) fn edit_form(job: &Job, fields: &Map<String, Value>) -> Result<Form> {
     let (markup, images): (Vec<_>, Vec<_>) =
         job.request.inputs.iter().partition(|input| input.role() == pb::InputRole::Markup);
     if images.is_empty() {
         return Err(Error::invalid("image", "an edit needs an image"));
     }
-    let mut form = Form::new().fields(&fields(job));
+    let mut form = Form::new().fields(fields);
     let name = if images.len() == 1 { "image" } else { "image[]" };
     for (i, input) in images.into_iter().enumerate() {
         form = form.image(name, &format!("image-{i}"), bytes_of(input)?);
@@ -250,14 +265,14 @@ fn edit(job: &Job) -> Result<Request<Pieces>> {
     if let Some(markup) = markup.first() {
         form = form.image("markup", "markup", bytes_of(markup)?);
     }
-    form.into_request(call(job, "/images/edits")?)
+    Ok(form)
 }
 
 fn variation(job: &Job) -> Result<Request<Pieces>> {
     let Some(input) = job.request.inputs.first() else {
         return Err(Error::invalid("image", "a variation needs an image"));
     };
-    let mut fields = fields(job);
+    let mut fields = fields(NAME, job);
     // The endpoint has no prompt.
     fields.remove("prompt");
     Form::new()
@@ -283,7 +298,7 @@ fn call(job: &Job, path: &str) -> Result<http::request::Builder> {
 }
 
 /// Everything but the images.
-fn fields(job: &Job) -> Map<String, Value> {
+pub(super) fn fields(provider: &str, job: &Job) -> Map<String, Value> {
     let request = &job.request;
     let family = Family::of(&request.model);
     let mut fields = Map::new();
@@ -311,7 +326,7 @@ fn fields(job: &Job) -> Map<String, Value> {
     if family == Family::DallE3 && !request.style.is_empty() {
         fields.insert("style".into(), request.style.as_str().into());
     }
-    fields.extend(job.extras(NAME));
+    fields.extend(job.extras(provider));
     fields
 }
 
@@ -379,7 +394,7 @@ impl Family {
 
 impl Item {
     /// The image's bytes; none, and one more address in `urls`, if they lie elsewhere.
-    fn bytes(&self, answer: &mut Answer, urls: &mut Vec<String>) -> Result<Bytes> {
+    pub(super) fn bytes(&self, answer: &mut Answer, urls: &mut Vec<String>) -> Result<Bytes> {
         if let Some(place) = &self.b64_json {
             let data = answer.take_image(place)?;
             // Some servers send an empty text beside the address.
@@ -440,19 +455,21 @@ impl Usage {
 }
 
 /// The error that an answer with an error status is.
-fn failure(answer: &Answer) -> Error {
-    let body = match answer.json::<ErrorAnswer>() {
-        Ok(ErrorAnswer { error: Some(body), .. }) => body,
-        Ok(
-            ErrorAnswer { message: Some(text), .. } | ErrorAnswer { detail: Some(Value::String(text)), .. },
-        ) => ErrorBody::Text(text),
-        Ok(_) | Err(_) => ErrorBody::Text(answer.plain_text()),
+pub(super) fn failure(provider: &str, answer: &Answer) -> Error {
+    let said = answer.json::<ErrorAnswer>().unwrap_or_default();
+    let mut object = match said {
+        ErrorAnswer { error: Some(body), .. } => body.into_object(),
+        ErrorAnswer { message: Some(text), .. } | ErrorAnswer { detail: Some(Value::String(text)), .. } => {
+            ErrorBody::Text(text).into_object()
+        }
+        _ => ErrorBody::Text(answer.plain_text()).into_object(),
     };
-    body.into_error(answer)
+    object.code = object.code.or(said.code);
+    object.into_error(provider, answer)
 }
 
 /// An error object where a success was announced: the status is the one that OpenAI pairs with the code.
-fn failure_in_success(answer: &Answer, body: ErrorBody) -> Error {
+fn failure_in_success(provider: &str, answer: &Answer, body: ErrorBody) -> Error {
     let object = body.into_object();
     let status = match (object.code().as_deref(), object.kind.as_deref()) {
         (Some("rate_limit_exceeded" | "insufficient_quota"), _) => 429,
@@ -465,14 +482,14 @@ fn failure_in_success(answer: &Answer, body: ErrorBody) -> Error {
         headers: answer.headers.clone(),
         body: AnswerBody::Raw(Bytes::new()),
     };
-    ErrorBody::Object(object).into_error(&answer)
+    object.into_error(provider, &answer)
 }
 
 /// A broken answer's error, with who sent it.
-fn own(mut error: Error, answer: &Answer) -> Error {
-    error.provider = NAME.into();
+pub(super) fn own(provider: &str, mut error: Error, answer: &Answer) -> Error {
+    error.provider = provider.into();
     error.upstream_request_id = answer.request_id();
-    error.message = format!("{NAME} error: {}", error.message);
+    error.message = format!("{provider} error: {}", error.message);
     error
 }
 
@@ -483,18 +500,19 @@ impl ErrorBody {
             Self::Text(text) => ErrorObject { message: Some(text), ..Default::default() },
         }
     }
+}
 
-    fn into_error(self, answer: &Answer) -> Error {
-        let object = self.into_object();
-        let code = object.code();
-        let text = match object.message.as_deref() {
+impl ErrorObject {
+    fn into_error(self, provider: &str, answer: &Answer) -> Error {
+        let code = self.code();
+        let text = match self.message.as_deref() {
             Some(text) if !text.is_empty() => text.to_owned(),
             _ => format!("status {}", answer.status.as_u16()),
         };
-        let mut error = answer.default_error(NAME, format!("{NAME} error: {text}"));
-        if object.is_refusal(error.status) {
+        let mut error = answer.default_error(provider, format!("{provider} error: {text}"));
+        if self.is_refusal(error.status) {
             error.kind = ErrorKind::ContentRejected;
-            let stage = object.moderation_details.as_ref().map(|details| details.moderation_stage.as_str());
+            let stage = self.moderation_details.as_ref().map(|details| details.moderation_stage.as_str());
             error.billing = match stage {
                 // The image was made before it was blocked.
                 Some("output") => BillingClass::Unknown,
@@ -506,14 +524,13 @@ impl ErrorBody {
         if error.kind == ErrorKind::RateLimited && error.retry_after.is_none() {
             error.retry_after = wait_in(&text);
         }
-        error.error_type = object.kind;
-        error.param = object.param;
+        // LocalAI sends an empty one.
+        error.error_type = self.kind.filter(|kind| !kind.is_empty());
+        error.param = self.param;
         error.code = code;
         error
     }
-}
 
-impl ErrorObject {
     fn code(&self) -> Option<String> {
         match self.code.as_ref()? {
             Value::String(text) => Some(text.clone()),

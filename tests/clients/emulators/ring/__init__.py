@@ -22,7 +22,8 @@ class RingProvider(Emulator):
     polls = False  # a job is submitted, then asked for
     cancels = False  # a job whose caller goes away is given up: `cancelled` counts them
     cancelled = 0
-    edits = False  # the model takes an input image
+    edits = False  # a model takes an input image
+    edit_model = ""  # which, if not `model`
     price_usd = None  # of one image of `size`, where the data has a price
     retry_after = ("retry-after", "7")  # how it tells a pause; None: it never does
 
