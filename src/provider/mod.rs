@@ -6,6 +6,7 @@
 pub mod catalog;
 #[cfg(test)]
 mod fixtures;
+pub mod google;
 pub mod multipart;
 pub mod openai;
 pub mod sandbox;
@@ -401,12 +402,13 @@ impl<'de> serde::Deserialize<'de> for ImageRef {
 
 /// Providers that speak HTTP, by id.
 pub fn all() -> Vec<Arc<dyn Provider>> {
-    vec![Arc::new(openai::OpenAi), Arc::new(stability::StabilityAi)]
+    vec![Arc::new(google::Google), Arc::new(openai::OpenAi), Arc::new(stability::StabilityAi)]
 }
 
 /// The id that a config's provider name means: itself, or the id it is an alias of.
 pub fn canonical_name(name: &str) -> &str {
     match name {
+        "gemini" => "google",
         // The reference's own guide spells it so.
         "stabilityai" => "stability-ai",
         name => name,
