@@ -4,6 +4,7 @@
 //! negotiation happen in the router: a provider sends what the job says.
 
 pub mod catalog;
+pub mod fireworks;
 #[cfg(test)]
 mod fixtures;
 pub mod google;
@@ -402,12 +403,18 @@ impl<'de> serde::Deserialize<'de> for ImageRef {
 
 /// Providers that speak HTTP, by id.
 pub fn all() -> Vec<Arc<dyn Provider>> {
-    vec![Arc::new(google::Google), Arc::new(openai::OpenAi), Arc::new(stability::StabilityAi)]
+    vec![
+        Arc::new(fireworks::FireworksAi),
+        Arc::new(google::Google),
+        Arc::new(openai::OpenAi),
+        Arc::new(stability::StabilityAi),
+    ]
 }
 
 /// The id that a config's provider name means: itself, or the id it is an alias of.
 pub fn canonical_name(name: &str) -> &str {
     match name {
+        "fireworks" => "fireworks-ai",
         "gemini" => "google",
         // The reference's own guide spells it so.
         "stabilityai" => "stability-ai",
