@@ -8,6 +8,7 @@ pub mod fireworks;
 #[cfg(test)]
 mod fixtures;
 pub mod google;
+pub mod ideogram;
 pub mod multipart;
 pub mod openai;
 pub mod sandbox;
@@ -406,6 +407,7 @@ pub fn all() -> Vec<Arc<dyn Provider>> {
     vec![
         Arc::new(fireworks::FireworksAi),
         Arc::new(google::Google),
+        Arc::new(ideogram::Ideogram),
         Arc::new(openai::OpenAi),
         Arc::new(stability::StabilityAi),
     ]
