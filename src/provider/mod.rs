@@ -11,6 +11,7 @@ pub mod google;
 pub mod ideogram;
 pub mod multipart;
 pub mod openai;
+pub mod recraft;
 pub mod sandbox;
 pub mod stability;
 
@@ -409,6 +410,7 @@ pub fn all() -> Vec<Arc<dyn Provider>> {
         Arc::new(google::Google),
         Arc::new(ideogram::Ideogram),
         Arc::new(openai::OpenAi),
+        Arc::new(recraft::RecraftAi),
         Arc::new(stability::StabilityAi),
     ]
 }
@@ -418,6 +420,7 @@ pub fn canonical_name(name: &str) -> &str {
     match name {
         "fireworks" => "fireworks-ai",
         "gemini" => "google",
+        "recraft" => "recraft-ai",
         // The reference's own guide spells it so.
         "stabilityai" => "stability-ai",
         name => name,
