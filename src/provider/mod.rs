@@ -5,11 +5,15 @@
 
 pub mod azure_openai;
 pub mod catalog;
+pub mod fireworks;
 #[cfg(test)]
 mod fixtures;
+pub mod google;
+pub mod ideogram;
 pub mod multipart;
 pub mod openai;
 pub mod openai_compatible;
+pub mod recraft;
 pub mod sandbox;
 pub mod stability;
 pub mod together;
@@ -421,8 +425,12 @@ impl<'de> serde::Deserialize<'de> for ImageRef {
 pub fn all() -> Vec<Arc<dyn Provider>> {
     vec![
         Arc::new(azure_openai::AzureOpenAi),
+        Arc::new(fireworks::FireworksAi),
+        Arc::new(google::Google),
+        Arc::new(ideogram::Ideogram),
         Arc::new(openai::OpenAi),
         Arc::new(openai_compatible::OpenAiCompatible),
+        Arc::new(recraft::RecraftAi),
         Arc::new(stability::StabilityAi),
         Arc::new(together::Together),
         Arc::new(xai::Xai),
@@ -432,6 +440,9 @@ pub fn all() -> Vec<Arc<dyn Provider>> {
 /// The id that a config's provider name means: itself, or the id it is an alias of.
 pub fn canonical_name(name: &str) -> &str {
     match name {
+        "fireworks" => "fireworks-ai",
+        "gemini" => "google",
+        "recraft" => "recraft-ai",
         // The reference's own guide spells it so.
         "stabilityai" => "stability-ai",
         "together-ai" => "together",
