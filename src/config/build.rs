@@ -14,7 +14,7 @@ use super::{
     },
     policies::{Breaker, CachePolicy, Retry},
     read::{Problems, suggestion},
-    spec::{ParamsPolicy, Spec},
+    spec::{ParamsPolicy, Spec, is_address_option},
     strategy::{Case, Mode, Policy, Strategy},
     yaml::join,
 };
@@ -316,6 +316,13 @@ fn leaf(
             return None;
         };
         let mut upstream = Upstream::clone(upstream);
+        if known.from_caller {
+            // Or else any caller could send a stored credential to a resource of its own.
+            for (name, _) in spec.options.iter().filter(|(name, _)| is_address_option(name)) {
+                let message = format!("where virtual key \"{slug}\" is sent is not for a request to say");
+                problems.add(join(&spec.path, name), message);
+            }
+        }
         upstream.options.extend(spec.options.iter().cloned());
         Source::Fixed(Arc::new(upstream))
     } else if let Some(provider) = &spec.provider {

@@ -369,6 +369,10 @@ mod tests {
                 "override_params.n|n: 0 is not allowed",
             ),
             (
+                json!({"virtual_key": "vk", "resource_name": "mine"}),
+                "resource_name|where virtual key \"vk\" is sent is not for a request to say",
+            ),
+            (
                 json!({"virtual_key": "vk", "input_guardrails": ["x"]}),
                 "input_guardrails|guardrails are not available",
             ),

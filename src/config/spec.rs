@@ -189,6 +189,15 @@ impl Spec {
     }
 }
 
+/// Settings that are part of the address a provider is called at.
+const ADDRESS_OPTIONS: &[&str] =
+    &["resource_name", "azure_resource_name", "azure_foundry_url", "huggingface_base_url"];
+
+/// Whether a provider's setting says where the provider is.
+pub fn is_address_option(name: &str) -> bool {
+    ADDRESS_OPTIONS.contains(&name)
+}
+
 /// Whether a field is a setting of the provider's own.
 pub fn is_provider_option(name: &str) -> bool {
     OPTION_NAMES.contains(&name) || OPTION_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
