@@ -129,6 +129,8 @@ pub struct Answer {
     pub headers: HeaderMap,
     /// HTTP body.
     pub body: AnswerBody,
+    /// The address that was asked: what a job's later answers often do not repeat.
+    pub address: String,
 }
 
 /// An upstream's body.

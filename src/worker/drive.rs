@@ -144,7 +144,12 @@ impl HttpWorker {
             } else {
                 AnswerBody::Raw(event.skeleton)
             };
-            let answer = Answer { status: incoming.status, headers: incoming.headers.clone(), body };
+            let answer = Answer {
+                status: incoming.status,
+                headers: incoming.headers.clone(),
+                body,
+                address: incoming.address(),
+            };
             match self.provider.event(job, answer)? {
                 provider::Event::Done(output) => return Ok(output),
                 provider::Event::Partial { index, data } => {
