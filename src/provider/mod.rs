@@ -3,11 +3,13 @@
 //! Nothing here opens a socket, reads a clock or sleeps; `worker::drive` does. Strategy, retries and
 //! negotiation happen in the router: a provider sends what the job says.
 
+pub mod black_forest_labs;
 pub mod catalog;
 #[cfg(test)]
 mod fixtures;
 pub mod multipart;
 pub mod openai;
+mod poll;
 pub mod sandbox;
 pub mod stability;
 
@@ -403,12 +405,17 @@ impl<'de> serde::Deserialize<'de> for ImageRef {
 
 /// Providers that speak HTTP, by id.
 pub fn all() -> Vec<Arc<dyn Provider>> {
-    vec![Arc::new(openai::OpenAi), Arc::new(stability::StabilityAi)]
+    vec![
+        Arc::new(black_forest_labs::BlackForestLabs),
+        Arc::new(openai::OpenAi),
+        Arc::new(stability::StabilityAi),
+    ]
 }
 
 /// The id that a config's provider name means: itself, or the id it is an alias of.
 pub fn canonical_name(name: &str) -> &str {
     match name {
+        "bfl" => "black-forest-labs",
         // The reference's own guide spells it so.
         "stabilityai" => "stability-ai",
         name => name,
