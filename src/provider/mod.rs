@@ -72,7 +72,7 @@ pub enum Step {
     },
     /// The result lies at these addresses, which are not the API's own: fetched without credentials.
     Fetch {
-        /// One address for each image of `output` whose `data` is empty, in order.
+        /// One address for each image of `output` whose `data` is empty and that is not withheld, in order.
         urls: Vec<String>,
         /// The rest of the answer.
         output: Output,
