@@ -8,8 +8,10 @@ pub mod catalog;
 #[cfg(test)]
 mod fixtures;
 pub mod multipart;
+mod names;
 pub mod openai;
 mod poll;
+pub mod replicate;
 pub mod sandbox;
 pub mod stability;
 
@@ -408,6 +410,7 @@ pub fn all() -> Vec<Arc<dyn Provider>> {
     vec![
         Arc::new(black_forest_labs::BlackForestLabs),
         Arc::new(openai::OpenAi),
+        Arc::new(replicate::Replicate),
         Arc::new(stability::StabilityAi),
     ]
 }
