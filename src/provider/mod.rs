@@ -5,6 +5,7 @@
 
 pub mod black_forest_labs;
 pub mod catalog;
+pub mod fal;
 #[cfg(test)]
 mod fixtures;
 pub mod multipart;
@@ -409,6 +410,7 @@ impl<'de> serde::Deserialize<'de> for ImageRef {
 pub fn all() -> Vec<Arc<dyn Provider>> {
     vec![
         Arc::new(black_forest_labs::BlackForestLabs),
+        Arc::new(fal::Fal),
         Arc::new(openai::OpenAi),
         Arc::new(replicate::Replicate),
         Arc::new(stability::StabilityAi),

@@ -38,6 +38,9 @@ pub(super) struct Names {
     images: String,
     #[serde(default)]
     mask: String,
+    /// Where edits go, below the model's own path.
+    #[serde(default)]
+    pub(super) edits_at: String,
     /// An edit has the size of its input, and takes none.
     #[serde(default)]
     unsized_edits: bool,
