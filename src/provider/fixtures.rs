@@ -186,7 +186,7 @@ impl JobFile {
 }
 
 impl AnswerFile {
-    fn into_answer(self, image_members: &[&str]) -> Answer {
+    fn into_answer(self, image_members: &[&str], address: String) -> Answer {
         let (body, media_type) = match (self.json, self.text, self.base64) {
             (Some(json), None, None) => (json_body(json, image_members), "application/json"),
             (None, Some(text), None) => (AnswerBody::Raw(text.into()), "text/plain"),
@@ -199,7 +199,7 @@ impl AnswerFile {
             let name: http::HeaderName = name.parse().unwrap();
             headers.insert(name, value.parse().unwrap());
         }
-        Answer { status: StatusCode::from_u16(self.status).unwrap(), headers, body }
+        Answer { status: StatusCode::from_u16(self.status).unwrap(), headers, body, address }
     }
 }
 
@@ -236,9 +236,13 @@ fn request_json(request: http::Request<Pieces>, base_url: &str) -> Value {
     let mut boundary = None;
     for (name, value) in &parts.headers {
         let text = value.to_str().unwrap();
-        let shown = if name == AUTHORIZATION {
-            assert!(value.is_sensitive() && text == "Bearer key", "the credential");
-            "(sensitive)"
+        let shown = if name == AUTHORIZATION || value.is_sensitive() {
+            assert!(value.is_sensitive(), "the credential");
+            match text {
+                "Bearer key" | "key" => "(sensitive)",
+                "Key key" => "(sensitive) Key",
+                other => panic!("the credential is {other}"),
+            }
         } else if name == http::header::CONTENT_LENGTH {
             assert_eq!(text, body.len().to_string(), "content-length");
             continue;
@@ -253,7 +257,7 @@ fn request_json(request: http::Request<Pieces>, base_url: &str) -> Value {
     let uri = parts.uri.to_string();
     let mut file = json!({
         "method": parts.method.as_str(),
-        "path": uri.strip_prefix(base_url).unwrap(),
+        "path": uri.strip_prefix(base_url).unwrap_or(&uri),
         "headers": headers,
     });
     if let Some(boundary) = boundary {
@@ -317,6 +321,9 @@ fn reply_json(output: &Output, urls: &[String]) -> Value {
             "output_text_tokens": usage.output_text_tokens, "output_image_tokens": usage.output_image_tokens,
         });
     }
+    if let Some(usd) = output.reported_cost_usd {
+        reply["reported_cost_usd"] = usd.into();
+    }
     if !output.upstream_request_id.is_empty() {
         reply["upstream_request_id"] = output.upstream_request_id.as_str().into();
     }
@@ -364,6 +371,7 @@ fn run(provider: &dyn Provider, case: &Path) -> Vec<(String, Value)> {
                 break;
             }
         };
+        let address = request.uri().to_string();
         let mut shown = request_json(request, &job.base_url);
         if !after.is_zero() {
             shown["after_ms"] = u64::try_from(after.as_millis()).unwrap().into();
@@ -376,7 +384,7 @@ fn run(provider: &dyn Provider, case: &Path) -> Vec<(String, Value)> {
         }
         made.push((format!("request-{turn}.json"), shown));
         let answer: AnswerFile = serde_json::from_str(&read(&format!("answer-{turn}.json"))).unwrap();
-        next = provider.advance(&job, answer.into_answer(provider.image_members()));
+        next = provider.advance(&job, answer.into_answer(provider.image_members(), address));
     }
     made
 }

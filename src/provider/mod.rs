@@ -4,16 +4,21 @@
 //! negotiation happen in the router: a provider sends what the job says.
 
 pub mod azure_openai;
+pub mod black_forest_labs;
 pub mod catalog;
+pub mod fal;
 pub mod fireworks;
 #[cfg(test)]
 mod fixtures;
 pub mod google;
 pub mod ideogram;
 pub mod multipart;
+mod names;
 pub mod openai;
 pub mod openai_compatible;
+mod poll;
 pub mod recraft;
+pub mod replicate;
 pub mod sandbox;
 pub mod stability;
 pub mod together;
@@ -78,7 +83,7 @@ pub enum Step {
     },
     /// The result lies at these addresses, which are not the API's own: fetched without credentials.
     Fetch {
-        /// One address for each image of `output` whose `data` is empty, in order.
+        /// One address for each image of `output` whose `data` is empty and that is not withheld, in order.
         urls: Vec<String>,
         /// The rest of the answer.
         output: Output,
@@ -137,6 +142,8 @@ pub struct Answer {
     pub headers: HeaderMap,
     /// HTTP body.
     pub body: AnswerBody,
+    /// The address that was asked: what a job's later answers often do not repeat.
+    pub address: String,
 }
 
 /// An upstream's body.
@@ -425,12 +432,15 @@ impl<'de> serde::Deserialize<'de> for ImageRef {
 pub fn all() -> Vec<Arc<dyn Provider>> {
     vec![
         Arc::new(azure_openai::AzureOpenAi),
+        Arc::new(black_forest_labs::BlackForestLabs),
+        Arc::new(fal::Fal),
         Arc::new(fireworks::FireworksAi),
         Arc::new(google::Google),
         Arc::new(ideogram::Ideogram),
         Arc::new(openai::OpenAi),
         Arc::new(openai_compatible::OpenAiCompatible),
         Arc::new(recraft::RecraftAi),
+        Arc::new(replicate::Replicate),
         Arc::new(stability::StabilityAi),
         Arc::new(together::Together),
         Arc::new(xai::Xai),
@@ -443,6 +453,7 @@ pub fn canonical_name(name: &str) -> &str {
         "fireworks" => "fireworks-ai",
         "gemini" => "google",
         "recraft" => "recraft-ai",
+        "bfl" => "black-forest-labs",
         // The reference's own guide spells it so.
         "stabilityai" => "stability-ai",
         "together-ai" => "together",

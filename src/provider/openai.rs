@@ -481,6 +481,7 @@ fn failure_in_success(provider: &str, answer: &Answer, body: ErrorBody) -> Error
         status: http::StatusCode::from_u16(status).unwrap_or_default(),
         headers: answer.headers.clone(),
         body: AnswerBody::Raw(Bytes::new()),
+        address: answer.address.clone(),
     };
     object.into_error(provider, &answer)
 }
@@ -593,7 +594,7 @@ mod tests {
             options: Default::default(),
         };
         let headers = [("x-request-id".parse().unwrap(), "req_1".parse().unwrap())].into_iter().collect();
-        OpenAi.event(&job, Answer { status: http::StatusCode::OK, headers, body })
+        OpenAi.event(&job, Answer { status: http::StatusCode::OK, headers, body, address: String::new() })
     }
 
     fn json_event(json: Value) -> Result<Event> {

@@ -205,6 +205,7 @@ mod tests {
         let answer = Answer {
             status: http::StatusCode::OK,
             headers: http::HeaderMap::new(),
+            address: String::new(),
             body: json_body(body, Xai.image_members()),
         };
         let Ok(Step::Done(output)) = Xai.advance(&job, answer) else { panic!("an image") };

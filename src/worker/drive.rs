@@ -20,7 +20,7 @@ use crate::{
     images::Pieces,
     merge::merge,
     pb::{
-        self, credential::Credential, generate_response::Event, input_image::Source,
+        self, FinishReason, credential::Credential, generate_response::Event, input_image::Source,
         worker_service_server::WorkerService,
     },
     provider::{self, Answer, AnswerBody, Job, Output, Provider, Step},
@@ -144,7 +144,12 @@ impl HttpWorker {
             } else {
                 AnswerBody::Raw(event.skeleton)
             };
-            let answer = Answer { status: incoming.status, headers: incoming.headers.clone(), body };
+            let answer = Answer {
+                status: incoming.status,
+                headers: incoming.headers.clone(),
+                body,
+                address: incoming.address(),
+            };
             match self.provider.event(job, answer)? {
                 provider::Event::Done(output) => return Ok(output),
                 provider::Event::Partial { index, data } => {
@@ -188,8 +193,7 @@ impl HttpWorker {
     ) -> Result<Output> {
         let base = Url::parse(&job.base_url).ok();
         let origin = |url: &Url| (url.host_str().map(str::to_owned), url.port_or_known_default());
-        let empty = output.images.iter_mut().filter(|image| image.data.is_empty());
-        for (image, url) in empty.zip(urls) {
+        for (image, url) in to_fetch(&mut output.images).zip(urls) {
             // The operator vouches for its own upstream, wherever that is, and for nobody else.
             let same = Url::parse(&url).ok().as_ref().map(origin) == base.as_ref().map(origin);
             let trust = if same { trust } else { Trust::Stranger };
@@ -253,6 +257,14 @@ impl Drop for Farewell {
     }
 }
 
+/// The images that lie at addresses; one that was withheld has none.
+fn to_fetch(images: &mut [pb::Image]) -> impl Iterator<Item = &mut pb::Image> {
+    let withheld = |image: &pb::Image| {
+        matches!(image.finish_reason(), FinishReason::ContentFiltered | FinishReason::Error)
+    };
+    images.iter_mut().filter(move |image| image.data.is_empty() && !withheld(image))
+}
+
 /// A number of 0 to 1.
 fn chance() -> f64 {
     f64::from(uuid::Uuid::new_v4().as_u128() as u32) / f64::from(u32::MAX)
@@ -280,5 +292,26 @@ fn finished(mut output: Output) -> Vec<std::result::Result<Event, Status>> {
 impl std::fmt::Debug for HttpWorker {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_tuple("HttpWorker").field(&self.name()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_withheld_image_takes_no_other_images_address() {
+        let image = |data: &'static [u8], reason: FinishReason| pb::Image {
+            data: data.into(),
+            finish_reason: reason.into(),
+            ..Default::default()
+        };
+        let mut images = [
+            image(b"", FinishReason::ContentFiltered),
+            image(b"here", FinishReason::Unspecified),
+            image(b"", FinishReason::Stop),
+        ];
+        let fetched: Vec<_> = to_fetch(&mut images).map(|image| image.finish_reason()).collect();
+        assert_eq!(fetched, [FinishReason::Stop]);
     }
 }

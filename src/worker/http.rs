@@ -181,6 +181,11 @@ impl Http {
 }
 
 impl Incoming {
+    /// The address that was asked.
+    pub fn address(&self) -> String {
+        self.response.url().to_string()
+    }
+
     /// Whether events follow.
     pub fn is_event_stream(&self) -> bool {
         self.status.is_success() && self.content_type().starts_with("text/event-stream")
@@ -188,6 +193,7 @@ impl Incoming {
 
     /// Reads the body to its end. JSON loses its images on the way.
     pub async fn answer(mut self, image_members: &'static [&'static str]) -> Result<Answer> {
+        let address = self.address();
         let body = if self.content_type().contains("json") {
             let expected = self.response.content_length().unwrap_or(0);
             let expected = usize::try_from(expected).unwrap_or(usize::MAX).min(MAX_ANSWER_BYTES);
@@ -205,7 +211,7 @@ impl Incoming {
             let limit = if is_image { MAX_ANSWER_BYTES } else { MAX_ERROR_BYTES };
             AnswerBody::Raw(self.pieces(limit).await?.into_bytes())
         };
-        Ok(Answer { status: self.status, headers: self.headers, body })
+        Ok(Answer { status: self.status, headers: self.headers, body, address })
     }
 
     /// Reads events one by one.
