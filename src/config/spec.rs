@@ -16,7 +16,7 @@ use super::{
 };
 
 /// One node of a routing config.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Spec {
     /// Where it stands, for problems.
     pub path: String,
@@ -109,6 +109,13 @@ const GUARDRAILS: &[&str] = &[
     "default_input_guardrails",
     "default_output_guardrails",
 ];
+
+/// Where it is, not what it says: secrets may be among the provider's settings.
+impl fmt::Debug for Spec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Spec").field("path", &self.path).finish_non_exhaustive()
+    }
+}
 
 impl Spec {
     /// Reads a config and everything below it.

@@ -1,0 +1,65 @@
+"""A fallback from every provider to every other gives what the caller asked for, whoever answers."""
+
+import base64
+import itertools
+import json
+
+import pytest
+import requests
+
+from emulators import faults
+from emulators.pictures import look
+from emulators.ring import everyone
+
+PROVIDERS = everyone()
+
+
+@pytest.fixture
+def ring(serve):
+    """All providers of the ring behind one gateway."""
+    emulators = {name: kind() for name, kind in PROVIDERS.items()}
+    keys = {
+        name: {
+            "provider": name,
+            "api_key": {"env": f"KEY_{i}"},
+            "base_url": emulator.base_url,
+            **emulator.options,
+        }
+        for i, (name, emulator) in enumerate(emulators.items())
+    }
+    gateway = serve(
+        {
+            "listen": {"http": "127.0.0.1:0", "grpc": "127.0.0.1:0", "admin": "127.0.0.1:0"},
+            "virtual_keys": keys,
+            "egress": {"allow": ["127.0.0.0/8"]},
+        },
+        env={f"KEY_{i}": emulator.key for i, emulator in enumerate(emulators.values())},
+    )
+    yield gateway, emulators
+    for emulator in emulators.values():
+        emulator.close()
+
+
+def target(emulator):
+    return {"virtual_key": emulator.provider, "override_params": {"model": emulator.model}, "breaker": False}
+
+
+def test_every_pair_gives_the_shape_that_was_asked_for(ring):
+    gateway, emulators = ring
+    assert len(emulators) >= 10
+    for i, (first, second) in enumerate(itertools.permutations(emulators.values(), 2)):
+        shape, format = ("url", "PNG") if i % 3 == 0 else ("b64_json", ["JPEG", "PNG"][i % 2])
+        config = {"strategy": {"mode": "fallback"}, "targets": [target(first), target(second)]}
+        first.script.append(faults.status(503))
+        # A provider that makes fewer at once is called several times, and the first failure ends them all.
+        body = {"prompt": "a lighthouse", "n": 2, "response_format": shape, "output_format": format.lower()}
+        answer = gateway.post(body=body, key=None, headers={"x-portkey-config": json.dumps(config)})
+        pair = f"{first.provider} -> {second.provider}: {answer.text[:500]}"
+        assert answer.status_code == 200, pair
+        assert answer.headers["x-portkey-last-used-option-index"] == "config.targets[1]", pair
+        found = answer.json()["data"]
+        assert len(found) == 2 and all(set(image) & {"url", "b64_json"} == {shape} for image in found), pair
+        for image in found:
+            data = requests.get(image["url"], timeout=10).content if shape == "url" else base64.b64decode(image["b64_json"])
+            assert look(data).format == format, pair
+        first.script.clear()
