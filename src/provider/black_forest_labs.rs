@@ -13,7 +13,10 @@ use http::{HeaderName, Method, Request};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::{Answer, Job, Output, Provider, Step, bytes_of, catalog, decimal, json_request, mask_as, poll};
+use super::{
+    Answer, Job, Output, Provider, Step, bytes_of, catalog, decimal, is_path_segment, json_request, mask_as,
+    no_such_model, poll,
+};
 use crate::{
     error::{Error, ErrorKind, Result},
     images::Pieces,
@@ -113,10 +116,8 @@ impl Provider for BlackForestLabs {
 
     fn start(&self, job: &Job) -> Result<Request<Pieces>> {
         let model = &job.request.model;
-        // It becomes part of the path.
-        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-        if model.is_empty() || model.starts_with('.') || !model.chars().all(plain) {
-            return Err(Error::invalid("model", format!("model {model:?} is no model of {NAME}")));
+        if !is_path_segment(model) {
+            return Err(no_such_model(model, NAME));
         }
         json_request(job.call_as(Method::POST, &format!("/{model}"), credential())?, &fields(job)?)
     }
@@ -129,14 +130,14 @@ impl Provider for BlackForestLabs {
                 None => Err(failure(&answer, asked_for)),
             };
         }
-        let task: Task = answer.json().map_err(|error| poll::own(error, NAME, &answer))?;
+        let task: Task = answer.json().map_err(|error| answer.own(NAME, error))?;
         task.advance(job, &answer, asked_for)
     }
 }
 
 impl Task {
     fn advance(self, job: &Job, answer: &Answer, asked_for: bool) -> Result<Step> {
-        let broken = |text: &str| poll::own(Error::bad_answer(text), NAME, answer);
+        let broken = |text: &str| answer.own(NAME, Error::bad_answer(text));
         let (state, progress) = match self.status.as_deref().or(self.state.as_deref()) {
             None if !asked_for => ("queued", None),
             Some("Pending") => ("running", self.progress),
@@ -154,7 +155,7 @@ impl Task {
         let address = if asked_for { Some(answer.address.clone()) } else { self.address(job) };
         let address = address.ok_or_else(|| broken("the answer does not say where to ask for the job"))?;
         let step = poll::ask(job, &address, credential(), answer, POLL_EVERY)
-            .map_err(|error| poll::own(error, NAME, answer))?;
+            .map_err(|error| answer.own(NAME, error))?;
         Ok(poll::with(step, state, progress, None))
     }
 

@@ -11,9 +11,9 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::{
-    Answer, Job, Output, Provider, Step, catalog, finish, json_request,
+    Answer, Job, Output, Provider, Step, catalog, finish, inlined, is_path_segment, json_request,
     names::{self, Names},
-    poll,
+    no_such_model, poll,
 };
 use crate::{
     error::{Error, ErrorKind, Result},
@@ -210,12 +210,8 @@ impl Queued {
 /// Where a request is submitted. Some models have a place of their own for edits.
 fn path(job: &Job) -> Result<String> {
     let model = &job.request.model;
-    let plain = |part: &str| {
-        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-        !part.is_empty() && !part.starts_with('.') && part.chars().all(plain)
-    };
-    if !model.split('/').all(plain) || !model.contains('/') {
-        return Err(Error::invalid("model", format!("model {model:?} is no model of {NAME}")));
+    if !model.split('/').all(is_path_segment) || !model.contains('/') {
+        return Err(no_such_model(model, NAME));
     }
     let edits_at = names(job).edits_at.as_str();
     if job.request.effective_operation() == Operation::Edit && !edits_at.is_empty() {
@@ -252,7 +248,7 @@ fn result(job: &Job, answer: &Answer) -> Result<Step> {
         if result.has_nsfw_concepts.get(i) == Some(&true) {
             // What lies at the address is black.
             image.finish_reason = FinishReason::ContentFiltered.into();
-        } else if let Some(data) = names::inlined(&file.url)? {
+        } else if let Some(data) = inlined(&file.url)? {
             image.data = data;
         } else {
             urls.push(file.url);
@@ -316,7 +312,7 @@ fn failure(answer: &Answer, asked: Asked) -> Error {
 
 /// A broken answer's error, with who sent it.
 fn own(error: Error, answer: &Answer) -> Error {
-    let mut error = poll::own(error, NAME, answer);
+    let mut error = answer.own(NAME, error);
     error.upstream_request_id = request_id(answer);
     error
 }

@@ -12,11 +12,12 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::{
-    Answer, AnswerBody, ImageRef, Job, Output, Provider, Step, bytes_of, catalog, decimal, json_request,
+    Answer, AnswerBody, ImageRef, Job, Output, Provider, Step, bytes_of, catalog, data_url, decimal,
+    is_path_segment, json_request, no_such_model,
 };
 use crate::{
     error::{Error, ErrorKind, Result},
-    images::{Pieces, probe},
+    images::Pieces,
     pb::{self, BillingClass, FinishReason, ImageFormat, Operation, size::Size, warning::Action},
 };
 
@@ -134,11 +135,8 @@ impl Provider for FireworksAi {
     fn start(&self, job: &Job) -> Result<Request<Pieces>> {
         let request = &job.request;
         let model = &request.model;
-        // It becomes part of the path.
-        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/');
-        let step = |step: &str| !step.is_empty() && !step.starts_with('.');
-        if !model.chars().all(plain) || !model.split('/').all(step) {
-            return Err(Error::invalid("model", format!("model {model:?} is no model of {NAME}")));
+        if !model.split('/').all(is_path_segment) {
+            return Err(no_such_model(model, NAME));
         }
         let family = Family::of(model);
         match (request.effective_operation(), family) {
@@ -177,13 +175,13 @@ impl Provider for FireworksAi {
                 let images = vec![image(reason, seed, data.clone())];
                 return Ok(Step::Done(output(job, &answer, images)));
             }
-            _ => answer.json::<Body>().map_err(|error| own(error, &answer))?,
+            _ => answer.json::<Body>().map_err(|error| answer.own(NAME, error))?,
         };
         let artifacts = match body {
             Body::List(artifacts) => artifacts,
             Body::Object(Object { request_id: Some(id), status: None, .. }) => return poll(job, &id),
             Body::Object(Object { status: Some(status), result, .. }) => {
-                return state(job, &answer, &status, result).map_err(|error| own(error, &answer));
+                return state(job, &answer, &status, result).map_err(|error| answer.own(NAME, error));
             }
             Body::Object(Object { artifact, .. }) => vec![artifact],
         };
@@ -196,12 +194,12 @@ impl Provider for FireworksAi {
                 None => Vec::new(),
             };
             for place in places {
-                let data = answer.take_image(&place).map_err(|error| own(error, &answer))?;
+                let data = answer.take_image(&place).map_err(|error| answer.own(NAME, error))?;
                 images.push(image(reason, artifact.seed, data));
             }
         }
         if images.is_empty() {
-            return Err(own(Error::bad_answer("the answer has no image"), &answer));
+            return Err(answer.own(NAME, Error::bad_answer("the answer has no image")));
         }
         Ok(Step::Done(output(job, &answer, images)))
     }
@@ -254,10 +252,7 @@ fn fields(job: &Job, family: Family) -> Result<Map<String, Value>> {
         Family::Diffusion => _ = put("samples", request.wanted().into()),
         Family::Kontext => {
             if let Some(input) = request.inputs.first() {
-                let data = bytes_of(input)?;
-                let format = probe::sniff(&data).unwrap_or(ImageFormat::Png);
-                let base64 = base64_simd::STANDARD.encode_to_string(&data);
-                put("input_image", format!("data:{};base64,{base64}", format.mime_type()).into());
+                put("input_image", data_url(&bytes_of(input)?).into());
             }
             if request.wanted_format() != ImageFormat::Unspecified {
                 put("output_format", request.wanted_format().name().into());
@@ -365,13 +360,5 @@ fn failure(job: &Job, answer: &Answer) -> Error {
     }
     error.code = object.code.or_else(|| error.kind.openai_code().map(str::to_owned));
     error.error_type = object.kind;
-    error
-}
-
-/// An error of ours about an answer, with who sent it.
-fn own(mut error: Error, answer: &Answer) -> Error {
-    error.provider = NAME.into();
-    error.upstream_request_id = answer.request_id();
-    error.message = format!("{NAME} error: {}", error.message);
     error
 }

@@ -10,7 +10,10 @@ use http::{HeaderName, Method, Request};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::{Answer, ImageRef, Job, Output, Provider, Step, bytes_of, catalog, json_request};
+use super::{
+    Answer, ImageRef, Job, Output, Provider, Step, bytes_of, catalog, is_path_segment, json_request,
+    no_such_model,
+};
 use crate::{
     error::{Error, ErrorKind, Result},
     images::{Pieces, probe},
@@ -184,10 +187,8 @@ impl Provider for Google {
     fn start(&self, job: &Job) -> Result<Request<Pieces>> {
         let request = &job.request;
         let model = &request.model;
-        // It becomes part of the path.
-        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-        if model.is_empty() || model.starts_with('.') || !model.chars().all(plain) {
-            return Err(Error::invalid("model", format!("model {model:?} is no model of {NAME}")));
+        if !is_path_segment(model) {
+            return Err(no_such_model(model, NAME));
         }
         match request.effective_operation() {
             Operation::Generate => {}
@@ -207,17 +208,17 @@ impl Provider for Google {
         if !answer.status.is_success() {
             return Err(failure(&answer));
         }
-        let content: Content = answer.json().map_err(|error| own(error, ""))?;
+        let content: Content = answer.json().map_err(|error| own(&answer, error, ""))?;
         let id = content.response_id.as_str();
         if content.candidates.is_empty() {
-            return Err(own(nothing(content.prompt_feedback), id));
+            return Err(own(&answer, nothing(content.prompt_feedback), id));
         }
         let mut images = Vec::new();
         let mut reason = None;
         for candidate in &content.candidates {
             let before = images.len();
             for data in candidate.images() {
-                let data = answer.take_image(data).map_err(|error| own(error, id))?;
+                let data = answer.take_image(data).map_err(|error| own(&answer, error, id))?;
                 images.push(pb::Image {
                     data,
                     finish_reason: FinishReason::Stop.into(),
@@ -230,7 +231,7 @@ impl Provider for Google {
             }
         }
         if let (Some(candidate), true) = (reason, images.iter().all(|image| image.data.is_empty())) {
-            return Err(own(candidate.error(), id));
+            return Err(own(&answer, candidate.error(), id));
         }
         Ok(Step::Done(Output {
             images,
@@ -425,9 +426,8 @@ fn seconds(text: &str) -> Option<Duration> {
 }
 
 /// An error of ours about an answer, with who sent it.
-fn own(mut error: Error, id: &str) -> Error {
-    error.provider = NAME.into();
+fn own(answer: &Answer, error: Error, id: &str) -> Error {
+    let mut error = answer.own(NAME, error);
     error.upstream_request_id = id.to_owned();
-    error.message = format!("{NAME} error: {}", error.message);
     error
 }

@@ -118,16 +118,16 @@ impl Provider for Ideogram {
         if !answer.status.is_success() {
             return Err(failure(&answer));
         }
-        let Images { data } = answer.json().map_err(|error| own(error, &answer))?;
+        let Images { data } = answer.json().map_err(|error| answer.own(NAME, error))?;
         if data.is_empty() {
-            return Err(own(Error::bad_answer("the answer has no image"), &answer));
+            return Err(answer.own(NAME, Error::bad_answer("the answer has no image")));
         }
         let (safe, withheld): (Vec<_>, Vec<_>) = data.into_iter().partition(|item| item.is_image_safe);
         let mut urls = Vec::with_capacity(safe.len());
         let mut images = Vec::with_capacity(safe.len());
         for item in safe {
             let Some(url) = item.url.filter(|url| !url.is_empty()) else {
-                return Err(own(Error::bad_answer("an item of the answer has no url"), &answer));
+                return Err(answer.own(NAME, Error::bad_answer("an item of the answer has no url")));
             };
             urls.push(url);
             images.push(pb::Image {
@@ -279,12 +279,4 @@ fn problems(detail: &Value) -> Option<String> {
         }
         _ => None,
     }
-}
-
-/// An error of ours about an answer, with who sent it.
-fn own(mut error: Error, answer: &Answer) -> Error {
-    error.provider = NAME.into();
-    error.upstream_request_id = answer.request_id();
-    error.message = format!("{NAME} error: {}", error.message);
-    error
 }

@@ -273,14 +273,40 @@ fn bytes_of(input: &pb::InputImage) -> Result<Bytes> {
 fn address_of(input: &pb::InputImage) -> Result<String> {
     match &input.source {
         Some(pb::input_image::Source::Url(url)) => Ok(url.clone()),
-        _ => {
-            let data = bytes_of(input)?;
-            // What is no image we know is left to the server to judge.
-            let format = crate::images::probe::sniff(&data).unwrap_or(pb::ImageFormat::Png);
-            let base64 = base64_simd::STANDARD.encode_to_string(&data);
-            Ok(format!("data:{};base64,{base64}", format.mime_type()))
-        }
+        _ => Ok(data_url(&bytes_of(input)?)),
     }
+}
+
+/// An image as a data URL.
+fn data_url(data: &Bytes) -> String {
+    // What is no image we know is left to the server to judge.
+    let format = crate::images::probe::sniff(data).unwrap_or(pb::ImageFormat::Png);
+    let base64 = base64_simd::STANDARD.encode_to_string(data);
+    format!("data:{};base64,{base64}", format.mime_type())
+}
+
+/// The bytes of an image that an answer holds in place of its address; none if it is one.
+fn inlined(address: &str) -> Result<Option<Bytes>> {
+    if !address.starts_with("data:") {
+        return Ok(None);
+    }
+    address
+        .split_once(";base64,")
+        .and_then(|(_, base64)| base64_simd::STANDARD.decode_to_vec(base64).ok())
+        .map(|data| Some(data.into()))
+        .ok_or_else(|| Error::bad_answer("the answer's data url is not valid base64"))
+}
+
+/// Whether a text can be one step of a path and nothing else: models become part of an address that the credential
+/// is sent to.
+fn is_path_segment(text: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    !text.is_empty() && !text.starts_with('.') && text.chars().all(plain)
+}
+
+/// The model cannot be one of this provider's.
+fn no_such_model(model: &str, provider: &str) -> Error {
+    Error::invalid("model", format!("model {model:?} is no model of {provider}"))
 }
 
 /// A request with this body. What callers pass has been checked when the builder was filled.
@@ -355,6 +381,14 @@ impl Answer {
             200..=299 => BillingClass::Billed,
             _ => BillingClass::Unknown,
         };
+        error
+    }
+
+    /// What is wrong with this answer, as its provider's error.
+    pub fn own(&self, provider: &str, mut error: Error) -> Error {
+        error.provider = provider.to_owned();
+        error.upstream_request_id = self.request_id();
+        error.message = format!("{provider} error: {}", error.message);
         error
     }
 

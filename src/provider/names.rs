@@ -1,16 +1,13 @@
 //! What the models of a marketplace call the fields of a request: data (`<provider>_names.yaml`), because every
 //! model has a schema of its own.
 
-use base64_simd::STANDARD as BASE64;
-use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::{bytes_of, decimal, mask_as};
+use super::{address_of, data_url, decimal, mask_as};
 use crate::{
     error::{Error, Result},
-    images::probe,
-    pb::{self, ImageFormat, MaskPolarity, Moderation, input_image::Source, size::Size, warning::Action},
+    pb::{self, ImageFormat, MaskPolarity, Moderation, size::Size, warning::Action},
 };
 
 /// The names of models that are alike. An empty name: the field is not sent.
@@ -157,7 +154,11 @@ impl Names {
     fn images(&self, request: &pb::ImageRequest) -> Result<Map<String, Value>> {
         let mut fields = Map::new();
         if !request.inputs.is_empty() {
-            let images = request.inputs.iter().map(image).collect::<Result<Vec<_>>>()?;
+            let images = request
+                .inputs
+                .iter()
+                .map(|input| address_of(input).map(Value::from))
+                .collect::<Result<Vec<_>>>()?;
             match self.images.strip_suffix("[]") {
                 Some(name) => _ = fields.insert(name.to_owned(), images.into()),
                 None if self.images.is_empty() || images.len() > 1 => {
@@ -175,30 +176,4 @@ impl Names {
         }
         Ok(fields)
     }
-}
-
-/// An input as an address, which it may be already.
-fn image(input: &pb::InputImage) -> Result<Value> {
-    match &input.source {
-        Some(Source::Url(url)) => Ok(url.as_str().into()),
-        _ => Ok(data_url(&bytes_of(input)?).into()),
-    }
-}
-
-fn data_url(data: &Bytes) -> String {
-    // What is no image we know is left to the server to judge.
-    let format = probe::sniff(data).unwrap_or(ImageFormat::Png);
-    format!("data:{};base64,{}", format.mime_type(), BASE64.encode_to_string(data))
-}
-
-/// The bytes of an image that an answer holds in place of its address; none if it is one.
-pub(super) fn inlined(address: &str) -> Result<Option<Bytes>> {
-    if !address.starts_with("data:") {
-        return Ok(None);
-    }
-    address
-        .split_once(";base64,")
-        .and_then(|(_, base64)| BASE64.decode_to_vec(base64).ok())
-        .map(|data| Some(data.into()))
-        .ok_or_else(|| Error::bad_answer("the answer's data url is not valid base64"))
 }

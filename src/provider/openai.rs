@@ -12,8 +12,8 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::{
-    Answer, AnswerBody, Event, ImageRef, Job, Output, Provider, Step, bytes_of, catalog, json_request,
-    mask_as, multipart::Form,
+    Answer, AnswerBody, Event, ImageRef, Job, Output, Provider, Step, bytes_of, catalog, inlined,
+    json_request, mask_as, multipart::Form,
 };
 use crate::{
     error::{Error, ErrorKind, Result},
@@ -175,18 +175,18 @@ pub(super) fn read_answer(provider: &str, job: &Job, mut answer: Answer) -> Resu
     if !answer.status.is_success() {
         return Err(failure(provider, &answer));
     }
-    let Images { data, usage, error } = answer.json().map_err(|error| own(provider, error, &answer))?;
+    let Images { data, usage, error } = answer.json().map_err(|error| answer.own(provider, error))?;
     if let Some(error) = error {
         return Err(failure_in_success(provider, &answer, error));
     }
     let data = data.unwrap_or_default();
     if data.is_empty() {
-        return Err(own(provider, Error::bad_answer("the answer has no image"), &answer));
+        return Err(answer.own(provider, Error::bad_answer("the answer has no image")));
     }
     let mut urls = Vec::new();
     let mut images = Vec::with_capacity(data.len());
     for item in data {
-        let bytes = item.bytes(&mut answer, &mut urls).map_err(|error| own(provider, error, &answer))?;
+        let bytes = item.bytes(&mut answer, &mut urls).map_err(|error| answer.own(provider, error))?;
         images.push(pb::Image {
             data: bytes,
             revised_prompt: item.revised_prompt.unwrap_or_default(),
@@ -209,7 +209,7 @@ pub(super) fn read_event(provider: &str, job: &Job, mut answer: Answer) -> Resul
     {
         return Ok(Event::Ignored);
     }
-    let event: StreamEvent = answer.json().map_err(|error| own(provider, error, &answer))?;
+    let event: StreamEvent = answer.json().map_err(|error| answer.own(provider, error))?;
     if let Some(error) = event.error {
         // Part of the image may have been made by now.
         let error = failure_in_success(provider, &answer, error);
@@ -221,7 +221,7 @@ pub(super) fn read_event(provider: &str, job: &Job, mut answer: Answer) -> Resul
     }
     let image = |answer: &mut Answer| {
         let place = event.b64_json.as_ref().ok_or_else(|| Error::bad_answer("the event has no image"));
-        place.and_then(|place| answer.take_image(place)).map_err(|error| own(provider, error, answer))
+        place.and_then(|place| answer.take_image(place)).map_err(|error| answer.own(provider, error))
     };
     // The types differ by endpoint: image_generation.* and image_edit.*.
     if event.kind.ends_with(".partial_image") {
@@ -403,21 +403,13 @@ impl Item {
             }
         }
         match self.url.as_deref() {
-            Some(url) if url.starts_with("data:") => data_url(url),
-            Some(url) if !url.is_empty() => {
+            Some(url) if !url.is_empty() => Ok(inlined(url)?.unwrap_or_else(|| {
                 urls.push(url.to_owned());
-                Ok(Bytes::new())
-            }
+                Bytes::new()
+            })),
             _ => Err(Error::bad_answer("an item of the answer has neither b64_json nor url")),
         }
     }
-}
-
-fn data_url(url: &str) -> Result<Bytes> {
-    url.split_once(";base64,")
-        .and_then(|(_, base64)| base64_simd::STANDARD.decode_to_vec(base64).ok())
-        .map(Bytes::from)
-        .ok_or_else(|| Error::bad_answer("the answer's data url is not valid base64"))
 }
 
 impl Usage {
@@ -484,14 +476,6 @@ fn failure_in_success(provider: &str, answer: &Answer, body: ErrorBody) -> Error
         address: answer.address.clone(),
     };
     object.into_error(provider, &answer)
-}
-
-/// A broken answer's error, with who sent it.
-pub(super) fn own(provider: &str, mut error: Error, answer: &Answer) -> Error {
-    error.provider = provider.into();
-    error.upstream_request_id = answer.request_id();
-    error.message = format!("{provider} error: {}", error.message);
-    error
 }
 
 impl ErrorBody {

@@ -74,11 +74,3 @@ pub(super) fn refused(answer: &Answer, provider: &str, stage: &str, text: &str) 
     let billing = Error::refused(stage, "").billing;
     failed(answer, provider, ErrorKind::ContentRejected, 400, text).billed(billing)
 }
-
-/// A broken answer's error, with who sent it.
-pub(super) fn own(mut error: Error, provider: &str, answer: &Answer) -> Error {
-    error.provider = provider.to_owned();
-    error.upstream_request_id = answer.request_id();
-    error.message = format!("{provider} error: {}", error.message);
-    error
-}

@@ -132,25 +132,25 @@ impl Provider for RecraftAi {
         if !answer.status.is_success() {
             return Err(failure(&answer));
         }
-        let Images { data, image, credits } = answer.json().map_err(|error| own(error, &answer))?;
+        let Images { data, image, credits } = answer.json().map_err(|error| answer.own(NAME, error))?;
         let mut urls = Vec::new();
         let mut images = Vec::new();
         for item in data.into_iter().chain(image) {
             let data = match (item.b64_json, item.url) {
-                (Some(place), _) => answer.take_image(&place).map_err(|error| own(error, &answer))?,
+                (Some(place), _) => answer.take_image(&place).map_err(|error| answer.own(NAME, error))?,
                 (None, Some(url)) if !url.is_empty() => {
                     urls.push(url);
                     bytes::Bytes::new()
                 }
                 (None, _) => {
                     let error = Error::bad_answer("an item of the answer has neither b64_json nor url");
-                    return Err(own(error, &answer));
+                    return Err(answer.own(NAME, error));
                 }
             };
             images.push(pb::Image { data, ..Default::default() });
         }
         if images.is_empty() {
-            return Err(own(Error::bad_answer("the answer has no image"), &answer));
+            return Err(answer.own(NAME, Error::bad_answer("the answer has no image")));
         }
         let output = Output {
             images,
@@ -278,13 +278,5 @@ fn failure(answer: &Answer) -> Error {
         error.kind = ErrorKind::ContentRejected;
     }
     error.code = code.or_else(|| error.kind.openai_code().map(str::to_owned));
-    error
-}
-
-/// An error of ours about an answer, with who sent it.
-fn own(mut error: Error, answer: &Answer) -> Error {
-    error.provider = NAME.into();
-    error.upstream_request_id = answer.request_id();
-    error.message = format!("{NAME} error: {}", error.message);
     error
 }

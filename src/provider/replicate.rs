@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::{
-    Answer, Job, Output, Provider, Step, catalog, finish, json_request,
+    Answer, Job, Output, Provider, Step, catalog, finish, inlined, is_path_segment, json_request,
     names::{self, Names},
     poll,
 };
@@ -116,7 +116,7 @@ impl Provider for Replicate {
                 None => Err(failure(&answer, asked_for)),
             };
         }
-        let prediction: Prediction = answer.json().map_err(|error| poll::own(error, NAME, &answer))?;
+        let prediction: Prediction = answer.json().map_err(|error| answer.own(NAME, error))?;
         let id = prediction.id.clone();
         prediction.advance(job, &answer).map_err(|mut error| {
             error.upstream_request_id = id;
@@ -127,7 +127,7 @@ impl Provider for Replicate {
 
 impl Prediction {
     fn advance(self, job: &Job, answer: &Answer) -> Result<Step> {
-        let own = |error| poll::own(error, NAME, answer);
+        let own = |error| answer.own(NAME, error);
         let failed = |kind, status, text: &str| Err(poll::failed(answer, NAME, kind, status, text));
         let state = match self.status.as_str() {
             "starting" => "queued",
@@ -141,7 +141,7 @@ impl Prediction {
         let urls = self.urls.as_ref();
         let get = match urls.and_then(|urls| urls.get.clone()) {
             Some(url) => url,
-            None if is_plain(&self.id) => format!("{}/predictions/{}", job.base_url, self.id),
+            None if is_path_segment(&self.id) => format!("{}/predictions/{}", job.base_url, self.id),
             None => return Err(own(Error::bad_answer("the answer does not say where to ask for the job"))),
         };
         let step = poll::ask(job, &get, CREDENTIAL, answer, POLL_EVERY).map_err(own)?;
@@ -162,7 +162,7 @@ impl Prediction {
         let seed = if addresses.len() == 1 { self.logs.as_deref().and_then(seed_in) } else { None };
         let (mut images, mut urls) = (Vec::new(), Vec::new());
         for address in addresses {
-            let data = names::inlined(address)?.unwrap_or_default();
+            let data = inlined(address)?.unwrap_or_default();
             if data.is_empty() {
                 urls.push(address.to_owned());
             }
@@ -194,12 +194,16 @@ fn place(model: &str) -> Result<(String, Option<&str>)> {
     let unknown = || Error::invalid("model", format!("model {model:?} is no model of {NAME}"));
     let (name, version) = match model.split_once(':') {
         Some((name, version)) => (name, Some(version)),
-        None if model.len() == 64 && is_plain(model) => return Ok(("/predictions".into(), Some(model))),
+        None if model.len() == 64 && is_path_segment(model) => {
+            return Ok(("/predictions".into(), Some(model)));
+        }
         None => (model, None),
     };
     // They become part of the path.
     let parts: Vec<&str> = name.split('/').collect();
-    if !parts.iter().all(|part| is_plain(part)) || version.is_some_and(|version| !is_plain(version)) {
+    if !parts.iter().all(|part| is_path_segment(part))
+        || version.is_some_and(|version| !is_path_segment(version))
+    {
         return Err(unknown());
     }
     match (parts.as_slice(), version) {
@@ -208,11 +212,6 @@ fn place(model: &str) -> Result<(String, Option<&str>)> {
         (["deployments", _, _], None) => Ok((format!("/{name}/predictions"), None)),
         _ => Err(unknown()),
     }
-}
-
-fn is_plain(part: &str) -> bool {
-    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    !part.is_empty() && !part.starts_with('.') && part.chars().all(plain)
 }
 
 /// What gives up the job that is asked for at this address.

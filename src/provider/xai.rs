@@ -77,7 +77,7 @@ impl Provider for Xai {
         if !answer.status.is_success() {
             return Err(failure(&answer));
         }
-        let Images { data, usage } = answer.json().map_err(|error| openai::own(NAME, error, &answer))?;
+        let Images { data, usage } = answer.json().map_err(|error| answer.own(NAME, error))?;
         if data.is_empty() {
             return Err(refusal(&answer));
         }
@@ -85,7 +85,7 @@ impl Provider for Xai {
         let mut images = Vec::with_capacity(data.len());
         for item in data {
             let image = item.read(&mut answer, &mut urls);
-            images.push(image.map_err(|error| openai::own(NAME, error, &answer))?);
+            images.push(image.map_err(|error| answer.own(NAME, error))?);
         }
         let output = Output {
             images,

@@ -14,7 +14,7 @@ use http::{HeaderValue, Method, Request, header::ACCEPT};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::{Answer, AnswerBody, Job, Output, Provider, Step, catalog};
+use super::{Answer, AnswerBody, Job, Output, Provider, Step, catalog, is_path_segment, no_such_model};
 use crate::{
     error::{Error, ErrorKind, Result},
     images::Pieces,
@@ -72,10 +72,8 @@ impl Provider for StabilityAi {
 
     fn start(&self, job: &Job) -> Result<Request<Pieces>> {
         let model = &job.request.model;
-        // It becomes part of the path.
-        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-        if model.is_empty() || model.starts_with('.') || !model.chars().all(plain) {
-            return Err(Error::invalid("model", format!("model {model:?} is no model of {NAME}")));
+        if !is_path_segment(model) {
+            return Err(no_such_model(model, NAME));
         }
         if is_v1(model) { v1::start(job) } else { v2beta::start(job) }
     }
@@ -98,7 +96,7 @@ impl Provider for StabilityAi {
                 Err(error) => Err(error),
             },
         };
-        let images = images.map_err(|error| own(error, &answer))?;
+        let images = images.map_err(|error| answer.own(NAME, error))?;
         let fields = if v1 { v1::fields(job) } else { v2beta::fields(job, &v2beta::endpoint(job)?) };
         Ok(Step::Done(Output {
             images,
@@ -216,13 +214,5 @@ fn failure(job: &Job, answer: &Answer) -> Error {
     if may_be_a_poll && !is_v1(&job.request.model) && v2beta::endpoint(job).is_ok_and(|e| e.asynchronous) {
         error.billing = BillingClass::Unknown;
     }
-    error
-}
-
-/// A broken answer's error, with who sent it.
-fn own(mut error: Error, answer: &Answer) -> Error {
-    error.provider = NAME.into();
-    error.upstream_request_id = answer.request_id();
-    error.message = format!("{NAME} error: {}", error.message);
     error
 }
