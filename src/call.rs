@@ -48,9 +48,6 @@ pub struct Call {
 /// The outcome of an attempt that has none yet.
 const RUNNING: &str = "running";
 
-/// The outcome of a target that was passed over.
-const SKIPPED: &str = "skipped";
-
 /// Where previews and progress go. The other end also takes the answer, which may fail.
 pub type Events = mpsc::Sender<std::result::Result<Event, Status>>;
 
@@ -277,7 +274,7 @@ impl RequestContext {
             target: target.to_owned(),
             provider: provider.to_owned(),
             model: model.to_owned(),
-            outcome: SKIPPED.into(),
+            outcome: pb::Attempt::SKIPPED.into(),
             message: error.message.clone(),
             reason: reason.into(),
             billing: BillingClass::NotSent.into(),
@@ -307,7 +304,7 @@ impl Record {
 
     /// How many provider calls there were so far.
     pub fn calls(&self) -> usize {
-        self.lock().attempts.iter().filter(|attempt| attempt.outcome != SKIPPED).count()
+        self.lock().attempts.iter().filter(|attempt| attempt.is_call()).count()
     }
 
     /// Cost lines so far.

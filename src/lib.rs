@@ -17,6 +17,7 @@
 //! - [`images`]: pieces, format and completeness, conversion, masks
 //! - [`params`]: request parameters by name, the only table of them
 //! - [`error`]: the one error type and every mapping of it
+//! - [`digest`]: by what targets and requests are known again
 //! - [`egress`]: what hosts that come with a request may reach
 //! - [`transport`]: gRPC connections and their limits
 //! - [`telemetry`]: logs and metrics, the only list of their names
@@ -36,6 +37,7 @@ pub mod cache;
 pub mod call;
 pub mod cli;
 pub mod config;
+pub mod digest;
 pub mod egress;
 pub mod error;
 pub mod gateway;

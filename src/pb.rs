@@ -210,6 +210,16 @@ impl BillingClass {
     }
 }
 
+impl Attempt {
+    /// The outcome of a target that was passed over.
+    pub const SKIPPED: &'static str = "skipped";
+
+    /// Whether the provider was called.
+    pub fn is_call(&self) -> bool {
+        self.outcome != Self::SKIPPED
+    }
+}
+
 /// `config.targets[0] stability-ai rate_limited 429`, joined.
 pub fn attempts_text(attempts: &[Attempt]) -> String {
     let one = |attempt: &Attempt| {

@@ -1,9 +1,12 @@
 //! What makes two requests the same: a digest of everything that a provider is told, and of who asks.
 
 use prost::Message as _;
-use sha2::{Digest as _, Sha256};
 
-use crate::{images::convert::Wish, pb};
+use crate::{
+    digest::{Framed, Images},
+    images::convert::Wish,
+    pb,
+};
 
 /// The digest of a request, or of a group of them.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -40,21 +43,21 @@ pub fn of(parts: &Parts<'_>) -> (Key, Key) {
     let Wish { format, compression, exact_size } = parts.wish;
     let size = exact_size.map(|size| (size.width, size.height));
     digest.add(format!("{:?}", (format.map(i32::from), compression, size)));
-    let mut inputs = Inputs::default();
+    let mut images = Images::default();
     for call in parts.calls {
-        add_call(&mut digest, call, &mut inputs);
+        add_call(&mut digest, call, &mut images);
     }
-    let bucket = digest.finish();
+    let bucket = Key(digest.finish());
     let mut digest = Framed::default();
     digest.add(bucket.0);
     for call in parts.calls {
         digest.add(&call.prompt);
     }
-    (digest.finish(), bucket)
+    (Key(digest.finish()), bucket)
 }
 
 /// Adds everything but the prompt.
-fn add_call(digest: &mut Framed, call: &pb::ImageRequest, inputs: &mut Inputs) {
+fn add_call(digest: &mut Framed, call: &pb::ImageRequest, images: &mut Images) {
     let mut call = call.clone();
     call.prompt.clear();
     // How the request was to be fitted, which is done, and how its making is shown: the image is the same.
@@ -63,48 +66,9 @@ fn add_call(digest: &mut Framed, call: &pb::ImageRequest, inputs: &mut Inputs) {
     call.partial_images = None;
     // What is left of something that was dropped.
     call.output = call.output.filter(|output| *output != pb::Output::default());
-    for input in &mut call.inputs {
-        if let Some(pb::input_image::Source::Data(data)) = &mut input.source {
-            *data = inputs.digest(data);
-        }
-    }
-    if let Some(mask) = &mut call.mask {
-        mask.data = inputs.digest(&mask.data);
-    }
+    images.replace_in(&mut call);
     call.provider_extras.retain(|_, extras| !extras.fields.is_empty());
     digest.add(call.encode_to_vec());
-}
-
-/// Digests of input images. The calls of one request share their images, which are large.
-#[derive(Default)]
-struct Inputs(Vec<(bytes::Bytes, bytes::Bytes)>);
-
-impl Inputs {
-    fn digest(&mut self, data: &bytes::Bytes) -> bytes::Bytes {
-        let same = |known: &bytes::Bytes| (known.as_ptr(), known.len()) == (data.as_ptr(), data.len());
-        if let Some((_, digest)) = self.0.iter().find(|(known, _)| same(known)) {
-            return digest.clone();
-        }
-        let digest = bytes::Bytes::copy_from_slice(&Sha256::digest(data));
-        self.0.push((data.clone(), digest.clone()));
-        digest
-    }
-}
-
-/// A digest of parts, each with its length, so that no two lists of parts look alike.
-#[derive(Default)]
-struct Framed(Sha256);
-
-impl Framed {
-    fn add(&mut self, part: impl AsRef<[u8]>) {
-        let part = part.as_ref();
-        self.0.update((part.len() as u64).to_le_bytes());
-        self.0.update(part);
-    }
-
-    fn finish(self) -> Key {
-        Key(self.0.finalize().into())
-    }
 }
 
 impl std::fmt::Debug for Key {
@@ -119,7 +83,7 @@ impl Key {
     pub fn of_text(text: &str) -> Self {
         let mut digest = Framed::default();
         digest.add(text);
-        digest.finish()
+        Key(digest.finish())
     }
 }
 

@@ -6,7 +6,7 @@ use std::{
     hash::{DefaultHasher, Hash as _, Hasher as _},
 };
 
-use sha2::{Digest as _, Sha256};
+use crate::digest::Framed;
 
 /// A digest. Two targets that call the same provider, address and model with the same credential are one,
 /// whatever configs they stand in; a caller that brings another credential is another.
@@ -16,12 +16,7 @@ pub struct Identity(u128);
 impl Identity {
     /// Of a list of texts. Credentials may be among them: the digest cannot be turned back.
     pub fn of<'a>(parts: impl IntoIterator<Item = &'a str>) -> Self {
-        let mut digest = Sha256::new();
-        for part in parts {
-            digest.update((part.len() as u64).to_le_bytes());
-            digest.update(part);
-        }
-        let digest: [u8; 32] = digest.finalize().into();
+        let digest = parts.into_iter().collect::<Framed>().finish();
         let (half, _) = digest.split_first_chunk().expect("a digest has 32 bytes");
         Self(u128::from_le_bytes(*half))
     }

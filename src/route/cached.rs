@@ -10,7 +10,7 @@ use tokio::time::timeout_at;
 use super::{
     answer,
     prepare::{Ready, at_target},
-    tries::{Tried, tries},
+    tries::{Tried, passed_over_for, tries},
 };
 use crate::{
     cache::{
@@ -199,12 +199,10 @@ impl<'a> Asked<'a> {
 
     /// The failure of a call that was not made for this request, or not at all.
     fn pass_over(&self, error: Error) -> Error {
-        let (ready, ctx) = (self.ready, &self.call.ctx);
-        let error = error.billed(BillingClass::NotSent);
-        ctx.skip(&ready.target.path, ready.provider(), ready.model(), &error, SHARED_FAILURE);
-        ctx.record.warn(at_target(&ready.fitted.warnings, ready.target));
-        telemetry::skipped(ready.provider(), SHARED_FAILURE);
-        error
+        let (ready, call) = (self.ready, self.call);
+        call.ctx.record.warn(at_target(&ready.fitted.warnings, ready.target));
+        let names = (ready.provider(), ready.model());
+        passed_over_for(SHARED_FAILURE, ready.target, call, names, error.billed(BillingClass::NotSent))
     }
 }
 

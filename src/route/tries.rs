@@ -36,8 +36,20 @@ pub struct Tried {
 
 /// Notes that a target was passed over without a call.
 pub fn passed_over(target: &Target, call: &Call, provider: &str, model: &str, error: Error) -> Error {
-    call.ctx.skip(&target.path, provider, model, &error, error.skipped_for());
-    telemetry::skipped(provider, error.skipped_for());
+    let reason = error.skipped_for();
+    passed_over_for(reason, target, call, (provider, model), error)
+}
+
+/// Notes that a target was passed over for a reason that its error does not tell.
+pub fn passed_over_for(
+    reason: &'static str,
+    target: &Target,
+    call: &Call,
+    (provider, model): (&str, &str),
+    error: Error,
+) -> Error {
+    call.ctx.skip(&target.path, provider, model, &error, reason);
+    telemetry::skipped(provider, reason);
     error
 }
 

@@ -31,8 +31,7 @@ impl RequestLog {
     /// It was answered.
     pub fn succeed(mut self, report: &pb::RouteReport) {
         // A target that is left alone for now has been warned of once.
-        let failed_elsewhere =
-            |attempt: &pb::Attempt| attempt.target != report.target && attempt.outcome != "skipped";
+        let failed_elsewhere = |attempt: &pb::Attempt| attempt.target != report.target && attempt.is_call();
         if report.attempts.iter().any(failed_elsewhere) {
             let attempts = pb::attempts_text(&report.attempts);
             telemetry::rescued(&self.ctx.request_id, &report.provider, &attempts);

@@ -8,7 +8,6 @@ use std::{future::Future, sync::Arc, time::Duration};
 use http::HeaderMap;
 use moka::{policy::EvictionPolicy, sync::Cache};
 use prost::Message as _;
-use sha2::{Digest as _, Sha256};
 use tokio::{
     sync::Mutex,
     time::{Instant, timeout_at},
@@ -16,8 +15,9 @@ use tokio::{
 
 use crate::{
     call::{Call, Reply},
+    digest::{Framed, Images},
     error::{Error, ErrorKind, Result},
-    pb::{self, BillingClass, RouteReport, input_image::Source},
+    pb::{self, BillingClass, RouteReport},
 };
 
 const HEADER: &str = "idempotency-key";
@@ -92,8 +92,9 @@ impl Idempotency {
             Error::invalid(HEADER, format!("{HEADER}: this value is not allowed; allowed: {allowed}"))
         })?;
         let route = ROUTE.iter().map(|name| headers.get(*name).map_or(&b""[..], |value| value.as_bytes()));
-        let digest = digest(route.chain([content(image).as_slice()]));
-        Ok(Some(Self { key: self::digest([caller.as_bytes(), key.as_bytes()]), digest }))
+        let digest = route.chain([content(image).as_slice()]).collect::<Framed>().finish();
+        let key = [caller, key].into_iter().collect::<Framed>().finish();
+        Ok(Some(Self { key, digest }))
     }
 }
 
@@ -185,25 +186,9 @@ fn gone() -> Error {
     error
 }
 
-/// What the request asks for, with digests in the place of images.
+/// What the request asks for.
 fn content(image: &pb::ImageRequest) -> Vec<u8> {
     let mut image = image.clone();
-    for input in &mut image.inputs {
-        if let Some(Source::Data(data)) = &mut input.source {
-            *data = Sha256::digest(&data).to_vec().into();
-        }
-    }
-    if let Some(mask) = &mut image.mask {
-        mask.data = Sha256::digest(&mask.data).to_vec().into();
-    }
+    Images::default().replace_in(&mut image);
     image.encode_to_vec()
-}
-
-fn digest<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> [u8; 32] {
-    let mut digest = Sha256::new();
-    for part in parts {
-        digest.update((part.len() as u64).to_le_bytes());
-        digest.update(part);
-    }
-    digest.finalize().into()
 }

@@ -25,7 +25,7 @@ pub fn of_error(ctx: &RequestContext, mut error: Error) -> Error {
     let mut report = of_context(ctx);
     report.warnings = ctx.record.warnings();
     report.cache_status = ctx.record.cache_status().into();
-    if let Some(last) = report.attempts.iter().rev().find(|attempt| attempt.outcome != "skipped") {
+    if let Some(last) = report.attempts.iter().rev().find(|attempt| attempt.is_call()) {
         report.target.clone_from(&last.target);
         report.provider.clone_from(&last.provider);
         report.model.clone_from(&last.model);

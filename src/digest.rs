@@ -1,0 +1,60 @@
+//! Digests by which things are known again: of lists of parts, and of requests without the bytes of their images.
+
+use bytes::Bytes;
+use sha2::{Digest as _, Sha256};
+
+use crate::pb::{self, input_image::Source};
+
+/// A digest of parts, each with its length, so that no two lists of parts look alike.
+#[derive(Debug, Default)]
+pub struct Framed(Sha256);
+
+/// Digests in the place of images. Requests that share images, which are large, have each digested once.
+#[derive(Debug, Default)]
+pub struct Images(Vec<(Bytes, Bytes)>);
+
+impl Framed {
+    /// Adds one part.
+    pub fn add(&mut self, part: impl AsRef<[u8]>) {
+        let part = part.as_ref();
+        self.0.update((part.len() as u64).to_le_bytes());
+        self.0.update(part);
+    }
+
+    /// The digest of all parts.
+    pub fn finish(self) -> [u8; 32] {
+        self.0.finalize().into()
+    }
+}
+
+impl<P: AsRef<[u8]>> FromIterator<P> for Framed {
+    fn from_iter<I: IntoIterator<Item = P>>(parts: I) -> Self {
+        let mut framed = Self::default();
+        parts.into_iter().for_each(|part| framed.add(part));
+        framed
+    }
+}
+
+impl Images {
+    /// Puts digests in the place of a request's images.
+    pub fn replace_in(&mut self, request: &mut pb::ImageRequest) {
+        for input in &mut request.inputs {
+            if let Some(Source::Data(data)) = &mut input.source {
+                *data = self.digest(data);
+            }
+        }
+        if let Some(mask) = &mut request.mask {
+            mask.data = self.digest(&mask.data);
+        }
+    }
+
+    fn digest(&mut self, data: &Bytes) -> Bytes {
+        let same = |known: &Bytes| (known.as_ptr(), known.len()) == (data.as_ptr(), data.len());
+        if let Some((_, digest)) = self.0.iter().find(|(known, _)| same(known)) {
+            return digest.clone();
+        }
+        let digest = Bytes::copy_from_slice(&Sha256::digest(data));
+        self.0.push((data.clone(), digest.clone()));
+        digest
+    }
+}
