@@ -13,7 +13,7 @@ use arc_swap::ArcSwap;
 use tracing::{error, info, warn};
 
 use crate::{
-    config::{Origin, Settings, file::Listen, plan::Credential},
+    config::{Origin, Settings, file::Listen, plan::Credential, providers::Providers},
     egress::Egress,
     provider::{self, sandbox::Sandbox},
     router::{Router, State},
@@ -21,7 +21,7 @@ use crate::{
     telemetry, transport,
     worker::{
         SharedWorker, Workers,
-        drive::{HttpWorker, Secrets},
+        drive::{Held, HttpWorker, Options, Secrets},
         http::Http,
         local::Local,
         remote::Remote,
@@ -35,7 +35,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// The workers of this process and the connections to others.
 pub struct Gateway {
     origin: Origin,
-    built_in: BTreeMap<String, bool>,
+    built_in: Providers,
     local: BTreeMap<String, SharedWorker>,
     http: Arc<Http>,
     secrets: Arc<ArcSwap<Secrets>>,
@@ -153,9 +153,13 @@ impl Gateway {
     /// What the workers of this process take from the configuration.
     fn apply(&self, settings: &Settings) {
         self.http.set_egress(Egress::clone(&settings.egress));
-        let held = settings.virtual_keys.iter().filter_map(|(name, upstream)| match &upstream.credential {
-            Credential::ApiKey(key) => Some((name.clone(), key.clone())),
-            Credential::None | Credential::HeldByWorker(_) => None,
+        let held = settings.virtual_keys.iter().filter_map(|(name, upstream)| {
+            let api_key = match &upstream.credential {
+                Credential::ApiKey(key) => Some(key.clone()),
+                Credential::None => None,
+                Credential::HeldByWorker(_) => return None,
+            };
+            Some((name.clone(), Held { api_key, options: Options(upstream.options.clone()) }))
         });
         self.secrets.store(Arc::new(held.collect()));
     }
@@ -172,12 +176,10 @@ impl Gateway {
     }
 }
 
-/// The providers of this binary, with whether they need no credential.
-pub fn built_in() -> BTreeMap<String, bool> {
-    let http = provider::all()
-        .into_iter()
-        .map(|provider| (provider.record().name.clone(), provider.record().keyless));
-    http.chain([(Sandbox::NAME.to_owned(), true)]).collect()
+/// The providers of this binary.
+pub fn built_in() -> Providers {
+    let http = provider::all().into_iter().fold(Providers::default(), |all, one| all.with(one.record()));
+    http.with_own(Sandbox::NAME)
 }
 
 fn local_workers(http: &Arc<Http>, secrets: &Arc<ArcSwap<Secrets>>) -> BTreeMap<String, SharedWorker> {

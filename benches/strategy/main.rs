@@ -6,13 +6,13 @@
 
 #![expect(clippy::print_stdout, reason = "the table is what this program is for")]
 
-use std::{collections::BTreeMap, hint::black_box, io::Cursor, sync::Arc, time::Duration};
+use std::{hint::black_box, io::Cursor, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use clap::Parser;
 use futures::stream;
 use imagegate::{
-    config::{self, Settings},
+    config::{self, Settings, providers::Providers},
     pb::{
         self, generate_response::Event, router_service_server::RouterService,
         worker_service_server::WorkerService,
@@ -76,12 +76,12 @@ fn record() -> pb::Provider {
         prices: vec![pb::Price { item: "image".into(), usd: 0.04, ..Default::default() }],
         ..Default::default()
     };
-    pb::Provider { name: "paint".into(), models: vec![model], keyless: true }
+    pb::Provider { name: "paint".into(), models: vec![model], keyless: true, ..Default::default() }
 }
 
 fn settings(config: &Value) -> Settings {
     let yaml = format!("configs: {{it: {config}}}\ndefault_config: it\n");
-    let built_in = BTreeMap::from([("paint".to_owned(), true)]);
+    let built_in = Providers::default().with_own("paint");
     config::read(&yaml, &built_in, &|_| None).unwrap_or_else(|problems| panic!("{problems:?}"))
 }
 
@@ -91,7 +91,7 @@ fn router(config: &Value) -> Router {
     let worker: SharedWorker = Arc::new(Instantly { image: image.into_inner().into() });
     let mut workers = Workers::default();
     workers.insert("paint", worker);
-    let built_in = BTreeMap::from([("paint".to_owned(), true)]);
+    let built_in = Providers::default().with_own("paint");
     Router::new(State::new(Arc::new(settings(config)), Arc::new(workers), &built_in))
 }
 

@@ -14,7 +14,7 @@ use super::{
     },
     policies::{Breaker, CachePolicy, Retry},
     read::{Problems, suggestion},
-    spec::{ParamsPolicy, Spec, is_address_option},
+    spec::{ParamsPolicy, Spec, is_operators_option},
     strategy::{Case, Mode, Policy, Strategy},
     yaml::join,
 };
@@ -200,17 +200,17 @@ fn node(
         check_weights(targets, policy, problems);
     }
     let mut children: Vec<Plan> = children.into_iter().collect::<Option<_>>()?;
-    let id = children
-        .iter()
-        .flat_map(Plan::targets)
-        .fold(Identity::of([path]), |id, target| id.and(target.identity));
     Some(match &strategy.mode {
         Mode::Single => children.swap_remove(0),
         Mode::Fallback => Plan::Fallback(in_order(strategy, children)),
-        Mode::Hedge { after, budget } => {
-            Plan::Hedge(Hedge { id, order: in_order(strategy, children), after: *after, budget: *budget })
-        }
+        Mode::Hedge { after, budget } => Plan::Hedge(Hedge {
+            id: node_id(path, &children),
+            order: in_order(strategy, children),
+            after: *after,
+            budget: *budget,
+        }),
         Mode::Loadbalance(policy) => {
+            let id = node_id(path, &children);
             let weights = targets.iter().map(|target| target.weight.unwrap_or(1.0));
             let children = weights.zip(children).map(|(weight, plan)| Weighted { weight, plan });
             Plan::Balance(Balance {
@@ -225,6 +225,13 @@ fn node(
             Plan::Conditional(Conditional { children, cases, default })
         }
     })
+}
+
+/// By what a strategy is known again: its place, and whom it calls.
+fn node_id(path: &str, children: &[Plan]) -> Identity {
+    let mut id = Identity::of([path]);
+    children.iter().for_each(|child| child.visit(&mut |target| id = id.and(target.identity)));
+    id
 }
 
 fn in_order(strategy: &Strategy, children: Vec<Plan>) -> Fallback {
@@ -318,11 +325,13 @@ fn leaf(
         let mut upstream = Upstream::clone(upstream);
         if known.from_caller {
             // Or else any caller could send a stored credential to a resource of its own.
-            for (name, _) in spec.options.iter().filter(|(name, _)| is_address_option(name)) {
-                let message = format!("where virtual key \"{slug}\" is sent is not for a request to say");
+            for (name, _) in spec.options.iter().filter(|(name, _)| is_operators_option(name)) {
+                let message =
+                    format!("where virtual key \"{slug}\" is sent, and as whom, is not for a request to say");
                 problems.add(join(&spec.path, name), message);
             }
         }
+        upstream.from_caller |= known.from_caller && !spec.options.is_empty();
         upstream.options.extend(spec.options.iter().cloned());
         Source::Fixed(Arc::new(upstream))
     } else if let Some(provider) = &spec.provider {
@@ -345,14 +354,20 @@ fn inline_upstream(
 ) -> Option<Upstream> {
     let name = canonical_name(provider);
     if !known.providers.contains(name) {
-        let names: Vec<_> = known.providers.iter().map(String::as_str).collect();
-        let message = format!("Invalid 'provider' value. Must be one of: {}", names.join(", "));
+        let names = known.providers.names().join(", ");
+        let message = format!("Invalid 'provider' value. Must be one of: {names}");
         problems.add(join(&spec.path, "provider"), message);
         return None;
     }
     let credential = match &spec.api_key {
         Some(key) => Credential::ApiKey(key.clone()),
-        None if known.keyless.contains(name) || inherited.custom_host.is_some() => Credential::None,
+        None if inherited.custom_host.is_some() => Credential::None,
+        None if known
+            .providers
+            .does_without_key(name, |wanted| spec.options.iter().any(|(name, _)| name == wanted)) =>
+        {
+            Credential::None
+        }
         None => {
             problems.add(spec.path.clone(), PRESENCE);
             return None;
@@ -364,6 +379,7 @@ fn inline_upstream(
         credential,
         base_url: None,
         options: spec.options.iter().cloned().collect(),
+        from_caller: known.from_caller,
     })
 }
 

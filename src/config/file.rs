@@ -1,18 +1,13 @@
 //! The file `imagegate.yaml`, checked as a whole (docs/configuration.md).
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
-    path::PathBuf,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use serde_json::Value;
 
 use super::{
     callers::{Callers, check_config_id, read_callers},
     plan::{self, Credential, Known, Plan, Upstream},
+    providers::Providers,
     read::{Object, Problems, suggestion},
     spec::{self, Secret},
     yaml::join,
@@ -106,27 +101,15 @@ pub enum RetiredModels {
 impl Settings {
     /// Checks the content of a file whose secrets have been filled in. `built_in` are the providers of this
     /// binary, with whether they need no credential.
-    pub fn read(value: &Value, built_in: &BTreeMap<String, bool>, problems: &Problems) -> Option<Self> {
+    pub fn read(value: &Value, built_in: &Providers, problems: &Problems) -> Option<Self> {
         let mut file = Object::open(value, "", problems)?;
         let listen = file.object("listen").map(read_listen).unwrap_or_default();
         let workers = file.object("workers").map(read_workers).unwrap_or_default();
         let egress = Arc::new(file.object("egress").map(read_egress).unwrap_or_default());
-        let mut providers: BTreeSet<String> = built_in.keys().cloned().collect();
-        let mut keyless: BTreeSet<String> =
-            built_in.iter().filter(|(_, keyless)| **keyless).map(|(name, _)| name.clone()).collect();
-        for name in workers.keys().filter(|name| !built_in.contains_key(*name)) {
-            // Whether a worker of the operator's own wants a credential is between the two of them.
-            providers.insert(name.clone());
-            keyless.insert(name.clone());
-        }
-        let virtual_keys = read_virtual_keys(&mut file, &providers, &keyless, &workers);
-        let known = Known {
-            providers: &providers,
-            keyless: &keyless,
-            virtual_keys: &virtual_keys,
-            egress: &egress,
-            from_caller: false,
-        };
+        let providers = workers.keys().fold(built_in.clone(), |all, name| all.with_own(name));
+        let virtual_keys = read_virtual_keys(&mut file, &providers, &workers);
+        let known =
+            Known { providers: &providers, virtual_keys: &virtual_keys, egress: &egress, from_caller: false };
         let configs = read_configs(&mut file, known);
         // Also those that could not be read: they have been reported, and are not missing.
         let names: Vec<&str> = file.map("configs").into_iter().flatten().map(|(id, _)| id.as_str()).collect();
@@ -285,8 +268,7 @@ fn read_embeddings(mut object: Object<'_>) -> Option<Embeddings> {
 
 fn read_virtual_keys(
     file: &mut Object<'_>,
-    providers: &BTreeSet<String>,
-    keyless: &BTreeSet<String>,
+    providers: &Providers,
     workers: &BTreeMap<String, String>,
 ) -> BTreeMap<String, Arc<Upstream>> {
     let mut keys = BTreeMap::new();
@@ -294,7 +276,7 @@ fn read_virtual_keys(
     for (id, value) in entries {
         let path = file.at(&format!("virtual_keys.{id}"));
         let Some(object) = Object::open(value, path, file.problems()) else { continue };
-        if let Some(upstream) = read_virtual_key(id, object, providers, keyless, workers) {
+        if let Some(upstream) = read_virtual_key(id, object, providers, workers) {
             keys.insert(id.clone(), Arc::new(upstream));
         }
     }
@@ -304,16 +286,14 @@ fn read_virtual_keys(
 fn read_virtual_key(
     id: &str,
     mut object: Object<'_>,
-    providers: &BTreeSet<String>,
-    keyless: &BTreeSet<String>,
+    providers: &Providers,
     workers: &BTreeMap<String, String>,
 ) -> Option<Upstream> {
     object.required("provider");
     let provider = object.text("provider").map(canonical_name);
-    if let Some(provider) = provider.filter(|provider| !providers.contains(*provider)) {
-        let names: Vec<_> = providers.iter().map(String::as_str).collect();
-        object
-            .problem("provider", format!("unknown provider \"{provider}\"{}", suggestion(provider, &names)));
+    if let Some(provider) = provider.filter(|provider| !providers.contains(provider)) {
+        let hint = suggestion(provider, &providers.names());
+        object.problem("provider", format!("unknown provider \"{provider}\"{hint}"));
     }
     let key = object.text("api_key").filter(|key| !key.is_empty()).map(Secret::new);
     let held_by_worker = match object.text("held_by") {
@@ -327,7 +307,7 @@ fn read_virtual_key(
     let base_url = object
         .text("base_url")
         .and_then(|url| plan::operator_host(url).map_err(|message| object.problem("base_url", message)).ok());
-    let options = object.texts_where(spec::is_provider_option).into_iter().collect();
+    let options: BTreeMap<_, _> = object.texts_where(spec::is_provider_option).into_iter().collect();
     let key_is_missing = object.value("api_key").is_none_or(|key| key.as_str() == Some(""));
     object.report_unknown();
     let credential = match (key, held_by_worker) {
@@ -344,11 +324,21 @@ fn read_virtual_key(
             return None;
         }
         (None, true) => Credential::HeldByWorker(id.to_owned()),
-        (None, false) if provider.is_some_and(|provider| keyless.contains(provider)) => Credential::None,
+        (None, false)
+            if provider.is_some_and(|name| {
+                providers.does_without_key(name, |option| options.contains_key(option))
+            }) =>
+        {
+            Credential::None
+        }
         (None, false) => {
             // A key that could not be filled in, or is no text, has been reported already.
             if key_is_missing {
-                object.problem("api_key", "Required: write the key as { env: NAME }, or `held_by: worker`");
+                let instead = provider.map(|name| providers.instead_of_key(name)).unwrap_or_default();
+                let instead = if instead.is_empty() { instead } else { format!(", or {instead}") };
+                let message =
+                    format!("Required: write the key as {{ env: NAME }}, or `held_by: worker`{instead}");
+                object.problem("api_key", message);
             }
             return None;
         }
@@ -359,6 +349,7 @@ fn read_virtual_key(
         credential,
         base_url,
         options,
+        from_caller: false,
     })
 }
 

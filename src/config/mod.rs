@@ -10,6 +10,7 @@ pub mod file;
 pub mod identity;
 pub mod plan;
 pub mod policies;
+pub mod providers;
 pub mod read;
 mod secrets;
 pub mod spec;
@@ -17,12 +18,12 @@ pub mod strategy;
 pub mod yaml;
 
 use std::{
-    collections::BTreeMap,
     fmt, fs,
     path::{Path, PathBuf},
 };
 
 pub use file::Settings;
+use providers::Providers;
 use read::Problems;
 use serde_json::{Map, Value};
 
@@ -72,7 +73,7 @@ impl Origin {
     ///
     /// # Errors
     /// Everything that is wrong with it.
-    pub fn read(&self, built_in: &BTreeMap<String, bool>) -> Result<Settings, Rejected> {
+    pub fn read(&self, built_in: &Providers) -> Result<Settings, Rejected> {
         let name = self.to_string();
         let text = match self {
             Self::Embedded => EMBEDDED.to_owned(),
@@ -99,7 +100,7 @@ impl Origin {
 /// Everything that is wrong with it, in the text's order.
 pub fn read(
     text: &str,
-    built_in: &BTreeMap<String, bool>,
+    built_in: &Providers,
     environment: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Settings, Vec<Problem>> {
     let mut document = yaml::parse(text).map_err(|problem| vec![problem])?;
@@ -180,10 +181,9 @@ impl std::error::Error for Rejected {}
 mod tests {
     use super::*;
 
-    fn built_in() -> BTreeMap<String, bool> {
-        [("openai", false), ("stability-ai", false), ("sandbox", true)]
-            .map(|(name, k)| (name.to_owned(), k))
-            .into()
+    fn built_in() -> Providers {
+        let record = |name: &str| crate::pb::Provider { name: name.into(), ..Default::default() };
+        Providers::default().with(&record("openai")).with(&record("stability-ai")).with_own("sandbox")
     }
 
     fn check(text: &str) -> Result<Settings, Vec<String>> {

@@ -1,11 +1,6 @@
 //! A checked routing config. Whoever holds a [`Plan`] can execute it without another check.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
 use secrecy::ExposeSecret as _;
 use serde_json::{Map, Value};
@@ -14,6 +9,7 @@ use super::{
     condition::Condition,
     identity::Identity,
     policies::{Breaker, CachePolicy, Retry},
+    providers::Providers,
     spec::{ParamsPolicy, Secret},
     strategy::{OnRefusal, OnUnsupported, Policy},
 };
@@ -154,6 +150,8 @@ pub struct Upstream {
     pub base_url: Option<BaseUrl>,
     /// The provider's own settings.
     pub options: BTreeMap<String, String>,
+    /// Credential or settings came with a request.
+    pub from_caller: bool,
 }
 
 /// A provider's credential.
@@ -180,9 +178,7 @@ pub struct BaseUrl {
 #[derive(Clone, Copy, Debug)]
 pub struct Known<'a> {
     /// Providers that there are workers for.
-    pub providers: &'a BTreeSet<String>,
-    /// Those of them that need no credential.
-    pub keyless: &'a BTreeSet<String>,
+    pub providers: &'a Providers,
     /// Stored credentials.
     pub virtual_keys: &'a BTreeMap<String, Arc<Upstream>>,
     /// For hosts that come with a request.
@@ -222,17 +218,29 @@ impl Upstream {
 impl Plan {
     /// Every target, in order.
     pub fn targets(&self) -> Vec<&Target> {
+        let mut targets = Vec::new();
+        self.visit(&mut |target| targets.push(target));
+        targets
+    }
+
+    /// Whether any target takes its provider from the request.
+    pub fn takes_from_request(&self) -> bool {
+        let mut takes = false;
+        self.visit(&mut |target| takes |= matches!(target.source, Source::Request));
+        takes
+    }
+
+    /// Shows every target, in order. For what every request asks: nothing is collected.
+    pub fn visit<'a>(&'a self, see: &mut dyn FnMut(&'a Target)) {
         match self {
-            Self::Target(target) => vec![target],
+            Self::Target(target) => see(target),
             Self::Fallback(Fallback { children, .. })
             | Self::Conditional(Conditional { children, .. })
             | Self::Hedge(Hedge { order: Fallback { children, .. }, .. }) => {
-                children.iter().flat_map(Self::targets).collect()
+                children.iter().for_each(|child| child.visit(see));
             }
-            Self::Balance(balance) => {
-                balance.children.iter().flat_map(|child| child.plan.targets()).collect()
-            }
-            Self::Deadline(_, inner) => inner.targets(),
+            Self::Balance(balance) => balance.children.iter().for_each(|child| child.plan.visit(see)),
+            Self::Deadline(_, inner) => inner.visit(see),
         }
     }
 }
@@ -268,25 +276,29 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::pb;
 
     struct World {
-        providers: BTreeSet<String>,
-        keyless: BTreeSet<String>,
+        providers: Providers,
         virtual_keys: BTreeMap<String, Arc<Upstream>>,
         egress: Egress,
     }
 
     fn world() -> World {
+        let record = |name: &str| pb::Provider { name: name.into(), ..Default::default() };
         let upstream = Upstream {
             provider: "stability-ai".into(),
             virtual_key: Some("vk".into()),
             credential: Credential::ApiKey(Secret::new("sk-secret")),
             base_url: None,
             options: BTreeMap::new(),
+            from_caller: false,
         };
         World {
-            providers: ["openai", "stability-ai", "sandbox"].map(Into::into).into(),
-            keyless: ["sandbox".into()].into(),
+            providers: Providers::default()
+                .with(&record("openai"))
+                .with(&record("stability-ai"))
+                .with_own("sandbox"),
             virtual_keys: [("vk".to_owned(), Arc::new(upstream))].into(),
             egress: Egress::default(),
         }
@@ -296,7 +308,6 @@ mod tests {
         let world = world();
         let known = Known {
             providers: &world.providers,
-            keyless: &world.keyless,
             virtual_keys: &world.virtual_keys,
             egress: &world.egress,
             from_caller: true,
@@ -384,7 +395,7 @@ mod tests {
             ),
             (
                 json!({"virtual_key": "vk", "resource_name": "mine"}),
-                "resource_name|where virtual key \"vk\" is sent is not for a request to say",
+                "resource_name|where virtual key \"vk\" is sent, and as whom, is not for a request to say",
             ),
             (
                 json!({"virtual_key": "vk", "input_guardrails": ["x"]}),

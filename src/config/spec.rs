@@ -197,12 +197,21 @@ impl Spec {
 }
 
 /// Settings that are part of the address a provider is called at.
-const ADDRESS_OPTIONS: &[&str] =
-    &["resource_name", "azure_resource_name", "azure_foundry_url", "huggingface_base_url"];
+const ADDRESS_OPTIONS: &[&str] = &[
+    "resource_name",
+    "azure_resource_name",
+    "azure_foundry_url",
+    "huggingface_base_url",
+    "aws_bedrock_domain",
+];
 
-/// Whether a provider's setting says where the provider is.
-pub fn is_address_option(name: &str) -> bool {
-    ADDRESS_OPTIONS.contains(&name)
+/// What the names of settings contain that say who calls.
+const CREDENTIAL_WORDS: &[&str] =
+    &["auth", "token", "secret", "access_key", "service_account", "entra", "managed", "role", "external_id"];
+
+/// Whether a provider's setting says where the provider is, or who calls it.
+pub fn is_operators_option(name: &str) -> bool {
+    ADDRESS_OPTIONS.contains(&name) || CREDENTIAL_WORDS.iter().any(|word| name.contains(word))
 }
 
 /// Whether a field is a setting of the provider's own.

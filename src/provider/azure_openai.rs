@@ -4,13 +4,13 @@
 //! litellm 1.109.1 and Microsoft's page "How to use image generation models". An Entra token is sent as it is
 //! given: nothing here fetches one.
 
-use std::{collections::HashMap, sync::LazyLock};
+use std::sync::LazyLock;
 
 use http::{HeaderName, Method, Request, header::AUTHORIZATION};
 use serde_json::{Map, Value};
 use url::form_urlencoded::byte_serialize;
 
-use super::{Answer, Event, Job, Provider, Step, catalog, json_request, openai};
+use super::{Answer, Event, Job, Provider, Step, authorized, catalog, json_request, openai};
 use crate::{
     error::{Error, ErrorKind, Result},
     images::Pieces,
@@ -90,13 +90,7 @@ fn call(job: &Job, operation: &str) -> Result<http::request::Builder> {
     let Some(token) = job.options.get("azure_ad_token") else {
         return job.request(Method::POST, &address, (API_KEY, ""));
     };
-    let with_token = Job {
-        request: pb::ImageRequest::default(),
-        base_url: String::new(),
-        api_key: Some(token.as_str().into()),
-        options: HashMap::new(),
-    };
-    with_token.request(Method::POST, &address, (AUTHORIZATION, "Bearer "))
+    authorized(Method::POST, &address, (AUTHORIZATION, "Bearer "), Some(&token.as_str().into()))
 }
 
 fn address(job: &Job, operation: &str) -> Result<String> {
@@ -164,10 +158,12 @@ mod tests {
 
     fn started(options: &[(&str, &str)]) -> Result<Request<Pieces>> {
         AzureOpenAi.start(&Job {
-            request: pb::ImageRequest { model: "gpt-image-2".into(), ..Default::default() },
-            base_url: AzureOpenAi.default_base_url().to_owned(),
             api_key: Some("key".into()),
             options: options.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
+            ..Job::new(
+                pb::ImageRequest { model: "gpt-image-2".into(), ..Default::default() },
+                AzureOpenAi.default_base_url().to_owned(),
+            )
         })
     }
 

@@ -126,7 +126,7 @@ impl Provider for BlackForestLabs {
         let asked_for = answer.address != format!("{}/{}", job.base_url, job.request.model);
         if !answer.status.is_success() {
             return match poll::ask_again(job, credential(), &answer).filter(|_| asked_for) {
-                Some(step) => Ok(poll::with(step?, "running", None, None)),
+                Some(step) => Ok(step?.at("running", None).into()),
                 None => Err(failure(&answer, asked_for)),
             };
         }
@@ -156,7 +156,7 @@ impl Task {
         let address = address.ok_or_else(|| broken("the answer does not say where to ask for the job"))?;
         let step = poll::ask(job, &address, credential(), answer, POLL_EVERY)
             .map_err(|error| answer.own(NAME, error))?;
-        Ok(poll::with(step, state, progress, None))
+        Ok(step.at(state, progress).into())
     }
 
     /// Where to ask for the job. Some answers leave the id to be added.

@@ -30,6 +30,9 @@ struct Data {
     name: String,
     #[serde(default)]
     keyless: bool,
+    /// Settings that together stand for an API key.
+    #[serde(default)]
+    credentials: Vec<Vec<String>>,
     models: Vec<Model>,
 }
 
@@ -122,7 +125,8 @@ impl Data {
         for model in &self.models {
             models.extend(model.ids.iter().map(|id| model.capability(id)));
         }
-        pb::Provider { name: self.name, models, keyless: self.keyless }
+        let credentials = self.credentials.into_iter().map(|options| pb::CredentialOptions { options });
+        pb::Provider { name: self.name, models, keyless: self.keyless, credentials: credentials.collect() }
     }
 }
 

@@ -142,7 +142,9 @@ impl Provider for Fal {
         if !answer.status.is_success() {
             // What a result's address answers is the job's own end.
             return match poll::ask_again(job, CREDENTIAL, &answer).filter(|_| asked == Asked::State) {
-                Some(step) => Ok(poll::with(step?, "running", None, cancel(job, &answer.address, None)?)),
+                Some(step) => {
+                    Ok(step?.at("running", None).or_cancel(cancel(job, &answer.address, None)?).into())
+                }
                 None => Err(failure(&answer, asked)),
             };
         }
@@ -186,7 +188,7 @@ impl Queued {
         };
         let cancel = cancel(job, &status_url, self.cancel_url.as_deref())?;
         let step = poll::ask(job, &status_url, CREDENTIAL, answer, POLL_EVERY)?;
-        Ok(poll::with(step, &state, None, cancel))
+        Ok(step.at(&state, None).or_cancel(cancel).into())
     }
 
     fn completed(self, job: &Job, answer: &Answer, status_url: &str) -> Result<Step> {
@@ -203,7 +205,7 @@ impl Queued {
         }
         let url = self.response_url.as_deref().unwrap_or_else(|| job_url(status_url));
         let step = poll::ask(job, url, CREDENTIAL, answer, Duration::ZERO)?;
-        Ok(poll::with(step, "fetching", None, None))
+        Ok(step.at("fetching", None).into())
     }
 }
 

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::{
-    Answer, AnswerBody, ImageRef, Job, Output, Provider, Step, bytes_of, catalog, data_url, decimal,
+    Answer, AnswerBody, ImageRef, Job, Next, Output, Provider, Step, bytes_of, catalog, data_url, decimal,
     is_path_segment, json_request, no_such_model,
 };
 use crate::{
@@ -299,7 +299,7 @@ fn poll(job: &Job, id: &str) -> Result<Step> {
     let path = format!("/workflows/{}/get_result", job.request.model);
     let fields = Map::from_iter([("id".to_owned(), json!(id))]);
     let request = json_request(job.call(Method::POST, &path)?.header(ACCEPT, "application/json"), &fields)?;
-    Ok(Step::Next { after: POLL_EVERY, request, progress: None, cancel: None })
+    Ok(Next::new(POLL_EVERY, request).into())
 }
 
 /// What the state of a job means.

@@ -18,6 +18,8 @@ use crate::params::from_json;
 struct JobFile {
     base_url: Option<String>,
     keyless: bool,
+    token: Option<String>,
+    now_unix_s: u64,
     options: HashMap<String, String>,
     operation: String,
     model: String,
@@ -176,17 +178,19 @@ impl JobFile {
             .into(),
             ..Default::default()
         };
+        let base_url = self.base_url.unwrap_or_else(|| provider.default_base_url().to_owned());
         Job {
-            request,
-            base_url: self.base_url.unwrap_or_else(|| provider.default_base_url().to_owned()),
             api_key: (!self.keyless).then(|| "key".into()),
+            token: self.token.map(Into::into),
             options: self.options,
+            now: SystemTime::UNIX_EPOCH + Duration::from_secs(self.now_unix_s),
+            ..Job::new(request, base_url)
         }
     }
 }
 
 impl AnswerFile {
-    fn into_answer(self, image_members: &[&str], address: String) -> Answer {
+    fn into_answer(self, image_members: &[&str], address: String, note: String) -> Answer {
         let (body, media_type) = match (self.json, self.text, self.base64) {
             (Some(json), None, None) => (json_body(json, image_members), "application/json"),
             (None, Some(text), None) => (AnswerBody::Raw(text.into()), "text/plain"),
@@ -199,7 +203,7 @@ impl AnswerFile {
             let name: http::HeaderName = name.parse().unwrap();
             headers.insert(name, value.parse().unwrap());
         }
-        Answer { status: StatusCode::from_u16(self.status).unwrap(), headers, body, address }
+        Answer { status: StatusCode::from_u16(self.status).unwrap(), headers, body, address, note }
     }
 }
 
@@ -349,15 +353,10 @@ fn run(provider: &dyn Provider, case: &Path) -> Vec<(String, Value)> {
     let job: JobFile = serde_json::from_str(&read("job.json")).unwrap();
     let job = job.into_job(provider);
     let mut made = Vec::new();
-    let mut next = provider.start(&job).map(|request| Step::Next {
-        after: Duration::ZERO,
-        request,
-        progress: None,
-        cancel: None,
-    });
+    let mut next = provider.start(&job).map(|request| Next::new(Duration::ZERO, request).into());
     for turn in 1.. {
-        let (after, request, progress, cancel) = match next {
-            Ok(Step::Next { after, request, progress, cancel }) => (after, request, progress, cancel),
+        let Next { after, request, progress, cancel, note } = match next {
+            Ok(Step::Next(next)) => *next,
             Ok(Step::Done(output)) => {
                 made.push(("reply.json".to_owned(), reply_json(&output, &[])));
                 break;
@@ -379,12 +378,18 @@ fn run(provider: &dyn Provider, case: &Path) -> Vec<(String, Value)> {
         if let Some(progress) = progress {
             shown["progress"] = json!([progress.state, progress.fraction]);
         }
-        if let Some(cancel) = cancel {
-            shown["cancel"] = request_json(*cancel, &job.base_url);
+        let mut cancel: Vec<_> = cancel.into_iter().map(|one| request_json(one, &job.base_url)).collect();
+        match cancel.len() {
+            0 => {}
+            1 => shown["cancel"] = cancel.remove(0),
+            _ => shown["cancel"] = cancel.into(),
+        }
+        if !note.is_empty() {
+            shown["note"] = note.as_str().into();
         }
         made.push((format!("request-{turn}.json"), shown));
         let answer: AnswerFile = serde_json::from_str(&read(&format!("answer-{turn}.json"))).unwrap();
-        next = provider.advance(&job, answer.into_answer(provider.image_members(), address));
+        next = provider.advance(&job, answer.into_answer(provider.image_members(), address, note));
     }
     made
 }

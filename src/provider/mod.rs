@@ -24,7 +24,12 @@ pub mod stability;
 pub mod together;
 pub mod xai;
 
-use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use bytes::Bytes;
 use http::{
@@ -52,6 +57,12 @@ pub trait Provider: Send + Sync + 'static {
     /// leaves an [`ImageRef`] in their place.
     fn image_members(&self) -> &'static [&'static str];
 
+    /// How to get the token that this job is sent with, where the configured credential is not sent itself. The
+    /// driver logs in when it must, and then sets [`Job::token`].
+    fn login(&self, _job: &Job) -> Result<Option<Box<dyn Login>>> {
+        Ok(None)
+    }
+
     /// The first upstream request of a job.
     fn start(&self, job: &Job) -> Result<http::Request<Pieces>>;
 
@@ -62,6 +73,47 @@ pub trait Provider: Send + Sync + 'static {
     fn event(&self, _job: &Job, _event: Answer) -> Result<Event> {
         Err(Error::bad_answer("an event stream, which this provider does not send"))
     }
+
+    /// What to ask, every second or so, while the first request waits for an answer that comes only when the image
+    /// is done.
+    fn watch(&self, _job: &Job) -> Option<http::Request<Pieces>> {
+        None
+    }
+
+    /// What an answer to [`Provider::watch`] tells.
+    fn watched(&self, _job: &Job, _answer: Answer) -> Watched {
+        Watched::default()
+    }
+}
+
+/// A way from a configured credential to a token that is good for a while.
+pub trait Login: Send + Sync {
+    /// Who logs in, where, and what for: whatever is the same in this shares a token.
+    fn account(&self) -> [u8; 32];
+
+    /// The request for a token.
+    fn request(&self, job: &Job) -> Result<http::Request<Pieces>>;
+
+    /// The token in the answer to it.
+    fn token(&self, answer: Answer) -> Result<Token>;
+}
+
+/// A token that a provider gave.
+#[derive(Debug)]
+pub struct Token {
+    /// Whatever [`Provider::start`] makes a header of.
+    pub secret: SecretString,
+    /// How long it is good for, from now on.
+    pub lifetime: Duration,
+}
+
+/// What is known of a job while it runs.
+#[derive(Debug, Default)]
+pub struct Watched {
+    /// How far the provider says it is.
+    pub progress: Option<pb::Progress>,
+    /// What to send if the caller goes away now.
+    pub cancel: Vec<http::Request<Pieces>>,
 }
 
 /// What to do next.
@@ -70,17 +122,7 @@ pub enum Step {
     /// The job is finished.
     Done(Output),
     /// Ask again after a pause: poll or download.
-    Next {
-        /// How long to wait first. The driver adds a little, so that jobs that began together are not asked
-        /// for together.
-        after: Duration,
-        /// What to send then.
-        request: http::Request<Pieces>,
-        /// How far the provider says it is.
-        progress: Option<pb::Progress>,
-        /// What to send if the caller goes away from now on, where the provider can give a job up.
-        cancel: Option<Box<http::Request<Pieces>>>,
-    },
+    Next(Box<Next>),
     /// The result lies at these addresses, which are not the API's own: fetched without credentials.
     Fetch {
         /// One address for each image of `output` whose `data` is empty and that is not withheld, in order.
@@ -88,6 +130,22 @@ pub enum Step {
         /// The rest of the answer.
         output: Output,
     },
+}
+
+/// The next request of a job.
+#[derive(Debug)]
+pub struct Next {
+    /// How long to wait first. The driver adds a little, so that jobs that began together are not asked for
+    /// together.
+    pub after: Duration,
+    /// What to send then.
+    pub request: http::Request<Pieces>,
+    /// How far the provider says it is.
+    pub progress: Option<pb::Progress>,
+    /// What to send if the caller goes away from now on, where the provider can give a job up.
+    pub cancel: Vec<http::Request<Pieces>>,
+    /// Whatever the provider wants to know again when the answer comes: see [`Answer::note`].
+    pub note: String,
 }
 
 /// What a server-sent event means.
@@ -129,8 +187,12 @@ pub struct Job {
     pub base_url: String,
     /// The provider's credential.
     pub api_key: Option<SecretString>,
-    /// The provider's own settings, as the config spells them.
+    /// What [`Provider::login`] led to.
+    pub token: Option<SecretString>,
+    /// The provider's own settings, as the config spells them. Credentials may be among them.
     pub options: HashMap<String, String>,
+    /// When it began, for signatures.
+    pub now: SystemTime,
 }
 
 /// An upstream's answer, read to its end.
@@ -144,6 +206,8 @@ pub struct Answer {
     pub body: AnswerBody,
     /// The address that was asked: what a job's later answers often do not repeat.
     pub address: String,
+    /// What was noted when the request was made, see [`Next::note`]; nothing for the first.
+    pub note: String,
 }
 
 /// An upstream's body.
@@ -170,7 +234,46 @@ pub struct ImageRef(Option<usize>);
 /// The tail end of an [`ImageRef`] in a skeleton; a leading NUL cannot be in base64.
 pub const IMAGE_REF_PREFIX: &str = "\u{0}@";
 
+impl Next {
+    /// Sends a request after a pause.
+    pub fn new(after: Duration, request: http::Request<Pieces>) -> Self {
+        Self { after, request, progress: None, cancel: Vec::new(), note: String::new() }
+    }
+
+    /// The same, with how far the provider says it is.
+    #[must_use]
+    pub fn at(mut self, state: &str, fraction: Option<f64>) -> Self {
+        self.progress = Some(pb::Progress { fraction, state: state.to_owned() });
+        self
+    }
+
+    /// The same, with what gives the job up.
+    #[must_use]
+    pub fn or_cancel(mut self, cancel: impl IntoIterator<Item = http::Request<Pieces>>) -> Self {
+        self.cancel.extend(cancel);
+        self
+    }
+}
+
+impl From<Next> for Step {
+    fn from(next: Next) -> Self {
+        Self::Next(Box::new(next))
+    }
+}
+
 impl Job {
+    /// A job at this address, without credential or settings, that begins now.
+    pub fn new(request: pb::ImageRequest, base_url: impl Into<String>) -> Self {
+        Self {
+            request,
+            base_url: base_url.into(),
+            api_key: None,
+            token: None,
+            options: HashMap::new(),
+            now: SystemTime::now(),
+        }
+    }
+
     /// Extra fields for this provider: its own, over those for any provider.
     pub fn extras(&self, provider: &str) -> serde_json::Map<String, serde_json::Value> {
         let mut extras = serde_json::Map::new();
@@ -225,24 +328,34 @@ impl Job {
         &self,
         method: http::Method,
         address: &str,
-        (header, prefix): (HeaderName, &str),
+        credential: (HeaderName, &str),
     ) -> Result<http::request::Builder> {
-        let uri: http::Uri = address.parse().map_err(|_| {
-            // Without the value: it may carry a password.
-            Error::invalid("base_url", "the provider's base url makes no valid address")
-        })?;
-        let mut request = http::Request::builder().method(method).uri(uri);
-        if let Some(key) = &self.api_key {
-            let text = format!("{prefix}{}", key.expose_secret());
-            let mut value = HeaderValue::from_str(&text).map_err(|_| {
-                Error::new(ErrorKind::PermissionDenied, "the api key has characters that no header can carry")
-                    .with_status(401)
-            })?;
-            value.set_sensitive(true);
-            request = request.header(header, value);
-        }
-        Ok(request)
+        authorized(method, address, credential, self.token.as_ref().or(self.api_key.as_ref()))
     }
+}
+
+/// A request with a secret in this header, after this prefix.
+fn authorized(
+    method: http::Method,
+    address: &str,
+    (header, prefix): (HeaderName, &str),
+    secret: Option<&SecretString>,
+) -> Result<http::request::Builder> {
+    let uri: http::Uri = address.parse().map_err(|_| {
+        // Without the value: it may carry a password.
+        Error::invalid("base_url", "the provider's base url makes no valid address")
+    })?;
+    let mut request = http::Request::builder().method(method).uri(uri);
+    if let Some(secret) = secret {
+        let text = format!("{prefix}{}", secret.expose_secret());
+        let mut value = HeaderValue::from_str(&text).map_err(|_| {
+            Error::new(ErrorKind::PermissionDenied, "the api key has characters that no header can carry")
+                .with_status(401)
+        })?;
+        value.set_sensitive(true);
+        request = request.header(header, value);
+    }
+    Ok(request)
 }
 
 /// Whether two hosts share the domain below the public suffix, taken to be their last two labels. Providers that
@@ -500,12 +613,7 @@ mod tests {
     use super::*;
 
     fn job(base_url: &str) -> Job {
-        Job {
-            request: pb::ImageRequest::default(),
-            base_url: base_url.to_owned(),
-            api_key: Some("sk-1".into()),
-            options: HashMap::new(),
-        }
+        Job { api_key: Some("sk-1".into()), ..Job::new(pb::ImageRequest::default(), base_url) }
     }
 
     #[test]

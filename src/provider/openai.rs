@@ -474,6 +474,7 @@ fn failure_in_success(provider: &str, answer: &Answer, body: ErrorBody) -> Error
         headers: answer.headers.clone(),
         body: AnswerBody::Raw(Bytes::new()),
         address: answer.address.clone(),
+        note: String::new(),
     };
     object.into_error(provider, &answer)
 }
@@ -571,14 +572,10 @@ mod tests {
     use crate::provider::fixtures::json_body;
 
     fn event(body: AnswerBody) -> Result<Event> {
-        let job = Job {
-            request: pb::ImageRequest { model: "gpt-image-2".into(), ..Default::default() },
-            base_url: String::new(),
-            api_key: None,
-            options: Default::default(),
-        };
+        let job = Job::new(pb::ImageRequest { model: "gpt-image-2".into(), ..Default::default() }, "");
         let headers = [("x-request-id".parse().unwrap(), "req_1".parse().unwrap())].into_iter().collect();
-        OpenAi.event(&job, Answer { status: http::StatusCode::OK, headers, body, address: String::new() })
+        let (status, address, note) = (http::StatusCode::OK, String::new(), String::new());
+        OpenAi.event(&job, Answer { status, headers, body, address, note })
     }
 
     fn json_event(json: Value) -> Result<Event> {

@@ -4,55 +4,35 @@ use std::time::Duration;
 
 use http::{HeaderName, Method};
 
-use super::{Answer, Job, Step, finish};
+use super::{Answer, Job, Next, finish};
 use crate::{
     error::{Error, ErrorKind, Result},
     images::Pieces,
-    pb::{self, BillingClass},
+    pb::BillingClass,
     worker::retry_after,
 };
 
 /// Pause after a poll that failed for a reason that passes.
 const AFTER_HICCUP: Duration = Duration::from_secs(5);
 
-/// Asks for a job at an address that the provider gave, after the pause it wants or else the usual one.
+/// Asks for a job at an address that the provider gave, after the pause it wants or else the usual one. What has
+/// been noted stays noted.
 pub(super) fn ask(
     job: &Job,
     address: &str,
     credential: (HeaderName, &str),
     answer: &Answer,
     usually: Duration,
-) -> Result<Step> {
-    Ok(Step::Next {
-        after: retry_after::read(&answer.headers).unwrap_or(usually),
-        request: finish(job.follow(Method::GET, address, credential)?, Pieces::default())?,
-        progress: None,
-        cancel: None,
-    })
+) -> Result<Next> {
+    let request = finish(job.follow(Method::GET, address, credential)?, Pieces::default())?;
+    let after = retry_after::read(&answer.headers).unwrap_or(usually);
+    Ok(Next { note: answer.note.clone(), ..Next::new(after, request) })
 }
 
 /// Asks again where the answer says only that this was not the moment to ask: the job goes on and is paid for.
-pub(super) fn ask_again(job: &Job, credential: (HeaderName, &str), answer: &Answer) -> Option<Result<Step>> {
+pub(super) fn ask_again(job: &Job, credential: (HeaderName, &str), answer: &Answer) -> Option<Result<Next>> {
     let passes = matches!(answer.status.as_u16(), 429 | 502 | 503 | 504);
     passes.then(|| ask(job, &answer.address, credential, answer, AFTER_HICCUP))
-}
-
-/// The same step, with how far the provider is and what gives the job up.
-pub(super) fn with(
-    step: Step,
-    state: &str,
-    fraction: Option<f64>,
-    cancel: Option<http::Request<Pieces>>,
-) -> Step {
-    match step {
-        Step::Next { after, request, .. } => Step::Next {
-            after,
-            request,
-            progress: Some(pb::Progress { fraction, state: state.to_owned() }),
-            cancel: cancel.map(Box::new),
-        },
-        other => other,
-    }
 }
 
 /// The error that a job ended with which had been accepted. What it cost is seldom said.

@@ -112,7 +112,7 @@ impl Provider for Replicate {
         let asked_for = answer.address != format!("{}{submitted}", job.base_url);
         if !answer.status.is_success() {
             return match poll::ask_again(job, CREDENTIAL, &answer).filter(|_| asked_for) {
-                Some(step) => Ok(poll::with(step?, "running", None, cancel(job, &answer.address)?)),
+                Some(step) => Ok(step?.at("running", None).or_cancel(cancel(job, &answer.address)?).into()),
                 None => Err(failure(&answer, asked_for)),
             };
         }
@@ -149,7 +149,7 @@ impl Prediction {
             Some(url) => Some(empty_post(job, url).map_err(own)?),
             None => cancel(job, &get).map_err(own)?,
         };
-        Ok(poll::with(step, state, None, cancel))
+        Ok(step.at(state, None).or_cancel(cancel).into())
     }
 
     fn images(self, job: &Job) -> Result<Step> {

@@ -188,24 +188,18 @@ fn failure(answer: &Answer) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashMap;
-
     use super::*;
     use crate::provider::fixtures::json_body;
 
     #[test]
     fn ticks_are_dollars() {
-        let job = Job {
-            request: pb::ImageRequest::default(),
-            base_url: String::new(),
-            api_key: None,
-            options: HashMap::new(),
-        };
+        let job = Job::new(pb::ImageRequest::default(), "");
         let body = json!({"data": [{"b64_json": "AAAA"}], "usage": {"cost_in_usd_ticks": 200_000_000}});
         let answer = Answer {
             status: http::StatusCode::OK,
             headers: http::HeaderMap::new(),
             address: String::new(),
+            note: String::new(),
             body: json_body(body, Xai.image_members()),
         };
         let Ok(Step::Done(output)) = Xai.advance(&job, answer) else { panic!("an image") };

@@ -502,7 +502,12 @@ mod tests {
             max_n: 4,
             ..Default::default()
         };
-        Arc::new(pb::Provider { name: "p".into(), models: vec![fixed, free], keyless: true })
+        Arc::new(pb::Provider {
+            name: "p".into(),
+            models: vec![fixed, free],
+            keyless: true,
+            ..Default::default()
+        })
     }
 
     fn request(fields: Value) -> ImageRequest {

@@ -148,7 +148,8 @@ fn upstream_message(target: &Target, ctx: &RequestContext, upstream: &Upstream) 
         base_url_from_caller: host.is_some_and(|host| host.from_caller),
         credential: credential.map(|credential| pb::Credential { credential: Some(credential) }),
         headers: headers.collect(),
-        options: upstream.options.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
+        options: upstream.options.clone(),
+        from_caller: upstream.from_caller,
     })
 }
 

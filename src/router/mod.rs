@@ -11,7 +11,6 @@ pub mod report;
 pub mod resolve;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
     fmt,
     pin::Pin,
     sync::{
@@ -35,7 +34,7 @@ use self::{
 use crate::{
     cache::{Cache, Embedder},
     call::{Call, Events, Record, RequestContext},
-    config::{Settings, callers::Scope, plan::Plan},
+    config::{Settings, callers::Scope, plan::Plan, providers::Providers},
     error::{Error, Result},
     health::Health,
     images::Pieces,
@@ -85,19 +84,15 @@ struct Shared {
 pub struct State {
     settings: Arc<Settings>,
     workers: Arc<Workers>,
-    providers: BTreeSet<String>,
-    keyless: BTreeSet<String>,
+    providers: Providers,
     embedder: Option<Arc<Embedder>>,
 }
 
 impl State {
-    /// Puts settings and workers together. `built_in` are the providers of this binary, with whether they
-    /// need no credential; a worker of the operator's own is taken to need none.
-    pub fn new(settings: Arc<Settings>, workers: Arc<Workers>, built_in: &BTreeMap<String, bool>) -> Self {
-        let providers = workers.providers();
-        let keyless =
-            providers.iter().filter(|name| built_in.get(*name).copied().unwrap_or(true)).cloned().collect();
-        Self { settings, workers, providers, keyless, embedder: None }
+    /// Puts settings and workers together. `built_in` are the providers of this binary.
+    pub fn new(settings: Arc<Settings>, workers: Arc<Workers>, built_in: &Providers) -> Self {
+        let providers = workers.providers().iter().fold(built_in.clone(), |all, name| all.with_own(name));
+        Self { settings, workers, providers, embedder: None }
     }
 
     /// The same with these connections, for the embeddings endpoint that the settings may name.
@@ -188,8 +183,7 @@ impl Router {
     ) -> Result<(Call, Resolved)> {
         let state = self.state.load_full();
         let mut image = image.unwrap_or_default();
-        let mut resolved =
-            resolve::resolve(headers, &image.model, &state.settings, &state.providers, &state.keyless)?;
+        let mut resolved = resolve::resolve(headers, &image.model, &state.settings, &state.providers)?;
         if image.operation() == Operation::Unspecified {
             image.operation = operation.into();
         }
@@ -399,7 +393,7 @@ impl RouterService for Router {
         for record in state.workers.records().await {
             let keys = state.settings.virtual_keys.iter().filter(|(_, key)| key.provider == record.name);
             let keys: Vec<&String> = keys.map(|(id, _)| id).collect();
-            if keys.is_empty() && !state.keyless.contains(&record.name) {
+            if keys.is_empty() && !state.providers.is_keyless(&record.name) {
                 continue;
             }
             for model in record.models.iter().filter(|model| !model.model.ends_with('*')) {

@@ -1,6 +1,6 @@
 //! From a request's headers to who calls and which plan runs (docs/headers.md).
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use http::HeaderMap;
 use serde_json::Value;
@@ -11,7 +11,8 @@ use crate::{
         Settings,
         callers::{Caller, Scope},
         file::is_config_id,
-        plan::{self, Credential, Known, Plan, Source, Target, Upstream, split_model},
+        plan::{self, Credential, Known, Plan, Source, Upstream, split_model},
+        providers::Providers,
         spec::Secret,
     },
     error::{Error, ErrorKind, Result},
@@ -76,17 +77,14 @@ pub fn resolve(
     headers: &HeaderMap,
     model: &str,
     settings: &Settings,
-    providers: &BTreeSet<String>,
-    keyless: &BTreeSet<String>,
+    providers: &Providers,
 ) -> Result<Resolved> {
     let caller = authenticate(headers, settings, Scope::Generate)?;
     let overrides = overrides(headers, settings)?;
     let upstream =
-        Upstreams { headers, settings, providers, keyless, custom_host: overrides.custom_host.is_some() }
-            .find(model);
+        Upstreams { headers, settings, providers, custom_host: overrides.custom_host.is_some() }.find(model);
     let known = Known {
         providers,
-        keyless,
         virtual_keys: &settings.virtual_keys,
         egress: &settings.egress,
         from_caller: true,
@@ -103,8 +101,7 @@ pub fn resolve(
         };
         (saved_config(id, settings)?, id.clone())
     };
-    let takes_from_request = |target: &&Target| matches!(target.source, Source::Request);
-    let upstream = if plan.targets().iter().any(takes_from_request) {
+    let upstream = if plan.takes_from_request() {
         upstream?.map(Arc::new)
     } else {
         // What is wrong with a header that nobody needs is nobody's concern.
@@ -200,8 +197,7 @@ fn overrides(headers: &HeaderMap, settings: &Settings) -> Result<Overrides> {
 struct Upstreams<'a> {
     headers: &'a HeaderMap,
     settings: &'a Settings,
-    providers: &'a BTreeSet<String>,
-    keyless: &'a BTreeSet<String>,
+    providers: &'a Providers,
     custom_host: bool,
 }
 
@@ -238,8 +234,8 @@ impl Upstreams<'_> {
             if self.settings.virtual_keys.contains_key(said) {
                 return self.virtual_key(said, PARAM);
             }
-            let known: Vec<_> = self.providers.iter().map(String::as_str).collect();
-            let message = format!("Invalid provider passed: \"{said}\"; allowed: {}", known.join(", "));
+            let known = self.providers.names().join(", ");
+            let message = format!("Invalid provider passed: \"{said}\"; allowed: {known}");
             return Err(Error::invalid(PARAM, message));
         }
         let credential = match self.provider_key() {
@@ -248,7 +244,7 @@ impl Upstreams<'_> {
             None if self.settings.virtual_keys.contains_key(said) => return self.virtual_key(said, PARAM),
             None => match self.only_virtual_key(provider)? {
                 Some(upstream) => return Ok(upstream),
-                None if self.keyless.contains(provider) || self.custom_host => Credential::None,
+                None if self.custom_host || self.does_without_key(provider) => Credential::None,
                 None => {
                     let message = format!(
                         "no credential for provider {provider}: send it as bearer token, or name a virtual key"
@@ -263,6 +259,7 @@ impl Upstreams<'_> {
             credential,
             base_url: None,
             options: self.options().collect(),
+            from_caller: true,
         })
     }
 
@@ -286,6 +283,10 @@ impl Upstreams<'_> {
                 Err(Error::invalid("x-portkey-provider", message))
             }
         }
+    }
+
+    fn does_without_key(&self, provider: &str) -> bool {
+        self.providers.does_without_key(provider, |wanted| self.options().any(|(name, _)| name == wanted))
     }
 
     fn options(&self) -> impl Iterator<Item = (String, String)> {

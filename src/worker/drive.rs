@@ -1,7 +1,7 @@
 //! Carries out a job of a provider that speaks HTTP: sends what the provider says, reads what comes back,
 //! waits and downloads where it must. No strategy, no retries.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, pin::pin, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use futures::{FutureExt as _, StreamExt as _};
@@ -13,6 +13,7 @@ use super::{
     EventStream,
     http::{Http, Incoming, Trust, forward},
     sse::EventReader,
+    tokens::Tokens,
 };
 use crate::{
     config::spec::Secret,
@@ -20,10 +21,10 @@ use crate::{
     images::Pieces,
     merge::merge,
     pb::{
-        self, FinishReason, credential::Credential, generate_response::Event, input_image::Source,
-        worker_service_server::WorkerService,
+        self, BillingClass, FinishReason, credential::Credential, generate_response::Event,
+        input_image::Source, worker_service_server::WorkerService,
     },
-    provider::{self, Answer, AnswerBody, Job, Output, Provider, Step},
+    provider::{self, Answer, AnswerBody, Job, Output, Provider, Step, Watched},
 };
 
 /// Largest image that is fetched for a caller or from a provider, in bytes.
@@ -32,94 +33,185 @@ const MAX_FETCH_BYTES: usize = 64 << 20;
 /// How much longer than the provider says a poll may wait, as a share.
 const POLL_SPREAD: f64 = 0.2;
 
+/// How often a job is asked after that answers only when it is done.
+const WATCH_EVERY: Duration = Duration::from_secs(1);
+
 /// Events that may wait for a slow reader.
 const EVENTS_WAITING: usize = 4;
 
 /// Where previews and progress go. The other end also takes the answer, which may fail.
 type Events = mpsc::Sender<std::result::Result<Event, Status>>;
 
-/// Credentials that the worker holds itself, by name.
-pub type Secrets = BTreeMap<String, Secret>;
+/// What the worker holds itself of virtual keys, by their names.
+pub type Secrets = BTreeMap<String, Held>;
+
+/// What makes up a credential that the worker holds.
+#[derive(Clone, Debug)]
+pub struct Held {
+    /// A key.
+    pub api_key: Option<Secret>,
+    /// The provider's settings, with credentials among them.
+    pub options: Options,
+}
+
+/// A provider's settings, which are not shown: credentials may be among them.
+#[derive(Clone, Default)]
+pub struct Options(pub BTreeMap<String, String>);
 
 /// A worker for one provider.
 #[derive(Clone)]
 pub struct HttpWorker {
     provider: Arc<dyn Provider>,
     http: Arc<Http>,
+    tokens: Arc<Tokens>,
     secrets: Arc<ArcSwap<Secrets>>,
+}
+
+/// What all requests of a job have in common.
+struct Manner {
+    /// Whether the operator vouches for the upstream's host.
+    upstream: Trust,
+    /// Whether the operator vouches for where to log in, which is part of the credential.
+    login: Trust,
+    /// Headers that the caller forwards.
+    headers: BTreeMap<String, String>,
 }
 
 impl HttpWorker {
     /// Puts a provider on the connections of this process.
     pub fn new(provider: Arc<dyn Provider>, http: Arc<Http>, secrets: Arc<ArcSwap<Secrets>>) -> Self {
-        Self { provider, http, secrets }
+        Self { provider, http, tokens: Arc::default(), secrets }
     }
 
     fn name(&self) -> &str {
         &self.provider.record().name
     }
 
-    /// The job and whether its host is the operator's.
-    fn job(&self, request: pb::GenerateRequest) -> Result<(Job, Trust, BTreeMap<String, String>)> {
+    fn job(&self, request: pb::GenerateRequest) -> Result<(Job, Manner)> {
         let upstream = request.upstream.unwrap_or_default();
-        let trust = if upstream.base_url_from_caller { Trust::Stranger } else { Trust::Operator };
+        let trust = |from_caller| if from_caller { Trust::Stranger } else { Trust::Operator };
         let base_url = match upstream.base_url.trim_end_matches('/') {
-            "" => self.provider.default_base_url().to_owned(),
-            url => url.to_owned(),
+            "" => self.provider.default_base_url(),
+            url => url,
         };
-        let api_key = match upstream.credential.and_then(|credential| credential.credential) {
-            None => None,
-            Some(Credential::ApiKey(key)) => Some(key.into()),
+        let mut job = Job::new(request.image.unwrap_or_default(), base_url);
+        match upstream.credential.and_then(|credential| credential.credential) {
+            None => {}
+            Some(Credential::ApiKey(key)) => job.api_key = Some(key.into()),
             Some(Credential::HeldByWorker(name)) => {
-                let held = self.secrets.load().get(&name).map(|secret| secret.0.clone());
-                Some(held.ok_or_else(|| {
-                    Error::new(
-                        ErrorKind::PermissionDenied,
-                        format!("the worker holds no credential \"{name}\""),
-                    )
-                })?)
+                let secrets = self.secrets.load();
+                let held = secrets.get(&name).ok_or_else(|| {
+                    let message = format!("the worker holds no credential \"{name}\"");
+                    Error::new(ErrorKind::PermissionDenied, message)
+                })?;
+                job.api_key = held.api_key.as_ref().map(|key| key.0.clone());
+                job.options.extend(held.options.0.clone());
             }
+        }
+        job.options.extend(upstream.options);
+        let manner = Manner {
+            upstream: trust(upstream.base_url_from_caller),
+            login: trust(upstream.from_caller),
+            headers: upstream.headers,
         };
-        let options = upstream.options.into_iter().collect();
-        let headers = upstream.headers.into_iter().collect();
-        let request = request.image.unwrap_or_default();
-        Ok((Job { request, base_url, api_key, options }, trust, headers))
+        Ok((job, manner))
     }
 
     async fn run(self, request: pb::GenerateRequest, events: Events) -> Result<Output> {
         let announce_answer = request.announce_answer;
-        let (mut job, trust, headers) = self.job(request)?;
+        let (mut job, manner) = self.job(request)?;
         self.fetch_inputs(&mut job).await?;
-        let (job, mut request) = self.start(job).await?;
-        let mut farewell = Farewell { http: Arc::clone(&self.http), trust, request: None };
+        let account = self.log_in(&mut job, &manner).await?;
+        let (job, request) = self.start(job).await?;
+        let mut farewell =
+            Farewell { http: Arc::clone(&self.http), trust: manner.upstream, requests: Vec::new() };
+        let mut note = String::new();
+        let mut incoming = self.send_watched(&job, request, &manner, &events, &mut farewell).await?;
         loop {
-            forward(request.headers_mut(), &headers);
-            let mut incoming = self.http.send(request, trust).await?;
             if announce_answer && incoming.status.is_success() {
                 say(&events, "answering");
             }
             if incoming.is_event_stream() {
                 return self.read_events(&job, &mut incoming, &events).await;
             }
-            let answer = incoming.answer(self.provider.image_members()).await?;
-            // Whatever the answer was, the provider has not been asked to go on.
-            farewell.request = None;
-            match self.provider.advance(&job, answer)? {
-                Step::Done(output) => return Ok(output),
-                Step::Next { after, request: next, progress, cancel } => {
-                    farewell.request = cancel.map(|mut cancel| {
-                        forward(cancel.headers_mut(), &headers);
-                        *cancel
-                    });
-                    match progress {
-                        Some(progress) => _ = events.try_send(Ok(Event::Progress(progress))),
-                        None => say(&events, "running"),
-                    }
-                    tokio::time::sleep(after.mul_f64(1.0 + POLL_SPREAD * chance())).await;
-                    request = next;
-                }
-                Step::Fetch { urls, output } => return self.fetch_images(&job, trust, urls, output).await,
+            let mut answer = incoming.answer(self.provider.image_members()).await?;
+            answer.note = note;
+            let status = answer.status;
+            if let (401 | 403, Some(account)) = (status.as_u16(), account) {
+                self.tokens.forget(account);
             }
+            let armed = std::mem::take(&mut farewell.requests);
+            let step = self.provider.advance(&job, answer).inspect_err(|_| {
+                // Asking failed, which says nothing of the job: it may still run, and cost.
+                if !status.is_success() {
+                    farewell.requests = armed;
+                }
+            })?;
+            let next = match step {
+                Step::Done(output) => return Ok(output),
+                Step::Fetch { urls, output } => {
+                    return self.fetch_images(&job, manner.upstream, urls, output).await;
+                }
+                Step::Next(next) => *next,
+            };
+            farewell.requests = manner.all(next.cancel);
+            tell(&events, next.progress);
+            note = next.note;
+            tokio::time::sleep(next.after.mul_f64(1.0 + POLL_SPREAD * chance())).await;
+            incoming = self.send(next.request, &manner).await?;
+        }
+    }
+
+    /// Sees to the job's token, where its provider wants one. The account is returned that it belongs to.
+    async fn log_in(&self, job: &mut Job, manner: &Manner) -> Result<Option<[u8; 32]>> {
+        let Some(login) = self.provider.login(job)? else { return Ok(None) };
+        let account = login.account();
+        let token = self.tokens.get(account, async {
+            let incoming = self.http.send(login.request(job)?, manner.login).await?;
+            login.token(incoming.answer(&[]).await?)
+        });
+        // Whatever went wrong, no image was asked for.
+        job.token = Some(token.await.map_err(|error| error.billed(BillingClass::NotSent))?);
+        Ok(Some(account))
+    }
+
+    async fn send(&self, request: http::Request<Pieces>, manner: &Manner) -> Result<Incoming> {
+        self.http.send(manner.of(request), manner.upstream).await
+    }
+
+    /// Sends a request, and asks how its job is doing as long as there is no answer.
+    async fn send_watched(
+        &self,
+        job: &Job,
+        request: http::Request<Pieces>,
+        manner: &Manner,
+        events: &Events,
+        farewell: &mut Farewell,
+    ) -> Result<Incoming> {
+        let mut sent = pin!(self.send(request, manner));
+        while let Some(watch) = self.provider.watch(job) {
+            tokio::select! {
+                incoming = &mut sent => {
+                    // The job is over, whatever has become of it.
+                    farewell.requests.clear();
+                    return incoming;
+                }
+                watched = self.watch(job, watch, manner) => {
+                    farewell.requests = manner.all(watched.cancel);
+                    tell(events, watched.progress);
+                }
+            }
+        }
+        sent.await
+    }
+
+    /// After a while, what an answer about a job tells. None, or a bad one, tells nothing.
+    async fn watch(&self, job: &Job, request: http::Request<Pieces>, manner: &Manner) -> Watched {
+        tokio::time::sleep(WATCH_EVERY).await;
+        let Ok(incoming) = self.send(request, manner).await else { return Watched::default() };
+        match incoming.answer(&[]).await {
+            Ok(answer) => self.provider.watched(job, answer),
+            Err(_) => Watched::default(),
         }
     }
 
@@ -149,6 +241,7 @@ impl HttpWorker {
                 headers: incoming.headers.clone(),
                 body,
                 address: incoming.address(),
+                note: String::new(),
             };
             match self.provider.event(job, answer)? {
                 provider::Event::Done(output) => return Ok(output),
@@ -236,7 +329,25 @@ impl WorkerService for HttpWorker {
     }
 }
 
+impl Manner {
+    fn of(&self, mut request: http::Request<Pieces>) -> http::Request<Pieces> {
+        forward(request.headers_mut(), &self.headers);
+        request
+    }
+
+    fn all(&self, requests: Vec<http::Request<Pieces>>) -> Vec<http::Request<Pieces>> {
+        requests.into_iter().map(|request| self.of(request)).collect()
+    }
+}
+
 /// Tells how far the job is. A slow reader misses some of it.
+fn tell(events: &Events, progress: Option<pb::Progress>) {
+    match progress {
+        Some(progress) => _ = events.try_send(Ok(Event::Progress(progress))),
+        None => say(events, "running"),
+    }
+}
+
 fn say(events: &Events, state: &str) {
     let progress = pb::Progress { fraction: None, state: state.to_owned() };
     _ = events.try_send(Ok(Event::Progress(progress)));
@@ -246,12 +357,12 @@ fn say(events: &Events, state: &str) {
 struct Farewell {
     http: Arc<Http>,
     trust: Trust,
-    request: Option<http::Request<Pieces>>,
+    requests: Vec<http::Request<Pieces>>,
 }
 
 impl Drop for Farewell {
     fn drop(&mut self) {
-        if let Some(request) = self.request.take() {
+        for request in self.requests.drain(..) {
             self.http.send_later(request, self.trust);
         }
     }
@@ -287,6 +398,12 @@ fn finished(mut output: Output) -> Vec<std::result::Result<Event, Status>> {
         reported_cost_usd: output.reported_cost_usd,
     }));
     events.into_iter().map(Ok).collect()
+}
+
+impl std::fmt::Debug for Options {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
 }
 
 impl std::fmt::Debug for HttpWorker {

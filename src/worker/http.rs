@@ -211,7 +211,7 @@ impl Incoming {
             let limit = if is_image { MAX_ANSWER_BYTES } else { MAX_ERROR_BYTES };
             AnswerBody::Raw(self.pieces(limit).await?.into_bytes())
         };
-        Ok(Answer { status: self.status, headers: self.headers, body, address })
+        Ok(Answer { status: self.status, headers: self.headers, body, address, note: String::new() })
     }
 
     /// Reads events one by one.

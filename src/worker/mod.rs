@@ -7,6 +7,7 @@ pub mod remote;
 pub mod retry_after;
 mod scan;
 mod sse;
+mod tokens;
 mod workers;
 
 use std::{pin::Pin, sync::Arc};

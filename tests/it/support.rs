@@ -1,7 +1,7 @@
 //! A worker that does what a script says, and a router over it, in one process or across connections.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{HashMap, VecDeque},
     io::Cursor,
     sync::{
         Arc, Mutex,
@@ -14,7 +14,7 @@ use bytes::Bytes;
 use futures::{StreamExt as _, stream};
 use hyper_util::rt::TokioIo;
 use imagegate::{
-    config,
+    config::{self, providers::Providers},
     egress::Egress,
     error::{Error, ErrorKind, Result},
     params, pb,
@@ -260,12 +260,12 @@ impl Worker {
 
     /// A worker that serves a provider without credential.
     pub fn new(provider: &str, models: Vec<pb::ModelCapability>) -> Arc<Self> {
-        Self::of(pb::Provider { name: provider.into(), models, keyless: true })
+        Self::of(pb::Provider { name: provider.into(), models, keyless: true, ..Default::default() })
     }
 
     /// A worker that serves a provider with a credential.
     pub fn locked(provider: &str, models: Vec<pb::ModelCapability>) -> Arc<Self> {
-        Self::of(pb::Provider { name: provider.into(), models, keyless: false })
+        Self::of(pb::Provider { name: provider.into(), models, ..Default::default() })
     }
 
     fn of(record: pb::Provider) -> Arc<Self> {
@@ -607,8 +607,7 @@ fn state(
     servers: &mut JoinSet<()>,
     connections: &Arc<AtomicUsize>,
 ) -> (State, usize) {
-    let built_in: BTreeMap<String, bool> =
-        workers.iter().map(|worker| (worker.record.name.clone(), worker.record.keyless)).collect();
+    let built_in = workers.iter().fold(Providers::default(), |all, worker| all.with(&worker.record));
     let environment = |name: &str| (name == "PAINT_KEY").then(|| "sk-stored".to_owned());
     let settings = config::read(yaml, &built_in, &environment).unwrap();
     let mut known = Workers::default();
@@ -626,7 +625,7 @@ fn state(
         known.insert(worker.record.name.clone(), worker_service);
     }
     // A worker given to the harness serves its provider, wherever the configuration says it is.
-    let elsewhere = settings.workers.iter().filter(|(provider, _)| !built_in.contains_key(*provider));
+    let elsewhere = settings.workers.iter().filter(|(provider, _)| !built_in.contains(provider));
     for (provider, uri) in elsewhere {
         let channel = transport::channel(uri).unwrap();
         known.insert(provider.clone(), Arc::new(worker::remote::Remote::new(channel)));

@@ -59,7 +59,7 @@ impl Provider {
     pub fn new(name: &str, script: Script, seed: u64, journal: Arc<Journal>) -> Self {
         let models = script.models.iter().map(|model| capability(model, &script)).collect();
         Self {
-            record: pb::Provider { name: name.to_owned(), models, keyless: true },
+            record: pb::Provider { name: name.to_owned(), models, keyless: true, ..Default::default() },
             script,
             seed,
             calls: AtomicU64::new(0),

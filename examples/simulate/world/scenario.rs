@@ -7,6 +7,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use imagegate::{
     config::{
         self, Problem, Settings,
+        providers::Providers,
         read::{Object, Problems},
         yaml,
     },
@@ -151,13 +152,13 @@ impl Scenario {
     }
 
     /// The providers as the gateway's configuration wants to know them: none needs a credential.
-    pub fn built_in(&self) -> BTreeMap<String, bool> {
+    pub fn built_in(&self) -> Providers {
         built_in(&self.providers)
     }
 }
 
-fn built_in(providers: &BTreeMap<String, Script>) -> BTreeMap<String, bool> {
-    providers.keys().map(|name| (name.clone(), true)).collect()
+fn built_in(providers: &BTreeMap<String, Script>) -> Providers {
+    providers.keys().fold(Providers::default(), |all, name| all.with_own(name))
 }
 
 fn read_request(file: &mut Object<'_>) -> pb::ImageRequest {

@@ -11,7 +11,7 @@ use crate::{
     error::Error,
     images::Pieces,
     pb::{self, ImageFormat, MaskPolarity, Operation, control, size::Size, upscale::Mode, warning::Action},
-    provider::{ImageRef, bytes_of, decimal, finish, mask_as, multipart::Form},
+    provider::{ImageRef, Next, bytes_of, decimal, finish, mask_as, multipart::Form},
 };
 
 /// Asking more often than this is not allowed.
@@ -347,10 +347,5 @@ fn poll(job: &Job, id: &str) -> Result<Step> {
         return Err(Error::bad_answer("the answer's id is not one"));
     }
     let request = call(job, Method::GET, &format!("/v2beta/results/{id}"))?;
-    Ok(Step::Next {
-        after: POLL_EVERY,
-        request: finish(request, Pieces::default())?,
-        progress: None,
-        cancel: None,
-    })
+    Ok(Next::new(POLL_EVERY, finish(request, Pieces::default())?).into())
 }
