@@ -21,7 +21,7 @@ def ring(serve):
     keys = {
         name: {
             "provider": name,
-            "api_key": {"env": f"KEY_{i}"},
+            **emulator.credential(f"KEY_{i}"),
             "base_url": emulator.base_url,
             **emulator.options,
         }

@@ -32,7 +32,7 @@ def ask(serve, upstream):
                 "virtual_keys": {
                     "it": {
                         "provider": upstream.provider,
-                        "api_key": {"env": "RING_KEY"},
+                        **upstream.credential("RING_KEY"),
                         "base_url": upstream.base_url,
                         **upstream.options,
                     }
@@ -109,6 +109,7 @@ def test_a_rate_limit_with_and_without_a_hint(ask, upstream):
         assert answer.headers["retry-after"] == value
 
 
+@pytest.mark.parametrize("upstream", [name for name, one in PROVIDERS.items() if one.refuses], indirect=True)
 def test_a_refusal(ask, upstream):
     upstream.script.append(faults.refusal())
     answer = ask()
@@ -118,6 +119,7 @@ def test_a_refusal(ask, upstream):
     assert answer.headers["x-imagegate-refused-by"] == f"config {upstream.provider}"
 
 
+@pytest.mark.parametrize("upstream", [name for name, one in PROVIDERS.items() if one.has_key], indirect=True)
 def test_a_bad_key(ask, upstream):
     answer = ask(key="not-the-key")
     assert attempt(answer) == ("permission_denied", "rejected_unbilled")

@@ -18,6 +18,8 @@ class RingProvider(Emulator):
     size = "1024x1024"  # one that the model takes
     max_n = 1  # images per call
     key = "test-key-of-the-ring"
+    has_key = True  # a wrong key is refused
+    refuses = True  # it looks at what is asked for
     options = {}  # further fields of the virtual key
     polls = False  # a job is submitted, then asked for
     cancels = False  # a job whose caller goes away is given up: `cancelled` counts them
@@ -31,6 +33,10 @@ class RingProvider(Emulator):
     def base_url(self):
         """What replaces everything before the operation's own path."""
         return self.url
+
+    def credential(self, variable):
+        """The virtual key's fields that make up the credential, whose secret is in this environment variable."""
+        return {"api_key": {"env": variable}}
 
     def refusal(self, request):
         """The prompt is refused, in the provider's own disguise."""
