@@ -39,7 +39,9 @@ pub fn of(parts: &Parts<'_>) -> (Key, Key) {
         digest.add(text);
     }
     // Our messages are encoded the same way every time: their maps are ordered (build.rs).
-    digest.add(pb::Upstream { credential: None, ..parts.upstream.clone() }.encode_to_vec());
+    // Who wrote the settings says how to log in with them, not what comes of it.
+    digest
+        .add(pb::Upstream { credential: None, from_caller: false, ..parts.upstream.clone() }.encode_to_vec());
     let Wish { format, compression, exact_size } = parts.wish;
     let size = exact_size.map(|size| (size.width, size.height));
     digest.add(format!("{:?}", (format.map(i32::from), compression, size)));
