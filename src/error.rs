@@ -466,11 +466,20 @@ impl Error {
         let google = tonic_types::pb::Status::decode(status.details()).ok()?;
         let any = google.details.iter().find(|any| any.type_url == ERROR_DETAIL)?;
         let detail = pb::ErrorDetail::decode(any.value.as_slice()).ok()?;
-        let text = |value: &str| (!value.is_empty()).then(|| value.to_owned());
         let kind = ErrorKind::from_name(&detail.kind).unwrap_or(ErrorKind::from_code(status.code()));
-        Some(Self(Box::new(Fields {
+        Some(Self::read(kind, status.message(), detail))
+    }
+
+    /// The error that a detail is about.
+    pub fn from_detail(message: &str, detail: pb::ErrorDetail) -> Self {
+        Self::read(ErrorKind::from_name(&detail.kind).unwrap_or(ErrorKind::Internal), message, detail)
+    }
+
+    fn read(kind: ErrorKind, message: &str, detail: pb::ErrorDetail) -> Self {
+        let text = |value: &str| (!value.is_empty()).then(|| value.to_owned());
+        Self(Box::new(Fields {
             kind,
-            message: status.message().to_owned(),
+            message: message.to_owned(),
             status: u16::try_from(detail.status)
                 .ok()
                 .filter(|status| (100..=599).contains(status))
@@ -486,10 +495,11 @@ impl Error {
             upstream_request_id: detail.upstream_request_id,
             violations: detail.violations,
             report: detail.report.map(Box::new),
-        })))
+        }))
     }
 
-    fn to_detail(&self) -> pb::ErrorDetail {
+    /// All of the error but its message.
+    pub fn to_detail(&self) -> pb::ErrorDetail {
         pb::ErrorDetail {
             kind: self.kind.name().into(),
             provider: self.provider.clone(),
@@ -504,6 +514,16 @@ impl Error {
             report: self.report.as_deref().cloned(),
             transport: self.transport,
         }
+    }
+
+    /// The error as OpenAI's API spells it.
+    pub fn to_openai(&self) -> serde_json::Value {
+        serde_json::json!({
+            "message": self.message,
+            "type": self.openai_type(),
+            "param": self.param,
+            "code": self.openai_code(),
+        })
     }
 
     /// The same error within the bounds of gRPC metadata: C-core's clients refuse more than 8 KiB of it. What

@@ -11,6 +11,7 @@
 //! - [`route`]: executes a plan: strategies, the target, fitting, retries, cost
 //! - [`health`]: what past calls tell about targets and strategies: breakers, latency, budgets
 //! - [`cache`]: answers that are given again, and requests that wait for the same answer
+//! - [`jobs`]: requests that run whether or not somebody waits, and webhooks
 //! - [`call`]: what one request carries down the tree, and what is recorded on the way
 //! - [`worker`]: `WorkerService`: drives a provider over HTTP, here or in another process
 //! - [`provider`]: the providers' wire formats as pure functions, and their model data
@@ -27,12 +28,12 @@
 //! Invariants:
 //!
 //! - `provider` does no IO. `worker::drive` is the only upstream caller, through `worker::http`. The embeddings
-//!   endpoint of `cache` is the only other host that is called, through the same.
+//!   endpoint of `cache` and the webhooks of `jobs` are the only other hosts that are called, through the same.
 //! - `config` is the only reader of configuration files and of the environment behind them.
 //! - `shim` knows nothing about strategies: it only calls the `RouterService` trait.
 //! - A deadline never grows. After the first preview of an image there is no retry and no fallback.
 //! - Prompts, images and keys never reach a log, an error message or a metric label.
-//! - Only `serve` spawns tasks: dropping a request's future stops everything below it.
+//! - Only `serve` and, for jobs, `jobs` spawn tasks: dropping a request's future stops everything below it.
 pub mod cache;
 pub mod call;
 pub mod cli;
@@ -43,6 +44,7 @@ pub mod error;
 pub mod gateway;
 pub mod health;
 pub mod images;
+pub mod jobs;
 mod merge;
 pub mod params;
 pub mod pb;

@@ -2,7 +2,10 @@
 //!
 //! `Debug` of messages that carry prompts, images or credentials is written here: it shows shapes only.
 
-use std::fmt;
+use std::{
+    fmt,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 mod generated {
     #![expect(missing_debug_implementations, clippy::allow_attributes, clippy::large_enum_variant)]
@@ -15,6 +18,12 @@ pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descrip
 
 /// Largest piece of an image in one message between processes, in bytes.
 pub const CHUNK_BYTES: usize = 256 * 1024;
+
+/// Seconds since 1970.
+pub fn unix_now() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(now.as_secs()).unwrap_or(i64::MAX)
+}
 
 impl ImageRequest {
     /// The operation that is meant, with `UNSPECIFIED` resolved by what the request carries.

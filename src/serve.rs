@@ -164,6 +164,18 @@ impl Servers {
         });
     }
 
+    /// Runs something that is told when draining begins, and then has the grace period to finish.
+    pub fn until_drained<F>(&mut self, work: impl FnOnce(CancellationToken) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let work = work(self.draining.clone());
+        self.tasks.spawn(async move {
+            work.await;
+            Ok(())
+        });
+    }
+
     /// Runs until SIGTERM or SIGINT, then lets in-flight requests finish.
     ///
     /// # Errors

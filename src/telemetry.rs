@@ -26,6 +26,9 @@ const HEDGES: &str = "imagegate_hedges_total";
 const CACHE_LOOKUPS: &str = "imagegate_cache_lookups_total";
 const CACHE_BYTES: &str = "imagegate_cache_bytes";
 const EMBEDDINGS_FAILURES: &str = "imagegate_embeddings_failures_total";
+const JOBS_RUNNING: &str = "imagegate_jobs_running";
+const JOBS: &str = "imagegate_jobs_total";
+const WEBHOOKS: &str = "imagegate_webhooks_total";
 const CONFIG_RELOADS: &str = "imagegate_config_reloads_total";
 
 /// Seconds: an image takes from one second to several minutes.
@@ -76,6 +79,9 @@ pub fn init_metrics() -> Result<PrometheusHandle, String> {
     describe_counter!(CACHE_LOOKUPS, "Targets with a cache that a request came to, by what was found.");
     describe_gauge!(CACHE_BYTES, "Memory that kept answers take.");
     describe_counter!(EMBEDDINGS_FAILURES, "Prompts that could not be compared with others.");
+    describe_gauge!(JOBS_RUNNING, "Jobs being worked on.");
+    describe_counter!(JOBS, "Jobs that are over, by state.");
+    describe_counter!(WEBHOOKS, "Webhooks, by whether they were taken in the end.");
     describe_counter!(CONFIG_RELOADS, "Configuration changes seen, by outcome.");
     Ok(handle)
 }
@@ -116,6 +122,22 @@ pub fn rejected(request_id: &str, trace_id: &str, error: &Error) {
     counter!(REQUESTS, "operation" => "rejected", "outcome" => error.kind.name()).increment(1);
     let (outcome, status, message) = (error.kind.name(), error.status, error.message.as_str());
     info!(request_id, trace_id, outcome, status, attempts = 0, error = message, "request");
+}
+
+/// Notes that a job begins.
+pub fn job_begins() {
+    gauge!(JOBS_RUNNING).increment(1.0);
+}
+
+/// Notes that a job is over.
+pub fn job_ends(state: &'static str) {
+    gauge!(JOBS_RUNNING).decrement(1.0);
+    counter!(JOBS, "state" => state).increment(1);
+}
+
+/// Notes a webhook, taken or given up.
+pub fn webhook(taken: bool) {
+    counter!(WEBHOOKS, "taken" => if taken { "true" } else { "false" }).increment(1);
 }
 
 /// Notes that a target was passed over without a call.

@@ -60,6 +60,8 @@ pub async fn serve(origin: Origin, defaults: Listen) -> Result<()> {
         servers.http("http", address, shim.routes()).await?;
         servers.background(async move { files.keep_swept().await });
     }
+    let jobs = router.clone();
+    servers.until_drained(|draining| async move { jobs.run_jobs(draining.cancelled()).await });
     servers.background(gateway.give_up_jobs());
     servers.background(gateway.watch(Some((router, listen))));
     servers.run().await

@@ -39,6 +39,8 @@ pub struct Settings {
     pub embeddings: Option<Embeddings>,
     /// What a model that its provider has retired does.
     pub retired_models: RetiredModels,
+    /// What webhooks are signed with; without it there are none.
+    pub webhook_key: Option<SigningKey>,
     /// How clients reach the shim, for links to images; else the request's own host.
     pub public_url: Option<String>,
     /// How long an image asked for as `url` can be fetched.
@@ -71,6 +73,18 @@ pub struct Limits {
     pub idempotency_bytes: usize,
     /// Memory for answers that are kept; 0: none are.
     pub cache_bytes: usize,
+    /// Jobs that run at once.
+    pub jobs: usize,
+}
+
+/// A key for signatures, which is not shown.
+#[derive(Clone)]
+pub struct SigningKey(pub Arc<[u8]>);
+
+impl std::fmt::Debug for SigningKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SigningKey(..)")
+    }
 }
 
 /// An embeddings endpoint in OpenAI's format.
@@ -135,6 +149,7 @@ impl Settings {
                 RetiredModels::Warn
             }
         };
+        let webhook_key = file.object("webhooks").and_then(read_webhooks);
         let seconds = |value: Option<u64>, default| Duration::from_secs(value.unwrap_or(default));
         let settings = Self {
             listen,
@@ -147,6 +162,7 @@ impl Settings {
             limits,
             embeddings,
             retired_models,
+            webhook_key,
             public_url,
             // OpenAI's own links live as long.
             image_lifetime: seconds(file.whole("image_lifetime_s", 1, 31_536_000), 3600),
@@ -233,6 +249,7 @@ fn read_limits(object: Option<Object<'_>>) -> Limits {
         attempt_timeout: Duration::from_secs(300),
         idempotency_bytes: 256 << 20,
         cache_bytes: 256 << 20,
+        jobs: 1000,
     };
     if let Some(mut object) = object {
         if let Some(bytes) = object.whole("max_body_bytes", 1024, 1 << 32) {
@@ -243,6 +260,9 @@ fn read_limits(object: Option<Object<'_>>) -> Limits {
         }
         if let Some(bytes) = object.whole("cache_bytes", 0, 1 << 40) {
             limits.cache_bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+        }
+        if let Some(jobs) = object.whole("jobs", 0, 1_000_000) {
+            limits.jobs = usize::try_from(jobs).unwrap_or(usize::MAX);
         }
         limits.total_timeout = object.millis("total_timeout_ms").unwrap_or(limits.total_timeout);
         limits.attempt_timeout = object.millis("attempt_timeout_ms").unwrap_or(limits.attempt_timeout);
@@ -264,6 +284,21 @@ fn read_embeddings(mut object: Object<'_>) -> Option<Embeddings> {
     let timeout = object.millis("timeout_ms").unwrap_or(Duration::from_secs(2));
     object.finish();
     Some(Embeddings { url: url?.ok()?.url, model: model?, api_key, timeout })
+}
+
+/// Standard Webhooks' form of a secret: the specification asks for 24 to 64 random bytes.
+fn read_webhooks(mut object: Object<'_>) -> Option<SigningKey> {
+    object.required("secret");
+    let secret = object.text("secret").filter(|secret| !secret.is_empty());
+    let decoded = secret
+        .and_then(|secret| secret.strip_prefix("whsec_"))
+        .and_then(|base64| base64_simd::STANDARD.decode_to_vec(base64).ok())
+        .filter(|bytes| (24..=64).contains(&bytes.len()));
+    if secret.is_some() && decoded.is_none() {
+        object.problem("secret", "not a webhook secret; allowed: whsec_ and 24 to 64 random bytes in base64");
+    }
+    object.finish();
+    decoded.map(|bytes| SigningKey(bytes.into()))
 }
 
 fn read_virtual_keys(

@@ -12,16 +12,18 @@ pub mod resolve;
 
 use std::{
     fmt,
+    future::Future,
     pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::{SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use arc_swap::ArcSwap;
-use futures::{Stream, StreamExt as _};
+use bytes::Bytes;
+use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use http::HeaderMap;
 use tokio::{sync::mpsc, time::Instant};
 use tonic::{Request, Response, Status};
@@ -38,9 +40,10 @@ use crate::{
     error::{Error, Result},
     health::Health,
     images::Pieces,
+    jobs::{self, JobStream, Jobs, Made, Webhook},
     merge::merge,
     pb::{
-        self, Operation, planned_target::Decision, router_service_server::RouterService,
+        self, Job, Operation, planned_target::Decision, router_service_server::RouterService,
         stream_image_response::Event,
     },
     route, telemetry,
@@ -52,7 +55,7 @@ pub type EventStream =
     Pin<Box<dyn Stream<Item = std::result::Result<pb::StreamImageResponse, Status>> + Send>>;
 
 /// A router in this process, or the adapter of one elsewhere: the same to its callers.
-pub type SharedRouter = Arc<dyn RouterService<StreamImageStream = EventStream>>;
+pub type SharedRouter = Arc<dyn RouterService<StreamImageStream = EventStream, WatchJobStream = JobStream>>;
 
 /// Metadata of an answer that streams.
 pub const REQUEST_ID: &str = "x-imagegate-request-id";
@@ -75,6 +78,7 @@ struct Shared {
     health: Arc<Health>,
     replays: Replays,
     cache: Arc<Cache>,
+    jobs: Jobs,
     /// Where chance comes from: the next seed, or the system's own.
     seeds: Option<AtomicU64>,
 }
@@ -86,21 +90,23 @@ pub struct State {
     workers: Arc<Workers>,
     providers: Providers,
     embedder: Option<Arc<Embedder>>,
+    /// For webhooks.
+    http: Option<Arc<Http>>,
 }
 
 impl State {
     /// Puts settings and workers together. `built_in` are the providers of this binary.
     pub fn new(settings: Arc<Settings>, workers: Arc<Workers>, built_in: &Providers) -> Self {
         let providers = workers.providers().iter().fold(built_in.clone(), |all, name| all.with_own(name));
-        Self { settings, workers, providers, embedder: None }
+        Self { settings, workers, providers, embedder: None, http: None }
     }
 
-    /// The same with these connections, for the embeddings endpoint that the settings may name.
+    /// The same with these connections, for webhooks and the embeddings endpoint that the settings may name.
     #[must_use]
     pub fn reaching(self, http: &Arc<Http>) -> Self {
         let endpoint = self.settings.embeddings.clone();
         let embedder = endpoint.map(|endpoint| Arc::new(Embedder::new(endpoint, Arc::clone(http))));
-        Self { embedder, ..self }
+        Self { embedder, http: Some(Arc::clone(http)), ..self }
     }
 }
 
@@ -130,6 +136,11 @@ impl Router {
         self.shared.health.breaker_changes()
     }
 
+    /// Carries out jobs until `draining`, and then those that run to their end.
+    pub async fn run_jobs(&self, draining: impl Future<Output = ()>) {
+        self.shared.jobs.run(draining).await;
+    }
+
     /// Replaces settings and workers. Requests in flight finish with the old ones.
     pub fn replace(&self, state: State) {
         self.shared.cache.resize(state.settings.limits.cache_bytes);
@@ -149,6 +160,46 @@ impl Router {
         }
         result.0.images = result.1.into_iter().map(|(image, _)| image).collect();
         Ok(result.0)
+    }
+
+    /// Who asks about jobs.
+    fn caller<T>(&self, request: &Request<T>) -> Result<String> {
+        let settings = &self.state.load().settings;
+        let caller = resolve::authenticate(request.metadata().as_ref(), settings, Scope::Generate)?;
+        Ok(caller.map_or_else(String::new, |caller| caller.name.clone()))
+    }
+
+    async fn submit(&self, headers: &HeaderMap, request: pb::SubmitImageRequest) -> Result<Job> {
+        let pb::SubmitImageRequest { image, wait_ms } = request;
+        let wait = Duration::from_millis(wait_ms);
+        let mut headers = headers.clone();
+        // How long this call may take says nothing of the job.
+        headers.remove("grpc-timeout");
+        // Previews nobody can be shown would be paid for.
+        let image = image.map(|image| pb::ImageRequest { partial_images: None, ..image });
+        let (sender, progress) = mpsc::channel(EVENTS_WAITING);
+        let started = self.start(&headers, image, Operation::Unspecified, Some(sender))?;
+        let ctx = Arc::clone(&started.call.ctx);
+        let http = self.state.load().http.clone();
+        let new = jobs::New {
+            operation: started.call.request.effective_operation(),
+            model: started.call.request.model.clone(),
+            request_id: ctx.request_id.clone(),
+            caller: ctx.caller.clone(),
+            webhook: Webhook::read(&headers, ctx.settings.webhook_key.as_ref(), http.as_ref())?,
+            limit: ctx.settings.limits.jobs,
+        };
+        let is_quick = !wait.is_zero() && started.usual_time().await.is_none_or(|usual| usual < wait);
+        let run = async move {
+            let (mut result, images) = result(started.run().await?);
+            let images = images.into_iter().map(|(image, pieces)| {
+                result.images.push(image);
+                pieces
+            });
+            Ok(Made { images: images.collect(), result })
+        };
+        let job = self.shared.jobs.submit(new, progress, run).await?;
+        Ok(if is_quick { self.shared.jobs.wait(job, wait).await } else { job })
     }
 
     /// Everything before the first attempt.
@@ -238,7 +289,13 @@ impl Shared {
     fn new(state: &State, seeds: Option<AtomicU64>) -> Self {
         let limits = &state.settings.limits;
         let cache = Arc::new(Cache::new(limits.cache_bytes));
-        Self { health: Arc::default(), replays: Replays::new(limits.idempotency_bytes), cache, seeds }
+        Self {
+            health: Arc::default(),
+            replays: Replays::new(limits.idempotency_bytes),
+            cache,
+            jobs: Jobs::new(&state.settings.data_dir),
+            seeds,
+        }
     }
 
     fn seed(&self) -> u64 {
@@ -259,6 +316,14 @@ struct Started {
 }
 
 impl Started {
+    /// How long the first target usually takes, if it has been seen.
+    async fn usual_time(&self) -> Option<Duration> {
+        let targets = route::explain(&self.plan, &self.call).await;
+        let first =
+            targets.into_iter().find(|target| target.decision() == Decision::Tried && !target.cached)?;
+        Duration::try_from_secs_f64(first.state?.latency_s?).ok()
+    }
+
     async fn run(self) -> Result<Answered> {
         let Self { plan, call, log, idempotency, shared } = self;
         let run = async {
@@ -302,9 +367,8 @@ impl Started {
 /// The result without its images, and the images.
 fn result(answered: Answered) -> (pb::ImageResult, Vec<(pb::Image, Pieces)>) {
     let Answered { report, reply } = answered;
-    let created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let result = pb::ImageResult {
-        created_unix_s: i64::try_from(created).unwrap_or(i64::MAX),
+        created_unix_s: pb::unix_now(),
         images: Vec::new(),
         applied: Some(reply.applied),
         usage: reply.usage,
@@ -316,6 +380,7 @@ fn result(answered: Answered) -> (pb::ImageResult, Vec<(pb::Image, Pieces)>) {
 #[tonic::async_trait]
 impl RouterService for Router {
     type StreamImageStream = EventStream;
+    type WatchJobStream = JobStream;
 
     async fn generate_image(
         &self,
@@ -362,6 +427,46 @@ impl RouterService for Router {
             }
         }
         Ok(response)
+    }
+
+    async fn submit_image(
+        &self,
+        mut request: Request<pb::SubmitImageRequest>,
+    ) -> Result<Response<pb::SubmitImageResponse>, Status> {
+        let message = std::mem::take(request.get_mut());
+        let job = self.submit(request.metadata().as_ref(), message).await?;
+        Ok(Response::new(pb::SubmitImageResponse { job: Some(job) }))
+    }
+
+    async fn get_job(
+        &self,
+        request: Request<pb::GetJobRequest>,
+    ) -> Result<Response<pb::GetJobResponse>, Status> {
+        let caller = self.caller(&request)?;
+        let pb::GetJobRequest { id, omit_result } = request.into_inner();
+        let (job, mut result) = self.shared.jobs.get(&id, &caller).await?;
+        if omit_result {
+            result = None;
+        }
+        for (i, image) in result.iter_mut().flat_map(|result| &mut result.images).enumerate() {
+            let pieces: Vec<Bytes> = self.shared.jobs.image(&id, i).await?.try_collect().await?;
+            image.data = pieces.into_iter().collect::<Pieces>().into_bytes();
+        }
+        Ok(Response::new(pb::GetJobResponse { job: Some(job), result }))
+    }
+
+    async fn cancel_job(
+        &self,
+        request: Request<pb::CancelJobRequest>,
+    ) -> Result<Response<pb::CancelJobResponse>, Status> {
+        let caller = self.caller(&request)?;
+        let job = self.shared.jobs.cancel(&request.get_ref().id, &caller).await?;
+        Ok(Response::new(pb::CancelJobResponse { job: Some(job) }))
+    }
+
+    async fn watch_job(&self, request: Request<pb::WatchJobRequest>) -> Result<Response<JobStream>, Status> {
+        let caller = self.caller(&request)?;
+        Ok(Response::new(self.shared.jobs.watch(&request.get_ref().id, &caller).await?))
     }
 
     async fn explain_route(

@@ -6,9 +6,10 @@ use tonic::{Request, Response, Status, transport::Channel};
 use super::{EventStream, SharedRouter};
 use crate::{
     error::Error,
+    jobs::JobStream,
     pb::{
         self, router_service_client::RouterServiceClient, router_service_server::RouterService,
-        stream_image_response::Event,
+        stream_image_response::Event, watch_job_response::Event as JobEvent,
     },
     transport,
 };
@@ -27,6 +28,7 @@ impl Remote {
 #[tonic::async_trait]
 impl RouterService for Remote {
     type StreamImageStream = EventStream;
+    type WatchJobStream = JobStream;
 
     async fn generate_image(
         &self,
@@ -56,6 +58,31 @@ impl RouterService for Remote {
         Ok(self.0.clone().stream_image(request).await?.map(|events| Box::pin(events) as _))
     }
 
+    async fn submit_image(
+        &self,
+        request: Request<pb::SubmitImageRequest>,
+    ) -> Result<Response<pb::SubmitImageResponse>, Status> {
+        self.0.clone().submit_image(request).await
+    }
+
+    async fn get_job(
+        &self,
+        request: Request<pb::GetJobRequest>,
+    ) -> Result<Response<pb::GetJobResponse>, Status> {
+        self.0.clone().get_job(request).await
+    }
+
+    async fn cancel_job(
+        &self,
+        request: Request<pb::CancelJobRequest>,
+    ) -> Result<Response<pb::CancelJobResponse>, Status> {
+        self.0.clone().cancel_job(request).await
+    }
+
+    async fn watch_job(&self, request: Request<pb::WatchJobRequest>) -> Result<Response<JobStream>, Status> {
+        Ok(self.0.clone().watch_job(request).await?.map(|events| Box::pin(events) as _))
+    }
+
     async fn explain_route(
         &self,
         request: Request<pb::ExplainRouteRequest>,
@@ -77,6 +104,7 @@ pub struct Served(pub SharedRouter);
 #[tonic::async_trait]
 impl RouterService for Served {
     type StreamImageStream = EventStream;
+    type WatchJobStream = JobStream;
 
     async fn generate_image(
         &self,
@@ -108,6 +136,41 @@ impl RouterService for Served {
             let cut = events.flat_map(|event| match event {
                 Ok(pb::StreamImageResponse { event: Some(Event::ImageChunk(chunk)) }) => {
                     let message = |chunk| pb::StreamImageResponse { event: Some(Event::ImageChunk(chunk)) };
+                    transport::cut(chunk, message).left_stream()
+                }
+                other => stream::iter([other.map_err(short)]).right_stream(),
+            });
+            Box::pin(cut) as _
+        }))
+    }
+
+    async fn submit_image(
+        &self,
+        request: Request<pb::SubmitImageRequest>,
+    ) -> Result<Response<pb::SubmitImageResponse>, Status> {
+        self.0.submit_image(request).await.map_err(short)
+    }
+
+    async fn get_job(
+        &self,
+        request: Request<pb::GetJobRequest>,
+    ) -> Result<Response<pb::GetJobResponse>, Status> {
+        self.0.get_job(request).await.map_err(short)
+    }
+
+    async fn cancel_job(
+        &self,
+        request: Request<pb::CancelJobRequest>,
+    ) -> Result<Response<pb::CancelJobResponse>, Status> {
+        self.0.cancel_job(request).await.map_err(short)
+    }
+
+    async fn watch_job(&self, request: Request<pb::WatchJobRequest>) -> Result<Response<JobStream>, Status> {
+        let events = self.0.watch_job(request).await.map_err(short)?;
+        Ok(events.map(|events| {
+            let cut = events.flat_map(|event| match event {
+                Ok(pb::WatchJobResponse { event: Some(JobEvent::ImageChunk(chunk)) }) => {
+                    let message = |chunk| pb::WatchJobResponse { event: Some(JobEvent::ImageChunk(chunk)) };
                     transport::cut(chunk, message).left_stream()
                 }
                 other => stream::iter([other.map_err(short)]).right_stream(),

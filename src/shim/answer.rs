@@ -31,9 +31,31 @@ pub enum Given {
 
 /// A finished request as JSON.
 pub fn images(result: &ImageResult, given: Vec<Given>, request: &HeaderMap) -> Response {
+    respond(write(String::new(), result, given), result, request)
+}
+
+/// A job that has succeeded as JSON, with its result as a further member.
+pub fn job(job: &Value, result: &ImageResult, given: Vec<Given>, request: &HeaderMap) -> Response {
+    let mut head = job.to_string();
+    head.pop();
+    head.push_str(",\"result\":");
+    let mut segments = write(head, result, given);
+    segments.push(Segment::Text("}".into()));
+    respond(segments, result, request)
+}
+
+fn respond(segments: Vec<Segment>, result: &ImageResult, request: &HeaderMap) -> Response {
+    let mut response = Response::new(Body::new(EncodedBody::new(segments)));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    report_headers(response.headers_mut(), &result.report.clone().unwrap_or_default(), request);
+    response
+}
+
+/// The JSON object of a result, behind what has been written of the text around it.
+fn write(mut text: String, result: &ImageResult, given: Vec<Given>) -> Vec<Segment> {
     let report = result.report.clone().unwrap_or_default();
     let mut segments = Vec::with_capacity(given.len() * 2 + 1);
-    let mut text = format!("{{\"created\":{},\"data\":[", result.created_unix_s);
+    _ = write!(text, "{{\"created\":{},\"data\":[", result.created_unix_s);
     for (i, (image, given)) in result.images.iter().zip(given).enumerate() {
         if i > 0 {
             text.push(',');
@@ -65,10 +87,7 @@ pub fn images(result: &ImageResult, given: Vec<Given>, request: &HeaderMap) -> R
     }
     text.push('}');
     segments.push(Segment::Text(text.into()));
-    let mut response = Response::new(Body::new(EncodedBody::new(segments)));
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    report_headers(response.headers_mut(), &report, request);
-    response
+    segments
 }
 
 /// What OpenAI's answers and events say about all images: how they were made and what they took.
@@ -136,14 +155,7 @@ pub fn error(error: &Error, request: &HeaderMap) -> Response {
 
 /// OpenAI's error object; a config's problems also in the reference's shape.
 pub fn error_body(error: &Error) -> Value {
-    let mut body = json!({
-        "error": {
-            "message": error.message,
-            "type": error.openai_type(),
-            "param": error.param,
-            "code": error.openai_code(),
-        },
-    });
+    let mut body = json!({"error": error.to_openai()});
     if !error.provider.is_empty() {
         body["provider"] = error.provider.as_str().into();
     }

@@ -42,9 +42,7 @@ pub async fn respond(answer: tonic::Response<EventStream>, names: Names, request
         Some(Err(status)) => return answer::error(&Error::from_status(&status), request),
         None => return answer::error(&Error::bad_answer("the router's answer ended early"), request),
     };
-    let created_at =
-        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |now| now.as_secs());
-    let mut writer = Writer { names, created_at, images: Vec::new() };
+    let mut writer = Writer { names, created_at: pb::unix_now(), images: Vec::new() };
     let mut headers = HeaderMap::new();
     let report = match &first {
         Event::Result(result) => result.report.clone().unwrap_or_default(),
@@ -86,7 +84,7 @@ async fn next_event(events: &mut EventStream) -> Option<Result<Event, Status>> {
 
 struct Writer {
     names: Names,
-    created_at: u64,
+    created_at: i64,
     images: Vec<Pieces>,
 }
 

@@ -12,6 +12,8 @@ use super::{
     Shim,
     answer::{self, Given},
     events,
+    jobs::{self, Preference},
+    patience,
     request::{self, Parsed},
     to_router,
 };
@@ -61,11 +63,7 @@ pub async fn deployment_edits(
 
 async fn handle(shim: Shim, request: Request, operation: Operation, deployment: Option<String>) -> Response {
     let headers = request.headers().clone();
-    let read = timeout(READ_AT_MOST, request::read(request, operation, shim.max_body_bytes)).await;
-    let read = read.unwrap_or_else(|_| {
-        Err(Error::invalid("body", "the request body took too long to arrive").with_status(408))
-    });
-    let answered = match read {
+    let answered = match read(&shim, request, operation).await {
         Ok(mut parsed) => {
             if let Some(deployment) = deployment {
                 parsed.image.model = deployment;
@@ -77,11 +75,22 @@ async fn handle(shim: Shim, request: Request, operation: Operation, deployment: 
     answered.unwrap_or_else(|error| answer::error(&error, &headers))
 }
 
+/// Reads a request's body, unless that takes too long.
+pub async fn read(shim: &Shim, request: Request, operation: Operation) -> Result<Parsed> {
+    let read = timeout(READ_AT_MOST, request::read(request, operation, shim.max_body_bytes)).await;
+    read.unwrap_or_else(|_| {
+        Err(Error::invalid("body", "the request body took too long to arrive").with_status(408))
+    })
+}
+
 async fn answer(shim: &Shim, parsed: Parsed, operation: Operation, headers: &HeaderMap) -> Result<Response> {
     let Parsed { mut image, stream } = parsed;
     if !stream {
         // Previews nobody can be shown would be paid for.
         image.partial_images = None;
+        if let Some(wait) = Preference::read(headers).hand_off_after(patience(headers)) {
+            return jobs::answer_within(shim, image, headers, wait).await;
+        }
     }
     let asked_model = image.model.clone();
     let message = to_router(pb::StreamImageRequest { image: Some(image) }, headers);
@@ -90,7 +99,30 @@ async fn answer(shim: &Shim, parsed: Parsed, operation: Operation, headers: &Hea
         return Ok(events::respond(events, events::Names::of(operation), headers).await);
     }
     let (result, images) = collect(events.into_inner()).await?;
-    let delivery = delivery(&asked_model, &result);
+    respond(shim, &asked_model, &result, images, headers).await
+}
+
+/// A result as the answer to a request.
+pub async fn respond(
+    shim: &Shim,
+    asked_model: &str,
+    result: &ImageResult,
+    images: Vec<Pieces>,
+    headers: &HeaderMap,
+) -> Result<Response> {
+    let given = give(shim, asked_model, result, images, headers).await?;
+    Ok(answer::images(result, given, headers))
+}
+
+/// The images of a result the way their client gets them.
+pub async fn give(
+    shim: &Shim,
+    asked_model: &str,
+    result: &ImageResult,
+    images: Vec<Pieces>,
+    headers: &HeaderMap,
+) -> Result<Vec<Given>> {
+    let delivery = delivery(asked_model, result);
     let mut given = Vec::with_capacity(images.len());
     for (image, pieces) in result.images.iter().zip(images) {
         given.push(match delivery {
@@ -100,7 +132,7 @@ async fn answer(shim: &Shim, parsed: Parsed, operation: Operation, headers: &Hea
             Delivery::Bytes | Delivery::Unspecified => Given::Bytes(pieces),
         });
     }
-    Ok(answer::images(&result, given, headers))
+    Ok(given)
 }
 
 async fn collect(mut events: EventStream) -> Result<(ImageResult, Vec<Pieces>)> {

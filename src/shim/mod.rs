@@ -9,6 +9,7 @@ mod events;
 mod explain;
 mod files;
 mod images;
+mod jobs;
 mod request;
 
 use std::{sync::Arc, time::Duration};
@@ -67,6 +68,9 @@ impl Shim {
             .nest("/openai/v1", images)
             .nest("/openai/deployments/{deployment}", azure)
             .route("/v1/images/explain", post(explain::explain))
+            .route("/v1/images/jobs", post(jobs::submit))
+            .route("/v1/images/jobs/{id}", get(jobs::get))
+            .route("/v1/images/jobs/{id}/cancel", post(jobs::cancel))
             .route("/v1/models", get(models))
             .route("/v1/images/files/{id}", get(files::get))
             .fallback(not_found)
@@ -98,13 +102,16 @@ fn to_router<T>(message: T, headers: &HeaderMap) -> Request<T> {
         }
     }
     *request.metadata_mut() = MetadataMap::from_headers(metadata);
-    // How long OpenAI's Python client waits itself; nobody reads an answer that comes later.
-    let patience =
-        headers.get("x-stainless-read-timeout").and_then(|value| value.to_str().ok()?.parse::<f64>().ok());
-    if let Some(seconds) = patience.filter(|seconds| *seconds > 0.0 && *seconds < 86_400.0) {
-        request.set_timeout(Duration::from_secs_f64(seconds));
+    if let Some(patience) = patience(headers) {
+        request.set_timeout(patience);
     }
     request
+}
+
+/// How long OpenAI's Python client waits itself; nobody reads an answer that comes later.
+fn patience(headers: &HeaderMap) -> Option<Duration> {
+    let seconds: f64 = headers.get("x-stainless-read-timeout")?.to_str().ok()?.parse().ok()?;
+    (seconds > 0.0 && seconds < 86_400.0).then(|| Duration::from_secs_f64(seconds))
 }
 
 /// Headers that describe the client's connection or body, which gRPC has of its own.
