@@ -380,6 +380,7 @@ fn inline_upstream(
         base_url: None,
         options: spec.options.iter().cloned().collect(),
         from_caller: known.from_caller,
+        models: Arc::default(),
     })
 }
 

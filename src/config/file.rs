@@ -12,7 +12,11 @@ use super::{
     spec::{self, Secret},
     yaml::join,
 };
-use crate::{egress::Egress, provider::canonical_name};
+use crate::{
+    egress::Egress,
+    pb,
+    provider::{canonical_name, catalog},
+};
 
 /// Everything the file says, checked.
 #[derive(Debug)]
@@ -343,6 +347,7 @@ fn read_virtual_key(
         .text("base_url")
         .and_then(|url| plan::operator_host(url).map_err(|message| object.problem("base_url", message)).ok());
     let options: BTreeMap<_, _> = object.texts_where(spec::is_provider_option).into_iter().collect();
+    let models = read_models(&mut object);
     let key_is_missing = object.value("api_key").is_none_or(|key| key.as_str() == Some(""));
     object.report_unknown();
     let credential = match (key, held_by_worker) {
@@ -385,7 +390,19 @@ fn read_virtual_key(
         base_url,
         options,
         from_caller: false,
+        models,
     })
+}
+
+fn read_models(key: &mut Object<'_>) -> Arc<[pb::ModelCapability]> {
+    let mut models = Vec::new();
+    for (i, entry) in key.list("models").into_iter().flatten().enumerate() {
+        match catalog::entry(entry) {
+            Ok(capabilities) => models.extend(capabilities),
+            Err(message) => key.problem(&format!("models.{i}"), message),
+        }
+    }
+    models.into()
 }
 
 fn read_configs(file: &mut Object<'_>, known: Known<'_>) -> BTreeMap<String, Arc<Plan>> {

@@ -247,6 +247,23 @@ mod tests {
     }
 
     #[test]
+    fn what_a_model_can_do_is_checked_entry_by_entry() {
+        let key = |models: &str| format!("virtual_keys: {{k: {{provider: sandbox, models: {models}}}}}\n");
+        let good =
+            "[{ids: [a, b], operations: [generate], sizes: {list: [512x512]}, retired_on: 2026-01-31}]";
+        assert_eq!(check(&key(good)).unwrap().virtual_keys["k"].models.len(), 2);
+        let bad = "[{ids: [], operations: [generate]}, {ids: [a], operations: [paint]}, \
+                   {ids: [a], operations: [generate], sizes: {list: [big]}}, \
+                   {ids: [a], operations: [generate], formats: [bmp]}, {ids: [a], operations: [edit], max_m: 1}]";
+        let problems = check(&key(bad)).unwrap_err();
+        assert_eq!(problems.len(), 5);
+        for (i, (problem, said)) in problems.iter().zip(["ids", "paint", "big", "bmp", "max_m"]).enumerate() {
+            assert!(problem.contains(&format!("virtual_keys.k.models.{i}")), "{problem}");
+            assert!(problem.contains(said), "{problem}");
+        }
+    }
+
+    #[test]
     fn a_worker_of_ones_own_is_a_provider() {
         let settings =
             check("workers: {gradient: http://127.0.0.1:1}\nconfigs: {g: {provider: gradient}}\n").unwrap();

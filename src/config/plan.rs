@@ -13,7 +13,7 @@ use super::{
     spec::{ParamsPolicy, Secret},
     strategy::{OnRefusal, OnUnsupported, Policy},
 };
-use crate::egress::Egress;
+use crate::{egress::Egress, pb};
 
 /// A checked strategy tree.
 #[derive(Debug)]
@@ -152,6 +152,8 @@ pub struct Upstream {
     pub options: BTreeMap<String, String>,
     /// Credential or settings came with a request.
     pub from_caller: bool,
+    /// What models at this address can do, before what their provider's record says.
+    pub models: Arc<[pb::ModelCapability]>,
 }
 
 /// A provider's credential.
@@ -276,7 +278,6 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::pb;
 
     struct World {
         providers: Providers,
@@ -293,6 +294,7 @@ mod tests {
             base_url: None,
             options: BTreeMap::new(),
             from_caller: false,
+            models: Arc::default(),
         };
         World {
             providers: Providers::default()

@@ -1,6 +1,7 @@
-//! Reads a provider's data file (`src/provider/<name>.yaml`) into the capability record it describes.
+//! Reads a provider's data file (`src/provider/<name>.yaml`) into the capability record it describes, and the
+//! entries by which an operator says otherwise for an endpoint of its own.
 //!
-//! The file is embedded in the binary and written by us, so a mistake in it is a defect: it is found by the
+//! The files are embedded in the binary and written by us, so a mistake in one is a defect: it is found by the
 //! tests of this module, which read every file.
 
 use std::collections::BTreeMap;
@@ -16,7 +17,15 @@ use crate::pb;
 pub fn read(text: &str) -> Result<pb::Provider, String> {
     let value = crate::config::yaml::parse(text).map_err(|problem| problem.to_string())?.value;
     let data: Data = serde_json::from_value(value).map_err(|error| error.to_string())?;
-    Ok(data.into_record())
+    data.into_record()
+}
+
+/// Reads one entry of `models`: what one or several models can do.
+///
+/// # Errors
+/// What is wrong with it, with what is allowed.
+pub fn entry(value: &serde_json::Value) -> Result<Vec<pb::ModelCapability>, String> {
+    Model::deserialize(value).map_err(|error| error.to_string())?.capabilities()
 }
 
 /// Reads an embedded data file that the tests have read before.
@@ -120,28 +129,48 @@ struct Price {
 }
 
 impl Data {
-    fn into_record(self) -> pb::Provider {
+    fn into_record(self) -> Result<pb::Provider, String> {
         let mut models = Vec::new();
         for model in &self.models {
-            models.extend(model.ids.iter().map(|id| model.capability(id)));
+            models.extend(model.capabilities()?);
         }
         let credentials = self.credentials.into_iter().map(|options| pb::CredentialOptions { options });
-        pb::Provider { name: self.name, models, keyless: self.keyless, credentials: credentials.collect() }
+        Ok(pb::Provider {
+            name: self.name,
+            models,
+            keyless: self.keyless,
+            credentials: credentials.collect(),
+        })
     }
 }
 
 impl Model {
-    fn capability(&self, id: &str) -> pb::ModelCapability {
-        let operation = |name: &String| pb::Operation::from_name(name).expect("a known operation") as i32;
-        let format = |name: &String| pb::ImageFormat::from_name(name).expect("a known format") as i32;
-        pb::ModelCapability {
+    fn capabilities(&self) -> Result<Vec<pb::ModelCapability>, String> {
+        if self.ids.is_empty() || self.operations.is_empty() {
+            return Err("ids and operations need at least one entry each".into());
+        }
+        let is_day = |text: &str| text.len() == 10 && text.split('-').all(|part| part.parse::<u16>().is_ok());
+        if !self.retired_on.is_empty() && !is_day(&self.retired_on) {
+            return Err(format!("retired_on: \"{}\" is not allowed; allowed: YYYY-MM-DD", self.retired_on));
+        }
+        self.ids.iter().map(|id| self.capability(id)).collect()
+    }
+
+    fn capability(&self, id: &str) -> Result<pb::ModelCapability, String> {
+        let format = |name: &String| match pb::ImageFormat::from_name(name) {
+            Some(format) => Ok(format.into()),
+            None => {
+                Err(format!("formats: \"{name}\" is not a format; allowed: png, jpeg, webp, gif, svg, avif"))
+            }
+        };
+        Ok(pb::ModelCapability {
             model: id.to_owned(),
-            operations: self.operations.iter().map(operation).collect(),
+            operations: self.operations.iter().map(|name| operation(name)).collect::<Result<_, _>>()?,
             max_n: self.max_n,
-            size: self.sizes.as_ref().map(Sizes::rule),
+            size: self.sizes.as_ref().map(Sizes::rule).transpose()?,
             max_prompt_chars: self.max_prompt_chars,
             max_inputs: self.max_inputs,
-            formats: self.formats.iter().map(format).collect(),
+            formats: self.formats.iter().map(format).collect::<Result<_, _>>()?,
             parameters: self
                 .parameters
                 .iter()
@@ -157,15 +186,20 @@ impl Model {
                 retired_on: self.retired_on.clone(),
                 successor: self.successor.clone(),
             }),
-            prices: self.prices.iter().map(Price::line).collect(),
+            prices: self.prices.iter().map(Price::line).collect::<Result<_, _>>()?,
             max_seed: self.max_seed,
             accepts_input_urls: self.accepts_input_urls,
-        }
+        })
     }
 }
 
+fn operation(name: &str) -> Result<i32, String> {
+    let known = pb::Operation::from_name(name).ok_or_else(|| format!("\"{name}\" is not an operation"));
+    known.map(Into::into)
+}
+
 impl Sizes {
-    fn rule(&self) -> pb::SizeRule {
+    fn rule(&self) -> Result<pb::SizeRule, String> {
         use pb::size_rule::Rule;
         let rule = if let Some(free) = &self.free {
             Some(Rule::Free(pb::FreeSize {
@@ -178,50 +212,50 @@ impl Sizes {
             }))
         } else if !self.list.is_empty() {
             let sizes = self.list.iter().map(|text| {
-                let (width, height) = pair(text, 'x');
-                pb::Dimensions { width, height }
+                let (width, height) = pair(text, 'x')?;
+                Ok(pb::Dimensions { width, height })
             });
-            Some(Rule::List(pb::SizeList { sizes: sizes.collect() }))
+            Some(Rule::List(pb::SizeList { sizes: sizes.collect::<Result<_, String>>()? }))
         } else if !self.ratios.is_empty() {
             let ratios = self.ratios.iter().map(|text| {
-                let (width, height) = pair(text, ':');
-                pb::AspectRatio { width, height }
+                let (width, height) = pair(text, ':')?;
+                Ok(pb::AspectRatio { width, height })
             });
-            Some(Rule::Ratios(pb::RatioList { ratios: ratios.collect() }))
+            Some(Rule::Ratios(pb::RatioList { ratios: ratios.collect::<Result<_, String>>()? }))
         } else {
             None
         };
-        pb::SizeRule { auto: self.auto, rule }
+        Ok(pb::SizeRule { auto: self.auto, rule })
     }
 }
 
-fn pair<T: std::str::FromStr>(text: &str, separator: char) -> (T, T) {
-    text.split_once(separator)
-        .and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)))
-        .expect("two numbers and a separator")
+fn pair<T: std::str::FromStr>(text: &str, separator: char) -> Result<(T, T), String> {
+    text.split_once(separator).and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?))).ok_or_else(|| {
+        format!("sizes: \"{text}\" is not allowed; allowed: two numbers with a {separator:?} between")
+    })
 }
 
 impl Price {
-    fn line(&self) -> pb::Price {
+    fn line(&self) -> Result<pb::Price, String> {
         let quality = match self.quality.as_str() {
             "" => pb::Quality::Unspecified,
             "low" => pb::Quality::Low,
             "medium" => pb::Quality::Medium,
             "high" => pb::Quality::High,
-            other => panic!("unknown quality {other:?}"),
+            other => return Err(format!("prices: \"{other}\" is not a quality; allowed: low, medium, high")),
         };
         let operation = match self.operation.as_str() {
-            "" => pb::Operation::Unspecified,
-            name => pb::Operation::from_name(name).expect("a known operation"),
+            "" => pb::Operation::Unspecified.into(),
+            name => operation(name)?,
         };
-        pb::Price {
+        Ok(pb::Price {
             item: self.item.clone(),
             usd: self.usd,
             per: self.per,
             size: self.size.clone(),
             quality: quality.into(),
-            operation: operation.into(),
-        }
+            operation,
+        })
     }
 }
 

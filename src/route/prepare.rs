@@ -118,7 +118,11 @@ async fn prepare(
         }
         request.model = model.to_owned();
     }
-    let (worker, record) = call.ctx.workers.find(&upstream.provider).await?;
+    let (worker, mut record) = call.ctx.workers.find(&upstream.provider).await?;
+    if !upstream.models.is_empty() {
+        let models = upstream.models.iter().chain(&record.models).cloned().collect();
+        record = Arc::new(pb::Provider { models, ..pb::Provider::clone(&record) });
+    }
     Ok((request, worker, record))
 }
 

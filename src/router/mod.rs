@@ -497,14 +497,21 @@ impl RouterService for Router {
         let mut models = Vec::new();
         for record in state.workers.records().await {
             let keys = state.settings.virtual_keys.iter().filter(|(_, key)| key.provider == record.name);
-            let keys: Vec<&String> = keys.map(|(id, _)| id).collect();
+            let keys: Vec<_> = keys.collect();
             if keys.is_empty() && !state.providers.is_keyless(&record.name) {
                 continue;
             }
-            for model in record.models.iter().filter(|model| !model.model.ends_with('*')) {
-                let ids = keys.iter().map(|key| format!("@{key}/{}", model.model));
-                let ids = std::iter::once(model.model.clone()).chain(ids);
-                models.extend(ids.map(|id| pb::ListedModel { id, provider: record.name.clone() }));
+            let listed = |id: String| pb::ListedModel { id, provider: record.name.clone() };
+            let is_id = |model: &&pb::ModelCapability| !model.model.ends_with('*');
+            for model in record.models.iter().filter(is_id) {
+                models.push(listed(model.model.clone()));
+            }
+            for (key, upstream) in keys {
+                let is_described = |id: &str| upstream.models.iter().any(|model| model.model == id);
+                let others = record.models.iter().filter(|model| !is_described(&model.model));
+                for model in upstream.models.iter().chain(others).filter(is_id) {
+                    models.push(listed(format!("@{key}/{}", model.model)));
+                }
             }
         }
         Ok(Response::new(pb::ListModelsResponse { models }))

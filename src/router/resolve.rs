@@ -260,6 +260,7 @@ impl Upstreams<'_> {
             base_url: None,
             options: self.options().collect(),
             from_caller: true,
+            models: Arc::default(),
         })
     }
 

@@ -384,3 +384,22 @@ async fn a_provider_that_quotes_key_and_prompt_is_not_quoted() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn what_models_at_an_address_can_do_goes_before_the_providers_record() {
+    both_ways(async |mode| {
+        let yaml = "virtual_keys:\n  mine:\n    provider: vault\n    api_key: k\n    models:\n      \
+                    - {ids: [v], operations: [generate], max_n: 1, sizes: {list: [512x512]}, formats: [png], \
+                    prices: [{item: image, usd: 0.5}]}\n\
+                    configs: {it: {virtual_key: mine, override_params: {model: v}}}\ndefault_config: it\n";
+        let house = house(mode, yaml);
+        let result = house.gateway.generate(&json!({"size": "1024x1024", "n": 2})).await.unwrap();
+        assert_eq!(house.vault.requests().len(), 2);
+        let sizes: Vec<_> =
+            house.vault.images().iter().map(|image| image.dimensions().unwrap().width).collect();
+        assert_eq!(sizes, [512, 512]);
+        let costs: Vec<_> = report(&result).cost_lines.iter().map(|line| line.amount_usd).collect();
+        assert_eq!(costs, [Some(0.5), Some(0.5)]);
+    })
+    .await;
+}
