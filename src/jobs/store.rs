@@ -15,13 +15,11 @@ use prost::Message as _;
 use tokio::{fs, io::AsyncWriteExt as _};
 use tokio_util::io::ReaderStream;
 
+use super::job::{KEPT, interrupt};
 use crate::{
     images::Pieces,
     pb::{self, CHUNK_BYTES, GetJobResponse, job::State},
 };
-
-/// How long a job that is over is kept.
-pub const KEPT: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// How often the file of a running job is touched, and how long it takes until its process is thought dead.
 pub const TOUCH_EVERY: Duration = Duration::from_secs(15);
@@ -75,7 +73,7 @@ impl Store {
         let age = age.unwrap_or_default();
         if job.state() == State::Running {
             if age > LOST_AFTER {
-                super::interrupt(&mut job);
+                interrupt(&mut job);
             }
         } else if age > KEPT {
             return None;
@@ -119,7 +117,7 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::jobs::new_id;
+    use crate::jobs::job::new_id;
 
     fn job(state: State) -> pb::Job {
         pb::Job { id: new_id(), state: state.into(), ..Default::default() }

@@ -12,7 +12,7 @@ use axum::{
 use bytes::Bytes;
 use futures::{StreamExt as _, stream};
 
-use super::{Shim, answer, images, to_router};
+use super::{Shim, answer, deliver, request, to_router};
 use crate::{
     error::{Error, Result},
     images::{Pieces, gather},
@@ -62,7 +62,7 @@ impl Preference {
 pub async fn submit(State(shim): State<Shim>, request: Request) -> Response {
     let headers = request.headers().clone();
     let submitted = async {
-        let parsed = images::read(&shim, request, Operation::Unspecified).await?;
+        let parsed = request::read(request, Operation::Unspecified, shim.max_body_bytes).await?;
         if parsed.stream {
             let message = "stream: jobs do not stream; watch one with GET and accept: text/event-stream";
             return Err(Error::invalid("stream", message));
@@ -108,7 +108,7 @@ pub async fn answer_within(
     match job.state() {
         Standing::Succeeded => {
             let (result, images) = result(shim, &job, headers).await?;
-            images::respond(shim, &asked_model, &result, images, headers).await
+            deliver::respond(shim, &asked_model, &result, images, headers).await
         }
         Standing::Failed => {
             Err(jobs::error(&job).unwrap_or_else(|| Error::bad_answer("the job has no error")))
@@ -156,7 +156,7 @@ async fn show(shim: &Shim, id: String, headers: &HeaderMap) -> Result<Response> 
         return Ok(state(&job, StatusCode::OK, headers));
     }
     let (result, images) = result(shim, &job, headers).await?;
-    let given = images::give(shim, &job.model, &result, images, headers).await?;
+    let given = deliver::give(shim, &job.model, &result, images, headers).await?;
     Ok(answer::job(&jobs::to_json(&job), &result, given, headers))
 }
 

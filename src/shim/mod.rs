@@ -4,6 +4,7 @@
 //! routing: headers travel to the router as metadata, and what routing did comes back as a report.
 
 mod answer;
+mod deliver;
 mod encode;
 mod events;
 mod explain;

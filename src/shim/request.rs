@@ -21,6 +21,9 @@ use crate::{
     pb::{self, ImageRequest, InputImage, InputRole, MaskPolarity, Operation, input_image::Source},
 };
 
+/// How long a client may take to send its request: within the time that draining leaves.
+const READ_AT_MOST: Duration = Duration::from_secs(300);
+
 /// How long a body that is thrown away may take, and how long it may pause.
 const DRAIN_AT_MOST: Duration = Duration::from_secs(10);
 const DRAIN_IDLE: Duration = Duration::from_millis(200);
@@ -34,8 +37,15 @@ pub struct Parsed {
     pub stream: bool,
 }
 
-/// Reads a request's body, JSON or multipart as its content type says.
+/// Reads a request's body, JSON or multipart as its content type says, unless that takes too long.
 pub async fn read(request: Request, operation: Operation, max_body_bytes: usize) -> Result<Parsed> {
+    let parsed = timeout(READ_AT_MOST, parse(request, operation, max_body_bytes)).await;
+    parsed.unwrap_or_else(|_| {
+        Err(Error::invalid("body", "the request body took too long to arrive").with_status(408))
+    })
+}
+
+async fn parse(request: Request, operation: Operation, max_body_bytes: usize) -> Result<Parsed> {
     if announced_length(&request).is_some_and(|length| length > max_body_bytes) {
         drain(request.into_body()).await;
         return Err(too_large());
