@@ -26,7 +26,7 @@ const NO_RESOURCE: &str = "https://{resource_name}.openai.azure.com/openai";
 const API_KEY: HeaderName = HeaderName::from_static("api-key");
 
 static RECORD: LazyLock<pb::Provider> =
-    LazyLock::new(|| catalog::embedded(include_str!("azure_openai.yaml")));
+    LazyLock::new(|| catalog::embedded(include_str!("../azure_openai.yaml")));
 
 /// The provider `azure-openai`.
 #[derive(Debug)]
