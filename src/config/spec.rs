@@ -201,6 +201,7 @@ const ADDRESS_OPTIONS: &[&str] = &[
     "resource_name",
     "azure_resource_name",
     "azure_foundry_url",
+    "vertex_project_id",
     "huggingface_base_url",
     "aws_bedrock_domain",
 ];

@@ -14,6 +14,7 @@ pub mod google;
 pub mod ideogram;
 pub mod multipart;
 mod names;
+mod oauth;
 pub mod openai;
 pub mod openai_compatible;
 mod poll;
@@ -22,6 +23,7 @@ pub mod replicate;
 pub mod sandbox;
 pub mod stability;
 pub mod together;
+pub mod vertex_ai;
 pub mod xai;
 
 use std::{
@@ -590,6 +592,7 @@ pub fn all() -> Vec<Arc<dyn Provider>> {
         Arc::new(replicate::Replicate),
         Arc::new(stability::StabilityAi),
         Arc::new(together::Together),
+        Arc::new(vertex_ai::VertexAi),
         Arc::new(xai::Xai),
     ]
 }

@@ -37,8 +37,11 @@ class AzureOpenAi(OpenAI, RingProvider):
     def base_url(self):
         return self.url + "/openai"
 
+    def admits(self, request):
+        return request.headers.get("api-key") == self.key and "authorization" not in request.headers
+
     def answer(self, request):
-        if request.headers.get("api-key") != self.key or "authorization" in request.headers:
+        if not self.admits(request):
             refuse(401, "401", "Access denied due to invalid subscription key or wrong API endpoint.")
         found = re.fullmatch(r"/openai/deployments/([^/]+)/images/(generations|edits)", request.path)
         if not found:

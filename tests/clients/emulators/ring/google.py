@@ -61,30 +61,46 @@ class Google(RingProvider):
     provider = "google"
     model = "gemini-2.5-flash-image"
     edits = True
+    image_fields = {}  # further members of imageConfig
     # 6 tokens of text and 1290 of an image, in whole millionths.
     price_usd = round(6 * 0.3e-6 + 1290 * 30e-6, 6)
 
+    # What stands in front of a model, and where such a model is said not to be.
+    models_at = "/models/"
+    not_found = "models/{} is not found for API version v1beta, or is not supported for generateContent."
+
     def answer(self, request):
-        if request.headers.get("x-goog-api-key") != self.key:
-            if "x-goog-api-key" not in request.headers:
-                refuse("Method doesn't allow unregistered callers. Please use API Key.", 403)
-            info = {"reason": "API_KEY_INVALID", "domain": "googleapis.com"}
-            refuse("API key not valid. Please pass a valid API key.", 400, ("ErrorInfo", info))
-        found = re.fullmatch(r"/models/([a-z0-9.-]+):generateContent", request.path)
+        self.admit(request)
+        found = re.fullmatch(re.escape(self.models_at) + r"([a-z0-9.@-]+):([A-Za-z]+)", request.path)
         if not found or request.method != "POST":
             return Reply(404, b"<html>404. That is an error.</html>", {"content-type": "text/html; charset=UTF-8"})
-        if found[1] not in MODELS:
-            refuse(f"models/{found[1]} is not found for API version v1beta, or is not supported for generateContent.", 404)
         if request.content_type != "application/json":
             refuse("Invalid JSON payload received.")
         try:
             body = request.json()
         except ValueError:
             refuse("Invalid JSON payload received. Unexpected end of string.")
+        return self.serve(found[1], found[2], body)
+
+    def admit(self, request):
+        if request.headers.get("x-goog-api-key") != self.key:
+            if "x-goog-api-key" not in request.headers:
+                refuse("Method doesn't allow unregistered callers. Please use API Key.", 403)
+            info = {"reason": "API_KEY_INVALID", "domain": "googleapis.com"}
+            refuse("API key not valid. Please pass a valid API key.", 400, ("ErrorInfo", info))
+
+    def serve(self, model, verb, body):
+        if model not in MODELS or verb != "generateContent":
+            refuse(self.not_found.format(model), 404)
         fields(body, "request", contents=list, generationConfig=dict, safetySettings=list, tools=list)
         given = self._input(body)
-        asked = self._size(body.get("generationConfig", {}), MODELS[found[1]])
-        return self._images([picture(*(asked or given or (1024, 1024)))], found[1])
+        config = body.get("generationConfig", {})
+        size = self._size(config, MODELS[model]) or given or (1024, 1024)
+        return self._images([self.picture(size, config.get("imageConfig", {}))], model)
+
+    def picture(self, size, image_config):
+        """The image, and its media type."""
+        return picture(*size), "image/png"
 
     def _size(self, config, tiers):
         fields(config, "generation_config", responseModalities=list, seed=int, imageConfig=dict, temperature=(int, float))
@@ -92,7 +108,7 @@ class Google(RingProvider):
             refuse("the model makes images")
         if not -(2**31) <= config.get("seed", 0) < 2**31:
             refuse("Invalid value at 'generation_config.seed' (TYPE_INT32)")
-        image = fields(config.get("imageConfig", {}), "image_config", aspectRatio=str, imageSize=str)
+        image = fields(config.get("imageConfig", {}), "image_config", aspectRatio=str, imageSize=str, **self.image_fields)
         if image.get("aspectRatio", "1:1") not in PIXELS:
             refuse("aspect_ratio must be one of " + ", ".join(PIXELS))
         if "imageSize" in image and image["imageSize"] not in tiers:
@@ -132,7 +148,7 @@ class Google(RingProvider):
         return size
 
     def _images(self, pictures, model):
-        parts = [{"inlineData": {"mimeType": "image/png", "data": base64.b64encode(p).decode()}} for p in pictures]
+        parts = [{"inlineData": {"mimeType": kind, "data": base64.b64encode(p).decode()}} for p, kind in pictures]
         usage = {
             "promptTokenCount": 6,
             "candidatesTokenCount": 1290,

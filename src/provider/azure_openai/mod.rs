@@ -1,8 +1,10 @@
 //! Azure OpenAI: OpenAI's dialect at the addresses of a resource, with deployments in place of models.
 //!
 //! Which address, and whether a deployment stands in it or in the body, is from the providers of vercel/ai and
-//! litellm 1.109.1 and Microsoft's page "How to use image generation models". An Entra token is sent as it is
-//! given: nothing here fetches one.
+//! litellm 1.109.1 and Microsoft's page "How to use image generation models". A token of Entra ID is sent as it is
+//! given, or an application logs in. Identities that a machine lends are not served: they are the worker's own.
+
+mod entra;
 
 use std::sync::LazyLock;
 
@@ -10,12 +12,13 @@ use http::{HeaderName, Method, Request, header::AUTHORIZATION};
 use serde_json::{Map, Value};
 use url::form_urlencoded::byte_serialize;
 
-use super::{Answer, Event, Job, Provider, Step, authorized, catalog, json_request, openai};
+use super::{Answer, Event, Job, Login, Provider, Step, authorized, catalog, json_request, openai};
 use crate::{
     error::{Error, ErrorKind, Result},
     images::Pieces,
     pb::{self, Operation},
 };
+use entra::Entra;
 
 const NAME: &str = "azure-openai";
 
@@ -26,11 +29,19 @@ const NO_RESOURCE: &str = "https://{resource_name}.openai.azure.com/openai";
 const API_KEY: HeaderName = HeaderName::from_static("api-key");
 
 static RECORD: LazyLock<pb::Provider> =
-    LazyLock::new(|| catalog::embedded(include_str!("azure_openai.yaml")));
+    LazyLock::new(|| catalog::embedded(include_str!("../azure_openai.yaml")));
 
 /// The provider `azure-openai`.
 #[derive(Debug)]
 pub struct AzureOpenAi;
+
+/// What a request is sent with.
+enum Credential<'a> {
+    Key,
+    Token(&'a str),
+    /// What a login led to.
+    Entra,
+}
 
 impl Provider for AzureOpenAi {
     fn record(&self) -> &pb::Provider {
@@ -43,6 +54,13 @@ impl Provider for AzureOpenAi {
 
     fn image_members(&self) -> &'static [&'static str] {
         openai::OpenAi.image_members()
+    }
+
+    fn login(&self, job: &Job) -> Result<Option<Box<dyn Login>>> {
+        match credential(job)? {
+            Credential::Key | Credential::Token(_) => Ok(None),
+            Credential::Entra => Ok(Some(Box::new(Entra::of(job)?))),
+        }
     }
 
     fn start(&self, job: &Job) -> Result<Request<Pieces>> {
@@ -87,10 +105,29 @@ fn dated_version(job: &Job) -> Option<&str> {
 
 fn call(job: &Job, operation: &str) -> Result<http::request::Builder> {
     let address = address(job, operation)?;
-    let Some(token) = job.options.get("azure_ad_token") else {
-        return job.request(Method::POST, &address, (API_KEY, ""));
+    let bearer = match credential(job)? {
+        Credential::Key => return job.request(Method::POST, &address, (API_KEY, "")),
+        Credential::Token(token) => Some(token.into()),
+        Credential::Entra => job.token.clone(),
     };
-    authorized(Method::POST, &address, (AUTHORIZATION, "Bearer "), Some(&token.as_str().into()))
+    authorized(Method::POST, &address, (AUTHORIZATION, "Bearer "), bearer.as_ref())
+}
+
+/// In the reference's order.
+fn credential(job: &Job) -> Result<Credential<'_>> {
+    if let Some(token) = option(job, "azure_ad_token") {
+        return Ok(Credential::Token(token.strip_prefix("Bearer ").unwrap_or(token)));
+    }
+    match option(job, "azure_auth_mode") {
+        None => Ok(Credential::Key),
+        Some("entra") => Ok(Credential::Entra),
+        Some(other) => {
+            let message = format!(
+                "azure_auth_mode {other:?} is not available; allowed: entra, or nothing for a key or a token of your own"
+            );
+            Err(Error::invalid("azure_auth_mode", message))
+        }
+    }
 }
 
 fn address(job: &Job, operation: &str) -> Result<String> {
