@@ -400,6 +400,10 @@ mod tests {
                 "resource_name|where virtual key \"vk\" is sent, and as whom, is not for a request to say",
             ),
             (
+                json!({"virtual_key": "vk", "comfyui_workflow": {"1": {"class_type": "RunShell"}}}),
+                "comfyui_workflow|where virtual key \"vk\" is sent",
+            ),
+            (
                 json!({"virtual_key": "vk", "input_guardrails": ["x"]}),
                 "input_guardrails|guardrails are not available",
             ),

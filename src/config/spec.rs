@@ -96,8 +96,17 @@ impl fmt::Debug for Secret {
 }
 
 /// Fields that a provider may want, by prefix; their meaning is the provider's.
-const OPTION_PREFIXES: &[&str] =
-    &["openai_", "azure_", "aws_", "vertex_", "workers_ai_", "fireworks_", "huggingface_", "stability_"];
+const OPTION_PREFIXES: &[&str] = &[
+    "openai_",
+    "azure_",
+    "aws_",
+    "vertex_",
+    "workers_ai_",
+    "fireworks_",
+    "huggingface_",
+    "stability_",
+    "comfyui_",
+];
 const OPTION_NAMES: &[&str] = &["resource_name", "deployment_id", "api_version", "ad_auth"];
 
 /// Checks of the reference that this version does not carry out: refusing beats skipping them in silence.
@@ -196,23 +205,25 @@ impl Spec {
     }
 }
 
-/// Settings that are part of the address a provider is called at.
-const ADDRESS_OPTIONS: &[&str] = &[
+/// Settings that are part of the address a provider is called at, or say what runs on the operator's own machine.
+const PLACE_OPTIONS: &[&str] = &[
     "resource_name",
     "azure_resource_name",
     "azure_foundry_url",
     "vertex_project_id",
     "huggingface_base_url",
     "aws_bedrock_domain",
+    // Nodes can read files there, and some run code.
+    "comfyui_workflow",
 ];
 
 /// What the names of settings contain that say who calls.
 const CREDENTIAL_WORDS: &[&str] =
     &["auth", "token", "secret", "access_key", "service_account", "entra", "managed", "role", "external_id"];
 
-/// Whether a provider's setting says where the provider is, or who calls it.
+/// Whether a provider's setting says where the provider is, who calls it, or what runs there.
 pub fn is_operators_option(name: &str) -> bool {
-    ADDRESS_OPTIONS.contains(&name) || CREDENTIAL_WORDS.iter().any(|word| name.contains(word))
+    PLACE_OPTIONS.contains(&name) || CREDENTIAL_WORDS.iter().any(|word| name.contains(word))
 }
 
 /// Whether a field is a setting of the provider's own.

@@ -34,6 +34,7 @@ struct JobFile {
     steps: Option<u32>,
     guidance: Option<f32>,
     sampler: String,
+    scheduler: String,
     strength: Option<f32>,
     /// Base64, or an address.
     inputs: Vec<String>,
@@ -129,6 +130,7 @@ impl JobFile {
             steps: self.steps,
             guidance: self.guidance,
             sampler: self.sampler,
+            scheduler: self.scheduler,
             strength: self.strength,
             inputs: self.inputs.iter().map(|text| input(text)).collect(),
             mask: self.mask.map(|(polarity, data)| pb::Mask {

@@ -6,6 +6,7 @@
 pub mod azure_openai;
 pub mod black_forest_labs;
 pub mod catalog;
+pub mod comfyui;
 pub mod fal;
 pub mod fireworks;
 #[cfg(test)]
@@ -582,6 +583,7 @@ pub fn all() -> Vec<Arc<dyn Provider>> {
     vec![
         Arc::new(azure_openai::AzureOpenAi),
         Arc::new(black_forest_labs::BlackForestLabs),
+        Arc::new(comfyui::ComfyUi),
         Arc::new(fal::Fal),
         Arc::new(fireworks::FireworksAi),
         Arc::new(google::Google),

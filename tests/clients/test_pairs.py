@@ -14,6 +14,17 @@ from emulators.ring import everyone
 PROVIDERS = everyone()
 
 
+class Sandbox:
+    """The provider that calls nobody has no emulator: what it does is in its model's name."""
+
+    provider = "sandbox"
+    always = None
+
+    @property
+    def model(self):
+        return "sandbox-fail-503" if self.always else "sandbox-1"
+
+
 @pytest.fixture
 def ring(serve):
     """All providers of the ring behind one gateway."""
@@ -30,28 +41,31 @@ def ring(serve):
     gateway = serve(
         {
             "listen": {"http": "127.0.0.1:0", "grpc": "127.0.0.1:0", "admin": "127.0.0.1:0"},
-            "virtual_keys": keys,
+            "virtual_keys": {**keys, "sandbox": {"provider": "sandbox"}},
             "egress": {"allow": ["127.0.0.0/8"]},
         },
         env={f"KEY_{i}": emulator.key for i, emulator in enumerate(emulators.values())},
     )
-    yield gateway, emulators
+    yield gateway, [*emulators.values(), Sandbox()]
     for emulator in emulators.values():
         emulator.close()
 
 
-def target(emulator):
-    return {"virtual_key": emulator.provider, "override_params": {"model": emulator.model}, "breaker": False}
+def target(provider):
+    return {"virtual_key": provider.provider, "override_params": {"model": provider.model}, "breaker": False}
 
 
-def test_every_pair_gives_the_shape_that_was_asked_for(ring):
-    gateway, emulators = ring
-    assert len(emulators) >= 10
-    for i, (first, second) in enumerate(itertools.permutations(emulators.values(), 2)):
+@pytest.mark.parametrize("failing", [*PROVIDERS, Sandbox.provider])
+def test_every_pair_gives_the_shape_that_was_asked_for(ring, failing):
+    gateway, providers = ring
+    assert len(providers) >= 15
+    for i, (first, second) in enumerate(itertools.permutations(providers, 2)):
+        if first.provider != failing:
+            continue
         shape, format = ("url", "PNG") if i % 3 == 0 else ("b64_json", ["JPEG", "PNG"][i % 2])
-        config = {"strategy": {"mode": "fallback"}, "targets": [target(first), target(second)]}
         # Not once only: of several calls at a time the others are given up, and may still arrive for the next pair.
         first.always = faults.status(503)
+        config = {"strategy": {"mode": "fallback"}, "targets": [target(first), target(second)]}
         body = {"prompt": "a lighthouse", "n": 2, "response_format": shape, "output_format": format.lower()}
         answer = gateway.post(body=body, key=None, headers={"x-portkey-config": json.dumps(config)})
         pair = f"{first.provider} -> {second.provider}: {answer.text[:500]}"
