@@ -221,13 +221,15 @@ fn configured_keys(job: &Job) -> Result<Keys> {
 fn failure(answer: &Answer) -> Error {
     let body: ErrorAnswer = answer.json().unwrap_or_default();
     let text = if body.message.is_empty() { answer.plain_text() } else { body.message };
+    // That of a wrong signature goes on with all that should have been signed, the session token among it.
+    let text = text.lines().next().unwrap_or_default();
     // `ValidationException:http://...` in a header, a name behind `#` in a body.
     let class = answer.header("x-amzn-errortype").unwrap_or(&body.class);
     let class = class.split(':').next().unwrap_or_default();
     let class = class.rsplit('#').next().unwrap_or_default();
     let mut error = answer.default_error(NAME, format!("{NAME} error: {text}"));
     match class {
-        "ValidationException" if is_refusal(&text) => {
+        "ValidationException" if is_refusal(text) => {
             error.kind = ErrorKind::ContentRejected;
             // What was looked at had been made.
             if text.contains("generated image") {
