@@ -265,7 +265,8 @@ class Bedrock(RingProvider):
         self._members(config, set(), sized | {"numberOfImages", "quality", "cfgScale", "seed"}, "#/imageGenerationConfig")
         for member, low, high in [("numberOfImages", 1, 5), ("cfgScale", 1.1, 10), ("seed", 0, AMAZON[model])]:
             value = config.get(member, low)
-            if type(value) not in (int, float) or not low <= value <= high or member != "cfgScale" and type(value) is not int:
+            kinds = (int, float) if member == "cfgScale" else (int,)
+            if type(value) not in kinds or not low <= value <= high:
                 refuse(f"#/imageGenerationConfig/{member}: must be {low} to {high}")
         if config.get("quality", "standard") not in ("standard", "premium"):
             refuse("#/imageGenerationConfig/quality: is not a valid enum value")
