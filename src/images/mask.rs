@@ -32,6 +32,17 @@ pub fn convert(mask: &Bytes, from: MaskPolarity, to: MaskPolarity) -> Result<Byt
     encode(&picture, ImageFormat::Png, None)
 }
 
+/// The same selection in black and white alone, as a PNG without alpha, for models that refuse anything else.
+/// What is selected by half or more counts as selected. Blocks, like [`convert`].
+///
+/// # Errors
+/// Why the mask cannot be decoded.
+pub fn two_tone(mask: &[u8], from: MaskPolarity, white_edits: bool) -> Result<Bytes, String> {
+    let mut tones = selection(mask, from)?;
+    tones.iter_mut().for_each(|value| *value = if (*value >= 128) == white_edits { 255 } else { 0 });
+    encode(&tones.into(), ImageFormat::Png, None)
+}
+
 /// How much a mask selects of each pixel: 255 is all of it.
 ///
 /// # Errors
@@ -102,6 +113,19 @@ mod tests {
         assert!(
             matches!(decode(&alpha).unwrap(), DynamicImage::ImageRgba8(glass) if glass[(0, 1)].0[3] == 254)
         );
+    }
+
+    #[test]
+    fn two_tones_are_left_of_a_gradient() {
+        for polarity in POLARITIES {
+            let mask = convert(&white_edits(), MaskPolarity::WhiteEdits, polarity).unwrap();
+            for (white_edits, below, above) in [(true, 0, 255), (false, 255, 0)] {
+                let mask = two_tone(&mask, polarity, white_edits).unwrap();
+                let DynamicImage::ImageLuma8(gray) = decode(&mask).unwrap() else { panic!("not gray") };
+                assert_eq!((gray[(7, 15)].0, gray[(8, 0)].0), ([below], [above]), "{polarity:?}");
+                assert!(gray.iter().all(|value| matches!(value, 0 | 255)));
+            }
+        }
     }
 
     #[test]

@@ -211,26 +211,25 @@ impl AnswerFile {
 
 /// A body as the driver hands it over: with its images taken out.
 pub(super) fn json_body(mut json: Value, image_members: &[&str]) -> AnswerBody {
-    fn take(value: &mut Value, members: &[&str], images: &mut Vec<Result<Bytes, BadBase64>>) {
+    fn take(value: &mut Value, is_image: bool, members: &[&str], images: &mut Vec<Result<Bytes, BadBase64>>) {
         match value {
-            Value::Array(items) => items.iter_mut().for_each(|item| take(item, members, images)),
+            Value::String(text) if is_image => {
+                let place = format!("{IMAGE_REF_PREFIX}{}", images.len());
+                let data = BASE64.decode_to_vec(text.as_bytes());
+                images.push(data.map(Bytes::from).map_err(|_| BadBase64));
+                *text = place;
+            }
+            Value::Array(items) => items.iter_mut().for_each(|item| take(item, is_image, members, images)),
             Value::Object(fields) => {
                 for (name, value) in fields {
-                    if let (Value::String(text), true) = (&mut *value, members.contains(&name.as_str())) {
-                        let place = format!("{IMAGE_REF_PREFIX}{}", images.len());
-                        let data = BASE64.decode_to_vec(text.as_bytes());
-                        images.push(data.map(Bytes::from).map_err(|_| BadBase64));
-                        *text = place;
-                    } else {
-                        take(value, members, images);
-                    }
+                    take(value, members.contains(&name.as_str()), members, images);
                 }
             }
             _ => {}
         }
     }
     let mut images = Vec::new();
-    take(&mut json, image_members, &mut images);
+    take(&mut json, false, image_members, &mut images);
     AnswerBody::Json { skeleton: serde_json::to_vec(&json).unwrap().into(), images }
 }
 

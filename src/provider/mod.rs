@@ -4,6 +4,7 @@
 //! negotiation happen in the router: a provider sends what the job says.
 
 pub mod azure_openai;
+pub mod bedrock;
 pub mod black_forest_labs;
 pub mod catalog;
 pub mod comfyui;
@@ -582,6 +583,7 @@ impl<'de> serde::Deserialize<'de> for ImageRef {
 pub fn all() -> Vec<Arc<dyn Provider>> {
     vec![
         Arc::new(azure_openai::AzureOpenAi),
+        Arc::new(bedrock::Bedrock),
         Arc::new(black_forest_labs::BlackForestLabs),
         Arc::new(comfyui::ComfyUi),
         Arc::new(fal::Fal),

@@ -215,16 +215,17 @@ impl HttpWorker {
         }
     }
 
-    /// A mask may have to be drawn anew, which takes long enough to be in the way of other requests.
+    /// A mask may have to be drawn anew, and an input to be looked at, which takes long enough to be in the way of
+    /// other requests.
     async fn start(&self, job: Job) -> Result<(Job, http::Request<Pieces>)> {
-        if job.request.mask.is_none() {
+        if job.request.mask.is_none() && job.request.inputs.is_empty() {
             let request = self.provider.start(&job)?;
             return Ok((job, request));
         }
         let provider = Arc::clone(&self.provider);
         let started =
             tokio::task::spawn_blocking(move || provider.start(&job).map(|request| (job, request))).await;
-        started.unwrap_or_else(|_| Err(Error::new(ErrorKind::Internal, "preparing the mask failed")))
+        started.unwrap_or_else(|_| Err(Error::new(ErrorKind::Internal, "preparing the request failed")))
     }
 
     async fn read_events(&self, job: &Job, incoming: &mut Incoming, events: &Events) -> Result<Output> {

@@ -5,8 +5,8 @@
 //! (`stability.yaml`): the router has fitted the request before it comes here. What one endpoint cannot take
 //! although the model's others can is dropped here, with a warning.
 
-mod v1;
-mod v2beta;
+pub(super) mod v1;
+pub(super) mod v2beta;
 
 use std::{sync::LazyLock, time::Duration};
 
@@ -38,10 +38,11 @@ static RECORD: LazyLock<pb::Provider> =
 pub struct StabilityAi;
 
 /// What a request says to an endpoint apart from its files, and what it could not say.
-#[derive(Default)]
-struct Fields {
-    values: Map<String, Value>,
-    warnings: Vec<pb::Warning>,
+pub(super) struct Fields {
+    /// Who serves the models, for messages.
+    provider: &'static str,
+    pub(super) values: Map<String, Value>,
+    pub(super) warnings: Vec<pb::Warning>,
 }
 
 /// `v1` has a `message`, `v2beta` a list of `errors`.
@@ -97,7 +98,7 @@ impl Provider for StabilityAi {
             },
         };
         let images = images.map_err(|error| answer.own(NAME, error))?;
-        let fields = if v1 { v1::fields(job) } else { v2beta::fields(job, &v2beta::endpoint(job)?) };
+        let fields = if v1 { v1::fields_of(NAME, job) } else { v2beta::fields(job, &v2beta::endpoint(job)?) };
         Ok(Step::Done(Output {
             images,
             upstream_request_id: answer.request_id(),
@@ -144,11 +145,15 @@ fn client_user(job: &Job) -> Option<HeaderValue> {
 }
 
 impl Fields {
+    fn new(provider: &'static str) -> Self {
+        Self { provider, values: Map::new(), warnings: Vec::new() }
+    }
+
     fn put(&mut self, name: &str, value: impl Into<Value>) {
         self.values.insert(name.to_owned(), value.into());
     }
 
-    fn warn(&mut self, field: &str, action: Action, detail: impl Into<String>) {
+    pub(super) fn warn(&mut self, field: &str, action: Action, detail: impl Into<String>) {
         self.warnings.push(pb::Warning {
             field: field.to_owned(),
             action: action.into(),
@@ -160,7 +165,8 @@ impl Fields {
     /// The seed as upstream takes it, where 0 asks for a random one.
     fn seed(&mut self, seed: u64) -> u64 {
         if seed == 0 {
-            self.warn("seed", Action::Adjusted, "0 means random at stability-ai: 1 was sent");
+            let detail = format!("0 means random at {}: 1 was sent", self.provider);
+            self.warn("seed", Action::Adjusted, detail);
         }
         seed.max(1)
     }

@@ -5,7 +5,7 @@
 
 use http::{Method, Request};
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::{Answer, Fields, Job, Result, call};
 use crate::{
@@ -34,7 +34,7 @@ struct Artifact {
 }
 
 pub(super) fn start(job: &Job) -> Result<Request<Pieces>> {
-    let fields = fields(job)?.values;
+    let mut fields = fields_of(super::NAME, job)?.values;
     let operation = job.request.effective_operation();
     let path = match operation {
         Operation::Edit => "image-to-image",
@@ -49,6 +49,7 @@ pub(super) fn start(job: &Job) -> Result<Request<Pieces>> {
     let Some(input) = job.request.inputs.first() else {
         return Err(Error::invalid("image", format!("operation {:?} needs an image", operation.name())));
     };
+    flatten_prompts(&mut fields);
     let name = if operation == Operation::Upscale { "image" } else { "init_image" };
     let mut form = Form::new().fields(&fields).image(name, name, bytes_of(input)?);
     if let Some(mask) = &job.request.mask {
@@ -57,11 +58,11 @@ pub(super) fn start(job: &Job) -> Result<Request<Pieces>> {
     form.into_request(request)
 }
 
-/// What the request says apart from its files.
-pub(super) fn fields(job: &Job) -> Result<Fields> {
+/// What the request says apart from its files, wherever the model is served.
+pub(in crate::provider) fn fields_of(provider: &'static str, job: &Job) -> Result<Fields> {
     let request = &job.request;
     let operation = request.effective_operation();
-    let mut fields = Fields::default();
+    let mut fields = Fields::new(provider);
     match operation {
         Operation::Generate => {
             if let Some(size) = request.dimensions() {
@@ -71,12 +72,7 @@ pub(super) fn fields(job: &Job) -> Result<Fields> {
             fields.put("text_prompts", Value::Array(prompts(request)));
         }
         Operation::Edit | Operation::Inpaint => {
-            let prompts = prompts(request);
-            for (i, prompt) in prompts.into_iter().enumerate() {
-                for part in ["text", "weight"] {
-                    fields.put(&format!("text_prompts[{i}][{part}]"), prompt[part].clone());
-                }
-            }
+            fields.put("text_prompts", Value::Array(prompts(request)));
             drop_size(request, &mut fields);
             source_fields(request, operation, &mut fields);
         }
@@ -108,12 +104,22 @@ pub(super) fn fields(job: &Job) -> Result<Fields> {
             }
         }
     }
-    fields.values.extend(job.extras(super::NAME));
+    fields.values.extend(job.extras(provider));
     Ok(fields)
 }
 
+/// A form has texts only: `text_prompts[0][weight]`.
+fn flatten_prompts(fields: &mut Map<String, Value>) {
+    let Some(Value::Array(prompts)) = fields.remove("text_prompts") else { return };
+    for (i, prompt) in prompts.iter().enumerate() {
+        for part in ["text", "weight"] {
+            fields.insert(format!("text_prompts[{i}][{part}]"), prompt[part].clone());
+        }
+    }
+}
+
 /// The images of a success.
-pub(super) fn images(answer: &mut Answer) -> Result<Vec<pb::Image>> {
+pub(in crate::provider) fn images(answer: &mut Answer) -> Result<Vec<pb::Image>> {
     let (Artifacts::Object { artifacts } | Artifacts::List(artifacts)) = answer.json()?;
     if artifacts.is_empty() {
         return Err(Error::bad_answer("the answer has no image"));
@@ -190,7 +196,7 @@ fn drop_size(request: &pb::ImageRequest, fields: &mut Fields) {
 }
 
 /// Alpha is understood of the input image only, so such a mask becomes one of gray values.
-fn mask_polarity(mask: &pb::Mask) -> MaskPolarity {
+pub(in crate::provider) fn mask_polarity(mask: &pb::Mask) -> MaskPolarity {
     match mask.polarity() {
         MaskPolarity::BlackEdits => MaskPolarity::BlackEdits,
         MaskPolarity::Unspecified | MaskPolarity::WhiteEdits | MaskPolarity::AlphaEdits => {

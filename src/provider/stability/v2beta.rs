@@ -20,6 +20,24 @@ const POLL_EVERY: Duration = Duration::from_secs(10);
 /// How far an edit goes when nobody says so; the endpoints want a value. It is `v1`'s default.
 const DEFAULT_STRENGTH: f64 = 0.65;
 
+/// What an operation takes besides its image and `output_format`, wherever it is served.
+pub(in crate::provider) const INPAINT: &[&str] =
+    &["prompt", "mask", "negative_prompt", "seed", "style_preset"];
+pub(in crate::provider) const OUTPAINT: &[&str] = &["prompt", "outpaint", "seed", "style_preset"];
+pub(in crate::provider) const ERASE: &[&str] = &["mask", "seed"];
+pub(in crate::provider) const SEARCH_REPLACE: &[&str] =
+    &["prompt", "search_prompt", "negative_prompt", "seed", "style_preset"];
+pub(in crate::provider) const SEARCH_RECOLOR: &[&str] =
+    &["prompt", "select_prompt", "negative_prompt", "seed", "style_preset"];
+pub(in crate::provider) const UPSCALE_CONSERVATIVE: &[&str] =
+    &["prompt", "negative_prompt", "creativity", "seed"];
+pub(in crate::provider) const UPSCALE_CREATIVE: &[&str] =
+    &["prompt", "negative_prompt", "creativity", "seed", "style_preset"];
+pub(in crate::provider) const CONTROL: &[&str] =
+    &["prompt", "control_strength", "negative_prompt", "seed", "style_preset"];
+pub(in crate::provider) const STYLE_GUIDE: &[&str] =
+    &["prompt", "fidelity", "aspect_ratio", "negative_prompt", "seed"];
+
 /// Where an operation is done, and what it takes there.
 pub(super) struct Endpoint {
     path: String,
@@ -91,23 +109,11 @@ pub(super) fn endpoint(job: &Job) -> Result<Endpoint> {
     };
     Ok(match operation {
         Operation::Generate | Operation::Edit => return generation(model, operation),
-        Operation::Inpaint => {
-            at("edit/inpaint", Some("image"), &["prompt", "mask", "negative_prompt", "seed", "style_preset"])
-        }
-        Operation::Outpaint => {
-            at("edit/outpaint", Some("image"), &["prompt", "outpaint", "seed", "style_preset"])
-        }
-        Operation::Erase => at("edit/erase", Some("image"), &["mask", "seed"]),
-        Operation::SearchReplace => at(
-            "edit/search-and-replace",
-            Some("image"),
-            &["prompt", "search_prompt", "negative_prompt", "seed", "style_preset"],
-        ),
-        Operation::SearchRecolor => at(
-            "edit/search-and-recolor",
-            Some("image"),
-            &["prompt", "select_prompt", "negative_prompt", "seed", "style_preset"],
-        ),
+        Operation::Inpaint => at("edit/inpaint", Some("image"), INPAINT),
+        Operation::Outpaint => at("edit/outpaint", Some("image"), OUTPAINT),
+        Operation::Erase => at("edit/erase", Some("image"), ERASE),
+        Operation::SearchReplace => at("edit/search-and-replace", Some("image"), SEARCH_REPLACE),
+        Operation::SearchRecolor => at("edit/search-and-recolor", Some("image"), SEARCH_RECOLOR),
         Operation::RemoveBackground => at("edit/remove-background", Some("image"), &[]),
         Operation::ReplaceBackground => Endpoint {
             asynchronous: true,
@@ -120,30 +126,17 @@ pub(super) fn endpoint(job: &Job) -> Result<Endpoint> {
         Operation::Upscale => match request.upscale.unwrap_or_default().mode() {
             // The cheapest by far where the caller has no wish.
             Mode::Unspecified | Mode::Fast => at("upscale/fast", Some("image"), &[]),
-            Mode::Conservative => at(
-                "upscale/conservative",
-                Some("image"),
-                &["prompt", "negative_prompt", "creativity", "seed"],
-            ),
-            Mode::Creative => Endpoint {
-                asynchronous: true,
-                ..at(
-                    "upscale/creative",
-                    Some("image"),
-                    &["prompt", "negative_prompt", "creativity", "seed", "style_preset"],
-                )
-            },
+            Mode::Conservative => at("upscale/conservative", Some("image"), UPSCALE_CONSERVATIVE),
+            Mode::Creative => {
+                Endpoint { asynchronous: true, ..at("upscale/creative", Some("image"), UPSCALE_CREATIVE) }
+            }
         },
         Operation::Control => match request.control.unwrap_or_default().kind() {
             control::Kind::Sketch => at("control/sketch", Some("image"), CONTROL),
             control::Kind::Unspecified | control::Kind::Structure => {
                 at("control/structure", Some("image"), CONTROL)
             }
-            control::Kind::Style => at(
-                "control/style",
-                Some("image"),
-                &["prompt", "fidelity", "aspect_ratio", "negative_prompt", "seed"],
-            ),
+            control::Kind::Style => at("control/style", Some("image"), STYLE_GUIDE),
             other => {
                 let kind = other.as_str_name().trim_start_matches("KIND_").to_lowercase();
                 return unsupported(&format!("control by {kind}"));
@@ -154,8 +147,6 @@ pub(super) fn endpoint(job: &Job) -> Result<Endpoint> {
         }
     })
 }
-
-const CONTROL: &[&str] = &["prompt", "control_strength", "negative_prompt", "seed", "style_preset"];
 
 /// Text to image, and where the model has it, image to image.
 fn generation(model: &str, operation: Operation) -> Result<Endpoint> {
@@ -187,10 +178,16 @@ fn generation(model: &str, operation: Operation) -> Result<Endpoint> {
 /// What the request says apart from its files.
 pub(super) fn fields(job: &Job, endpoint: &Endpoint) -> Result<Fields> {
     let request = &job.request;
-    let mut fields = Fields::default();
-    texts(request, endpoint, &mut fields)?;
-    generation_fields(request, endpoint, &mut fields);
-    edit_fields(request, endpoint, &mut fields)?;
+    let mut fields = fields_of(super::NAME, request, endpoint.takes)?;
+    if endpoint.path.ends_with("/sd3") {
+        // The plain name leaves the choice to Stability.
+        if request.model != "sd3" {
+            fields.put("model", request.model.as_str());
+        }
+        if endpoint.image.is_some() {
+            fields.put("mode", "image-to-image");
+        }
+    }
     if !request.end_user.is_empty() && client_user(job).is_none() {
         fields.warn("user", Action::Dropped, "the user's id fits no header");
     }
@@ -198,8 +195,21 @@ pub(super) fn fields(job: &Job, endpoint: &Endpoint) -> Result<Fields> {
     Ok(fields)
 }
 
-fn texts(request: &pb::ImageRequest, endpoint: &Endpoint, fields: &mut Fields) -> Result<()> {
-    let takes = |name: &str| endpoint.takes.contains(&name);
+/// The request in the words of Stability's models, wherever they are served.
+pub(in crate::provider) fn fields_of(
+    provider: &'static str,
+    request: &pb::ImageRequest,
+    takes: &[&str],
+) -> Result<Fields> {
+    let mut fields = Fields::new(provider);
+    let takes = |name: &str| takes.contains(&name);
+    texts(request, takes, &mut fields)?;
+    generation_fields(request, takes, &mut fields);
+    edit_fields(request, takes, &mut fields)?;
+    Ok(fields)
+}
+
+fn texts(request: &pb::ImageRequest, takes: impl Fn(&str) -> bool, fields: &mut Fields) -> Result<()> {
     let prompt = if takes("background_prompt") { "background_prompt" } else { "prompt" };
     let search = if takes("select_prompt") { "select_prompt" } else { "search_prompt" };
     for (field, upstream, text) in [
@@ -220,8 +230,7 @@ fn texts(request: &pb::ImageRequest, endpoint: &Endpoint, fields: &mut Fields) -
     Ok(())
 }
 
-fn generation_fields(request: &pb::ImageRequest, endpoint: &Endpoint, fields: &mut Fields) {
-    let takes = |name: &str| endpoint.takes.contains(&name);
+fn generation_fields(request: &pb::ImageRequest, takes: impl Fn(&str) -> bool, fields: &mut Fields) {
     match request.size.and_then(|size| size.size) {
         Some(Size::AspectRatio(ratio)) if takes("aspect_ratio") => {
             fields.put("aspect_ratio", format!("{}:{}", ratio.width, ratio.height));
@@ -249,21 +258,12 @@ fn generation_fields(request: &pb::ImageRequest, endpoint: &Endpoint, fields: &m
     if format != ImageFormat::Unspecified && !alpha_only {
         fields.put("output_format", format.name());
     }
-    if endpoint.path.ends_with("/sd3") {
-        // The plain name leaves the choice to Stability.
-        if request.model != "sd3" {
-            fields.put("model", request.model.as_str());
-        }
-        if endpoint.image.is_some() {
-            fields.put("mode", "image-to-image");
-        }
-    }
 }
 
-fn edit_fields(request: &pb::ImageRequest, endpoint: &Endpoint, fields: &mut Fields) -> Result<()> {
-    let takes = |name: &str| endpoint.takes.contains(&name);
+fn edit_fields(request: &pb::ImageRequest, takes: impl Fn(&str) -> bool, fields: &mut Fields) -> Result<()> {
     match request.strength {
         strength if takes("strength") => fields.put("strength", strength.map_or(DEFAULT_STRENGTH, decimal)),
+        Some(strength) if takes("change_strength") => fields.put("change_strength", decimal(strength)),
         Some(_) => fields.dropped("strength", request),
         None => {}
     }
@@ -299,7 +299,8 @@ fn edit_fields(request: &pb::ImageRequest, endpoint: &Endpoint, fields: &mut Fie
             None => {}
         }
         // Fast enlarges four times, the others to four megapixels or more.
-        let as_it_is = endpoint.path.ends_with("/fast") && upscale.factor == Some(4.0);
+        let fast = request.effective_operation() == Operation::Upscale && !takes("creativity");
+        let as_it_is = fast && upscale.factor == Some(4.0);
         if upscale.factor.is_some() && !as_it_is {
             fields.dropped("upscale.factor", request);
         }
@@ -308,7 +309,7 @@ fn edit_fields(request: &pb::ImageRequest, endpoint: &Endpoint, fields: &mut Fie
         }
     }
     if let Some(strength) = request.control.and_then(|control| control.strength) {
-        match ["control_strength", "fidelity"].into_iter().find(|name| takes(name)) {
+        match ["control_strength", "fidelity", "style_strength"].into_iter().find(|name| takes(name)) {
             Some(name) => fields.put(name, decimal(strength)),
             None => fields.dropped("control.strength", request),
         }
@@ -319,7 +320,8 @@ fn edit_fields(request: &pb::ImageRequest, endpoint: &Endpoint, fields: &mut Fie
 impl Fields {
     fn dropped(&mut self, field: &str, request: &pb::ImageRequest) {
         let operation = request.effective_operation().name();
-        self.warn(field, Action::Dropped, format!("operation {operation} does not take it at stability-ai"));
+        let detail = format!("operation {operation} does not take it at {}", self.provider);
+        self.warn(field, Action::Dropped, detail);
     }
 }
 
