@@ -226,6 +226,11 @@ pub fn is_operators_option(name: &str) -> bool {
     PLACE_OPTIONS.contains(&name) || CREDENTIAL_WORDS.iter().any(|word| name.contains(word))
 }
 
+/// Whether a provider's setting is a secret, to judge by its name.
+pub fn is_secret_option(name: &str) -> bool {
+    ["token", "secret", "access_key", "service_account"].iter().any(|word| name.contains(word))
+}
+
 /// Whether a field is a setting of the provider's own.
 pub fn is_provider_option(name: &str) -> bool {
     OPTION_NAMES.contains(&name) || OPTION_PREFIXES.iter().any(|prefix| name.starts_with(prefix))

@@ -9,7 +9,7 @@ use tonic::{Request, Status};
 use super::{cost, prepare::Ready};
 use crate::{
     call::{Call, RequestContext},
-    config::plan::Target,
+    config::{plan::Target, spec::is_secret_option},
     error::{Error, ErrorKind, Result},
     images::made::Made,
     images::{Pieces, convert, probe},
@@ -109,8 +109,10 @@ impl<'a> Attempt<'a> {
             Some(pb::credential::Credential::ApiKey(key)) => key.as_str(),
             _ => "",
         };
-        let words = [(key, "[key]"), (&request.prompt, "[prompt]"), (&request.negative_prompt, "[prompt]")];
-        for (text, shown) in words {
+        let secrets = self.ready.message.options.iter().filter(|(name, _)| is_secret_option(name));
+        let keys = secrets.map(|(_, secret)| secret.as_str()).chain([key]).map(|key| (key, "[key]"));
+        let prompts = [&request.prompt, &request.negative_prompt].map(|prompt| (prompt.as_str(), "[prompt]"));
+        for (text, shown) in keys.chain(prompts) {
             // A prompt of a few letters would blank out parts of ordinary words.
             if text.len() >= SHORTEST_HIDDEN && message.contains(text) {
                 *message = message.replace(text, shown);
