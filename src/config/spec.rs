@@ -203,6 +203,7 @@ const ADDRESS_OPTIONS: &[&str] = &[
     "azure_foundry_url",
     "huggingface_base_url",
     "aws_bedrock_domain",
+    "workers_ai_account_id",
 ];
 
 /// What the names of settings contain that say who calls.
