@@ -34,6 +34,7 @@ struct JobFile {
     steps: Option<u32>,
     guidance: Option<f32>,
     sampler: String,
+    scheduler: String,
     strength: Option<f32>,
     /// Base64, or an address.
     inputs: Vec<String>,
@@ -129,6 +130,7 @@ impl JobFile {
             steps: self.steps,
             guidance: self.guidance,
             sampler: self.sampler,
+            scheduler: self.scheduler,
             strength: self.strength,
             inputs: self.inputs.iter().map(|text| input(text)).collect(),
             mask: self.mask.map(|(polarity, data)| pb::Mask {
@@ -209,26 +211,26 @@ impl AnswerFile {
 
 /// A body as the driver hands it over: with its images taken out.
 pub(super) fn json_body(mut json: Value, image_members: &[&str]) -> AnswerBody {
-    fn take(value: &mut Value, members: &[&str], images: &mut Vec<Result<Bytes, BadBase64>>) {
+    type Images = Vec<Result<Bytes, BadBase64>>;
+    fn take(value: &mut Value, is_image: bool, members: &[&str], images: &mut Images) {
         match value {
-            Value::Array(items) => items.iter_mut().for_each(|item| take(item, members, images)),
+            Value::String(text) if is_image => {
+                let place = format!("{IMAGE_REF_PREFIX}{}", images.len());
+                let data = BASE64.decode_to_vec(text.as_bytes());
+                images.push(data.map(Bytes::from).map_err(|_| BadBase64));
+                *text = place;
+            }
+            Value::Array(items) => items.iter_mut().for_each(|item| take(item, is_image, members, images)),
             Value::Object(fields) => {
                 for (name, value) in fields {
-                    if let (Value::String(text), true) = (&mut *value, members.contains(&name.as_str())) {
-                        let place = format!("{IMAGE_REF_PREFIX}{}", images.len());
-                        let data = BASE64.decode_to_vec(text.as_bytes());
-                        images.push(data.map(Bytes::from).map_err(|_| BadBase64));
-                        *text = place;
-                    } else {
-                        take(value, members, images);
-                    }
+                    take(value, members.contains(&name.as_str()), members, images);
                 }
             }
             _ => {}
         }
     }
     let mut images = Vec::new();
-    take(&mut json, image_members, &mut images);
+    take(&mut json, false, image_members, &mut images);
     AnswerBody::Json { skeleton: serde_json::to_vec(&json).unwrap().into(), images }
 }
 
@@ -245,6 +247,7 @@ fn request_json(request: http::Request<Pieces>, base_url: &str) -> Value {
             match text {
                 "Bearer key" | "key" => "(sensitive)",
                 "Key key" => "(sensitive) Key",
+                "Basic a2V5" => "(sensitive) Basic",
                 other => panic!("the credential is {other}"),
             }
         } else if name == http::header::CONTENT_LENGTH {
@@ -324,6 +327,9 @@ fn reply_json(output: &Output, urls: &[String]) -> Value {
             "input_text_tokens": usage.input_text_tokens, "input_image_tokens": usage.input_image_tokens,
             "output_text_tokens": usage.output_text_tokens, "output_image_tokens": usage.output_image_tokens,
         });
+        if let Some(credits) = usage.credits {
+            reply["usage"]["credits"] = credits.into();
+        }
     }
     if let Some(usd) = output.reported_cost_usd {
         reply["reported_cost_usd"] = usd.into();

@@ -22,6 +22,7 @@ pub mod replicate;
 pub mod sandbox;
 pub mod stability;
 pub mod together;
+pub mod workers_ai;
 pub mod xai;
 
 use std::{
@@ -590,6 +591,7 @@ pub fn all() -> Vec<Arc<dyn Provider>> {
         Arc::new(replicate::Replicate),
         Arc::new(stability::StabilityAi),
         Arc::new(together::Together),
+        Arc::new(workers_ai::WorkersAi),
         Arc::new(xai::Xai),
     ]
 }
