@@ -3,6 +3,7 @@
 //! Nothing here opens a socket, reads a clock or sleeps; `worker::drive` does. Strategy, retries and
 //! negotiation happen in the router: a provider sends what the job says.
 
+pub mod automatic1111;
 pub mod azure_openai;
 pub mod black_forest_labs;
 pub mod catalog;
@@ -579,6 +580,7 @@ impl<'de> serde::Deserialize<'de> for ImageRef {
 /// Providers that speak HTTP, by id.
 pub fn all() -> Vec<Arc<dyn Provider>> {
     vec![
+        Arc::new(automatic1111::Automatic1111),
         Arc::new(azure_openai::AzureOpenAi),
         Arc::new(black_forest_labs::BlackForestLabs),
         Arc::new(fal::Fal),
