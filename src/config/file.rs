@@ -314,6 +314,10 @@ fn read_virtual_keys(
     let Some(entries) = file.map("virtual_keys") else { return keys };
     for (id, value) in entries {
         let path = file.at(&format!("virtual_keys.{id}"));
+        if plan::MODEL_NAMESPACES.contains(&id.as_str()) {
+            let message = format!("models called \"@{id}/...\" are Cloudflare's own: choose another id");
+            file.problems().add(&path, message);
+        }
         let Some(object) = Object::open(value, path, file.problems()) else { continue };
         if let Some(upstream) = read_virtual_key(id, object, providers, workers) {
             keys.insert(id.clone(), Arc::new(upstream));

@@ -229,6 +229,14 @@ mod tests {
     }
 
     #[test]
+    fn no_virtual_key_is_called_like_cloudflares_models() {
+        let key = "{provider: openai, api_key: {env: OPENAI_API_KEY}}";
+        let problems = check(&format!("virtual_keys:\n  cf: {key}\n  cfo: {key}\n")).unwrap_err();
+        let expected = "line 2, column 3: virtual_keys.cf: models called \"@cf/...\" are Cloudflare's own: choose another id";
+        assert_eq!(problems, [expected]);
+    }
+
+    #[test]
     fn an_embeddings_endpoint_is_checked_and_its_key_does_not_show() {
         let settings = check(
             "embeddings: {url: 'http://127.0.0.1:1/v1/embeddings', model: m, api_key: {env: OPENAI_API_KEY}}\n\

@@ -268,9 +268,13 @@ pub fn operator_host(url: &str) -> Result<BaseUrl, String> {
     Ok(BaseUrl { url: url.trim_end_matches('/').to_owned(), from_caller: false })
 }
 
-/// `@virtual-key/model` in its two parts.
+/// What Cloudflare's own model ids begin with, as in `@cf/vendor/name`. No virtual key may be called so.
+pub const MODEL_NAMESPACES: &[&str] = &["cf", "hf"];
+
+/// `@virtual-key/model` in its two parts. A model id of Cloudflare's names no virtual key.
 pub fn split_model(model: &str) -> Option<(&str, &str)> {
-    model.strip_prefix('@')?.split_once('/')
+    let parts = model.strip_prefix('@')?.split_once('/')?;
+    (!MODEL_NAMESPACES.contains(&parts.0)).then_some(parts)
 }
 
 #[cfg(test)]
@@ -448,6 +452,25 @@ mod tests {
         assert!(targets[1].retry.as_ref().unwrap().on_status_codes.contains(&529));
         assert_eq!(targets[2].override_params["model"], "sd3");
         assert_eq!(targets[2].path, "config.targets[2]");
+    }
+
+    #[test]
+    fn a_model_id_of_cloudflares_names_no_virtual_key() {
+        for (model, parts) in [
+            ("@vk/sd3", Some(("vk", "sd3"))),
+            ("@cf/black-forest-labs/flux-1-schnell", None),
+            ("@hf/vendor/name", None),
+            ("@cfo/sd3", Some(("cfo", "sd3"))),
+            ("@vk/@cf/leonardo/phoenix-1.0", Some(("vk", "@cf/leonardo/phoenix-1.0"))),
+            ("sd3", None),
+        ] {
+            assert_eq!(split_model(model), parts, "{model}");
+        }
+        let model = "@cf/leonardo/phoenix-1.0";
+        for params in [json!({"model": model}), json!({"model": format!("@vk/{model}")})] {
+            let plan = plan(&json!({"virtual_key": "vk", "override_params": params})).unwrap();
+            assert_eq!(plan.targets()[0].override_params["model"], model);
+        }
     }
 
     #[test]

@@ -213,6 +213,7 @@ const PLACE_OPTIONS: &[&str] = &[
     "vertex_project_id",
     "huggingface_base_url",
     "aws_bedrock_domain",
+    "workers_ai_account_id",
     // Nodes can read files there, and some run code.
     "comfyui_workflow",
 ];

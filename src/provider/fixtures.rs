@@ -246,6 +246,7 @@ fn request_json(request: http::Request<Pieces>, base_url: &str) -> Value {
             match text {
                 "Bearer key" | "key" => "(sensitive)",
                 "Key key" => "(sensitive) Key",
+                "Basic a2V5" => "(sensitive) Basic",
                 other => panic!("the credential is {other}"),
             }
         } else if name == http::header::CONTENT_LENGTH {
@@ -325,6 +326,9 @@ fn reply_json(output: &Output, urls: &[String]) -> Value {
             "input_text_tokens": usage.input_text_tokens, "input_image_tokens": usage.input_image_tokens,
             "output_text_tokens": usage.output_text_tokens, "output_image_tokens": usage.output_image_tokens,
         });
+        if let Some(credits) = usage.credits {
+            reply["usage"]["credits"] = credits.into();
+        }
     }
     if let Some(usd) = output.reported_cost_usd {
         reply["reported_cost_usd"] = usd.into();

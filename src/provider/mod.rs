@@ -3,6 +3,7 @@
 //! Nothing here opens a socket, reads a clock or sleeps; `worker::drive` does. Strategy, retries and
 //! negotiation happen in the router: a provider sends what the job says.
 
+pub mod automatic1111;
 pub mod azure_openai;
 pub mod bedrock;
 pub mod black_forest_labs;
@@ -26,6 +27,7 @@ pub mod sandbox;
 pub mod stability;
 pub mod together;
 pub mod vertex_ai;
+pub mod workers_ai;
 pub mod xai;
 
 use std::{
@@ -582,6 +584,7 @@ impl<'de> serde::Deserialize<'de> for ImageRef {
 /// Providers that speak HTTP, by id.
 pub fn all() -> Vec<Arc<dyn Provider>> {
     vec![
+        Arc::new(automatic1111::Automatic1111),
         Arc::new(azure_openai::AzureOpenAi),
         Arc::new(bedrock::Bedrock),
         Arc::new(black_forest_labs::BlackForestLabs),
@@ -597,6 +600,7 @@ pub fn all() -> Vec<Arc<dyn Provider>> {
         Arc::new(stability::StabilityAi),
         Arc::new(together::Together),
         Arc::new(vertex_ai::VertexAi),
+        Arc::new(workers_ai::WorkersAi),
         Arc::new(xai::Xai),
     ]
 }

@@ -33,8 +33,10 @@ const MAX_FETCH_BYTES: usize = 64 << 20;
 /// How much longer than the provider says a poll may wait, as a share.
 const POLL_SPREAD: f64 = 0.2;
 
-/// How often a job is asked after that answers only when it is done.
+/// How often a job is asked after that answers only when it is done, and how long that may take: what an earlier
+/// answer said must not be acted on much later.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
+const WATCH_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Events that may wait for a slow reader.
 const EVENTS_WAITING: usize = 4;
@@ -208,10 +210,10 @@ impl HttpWorker {
     /// After a while, what an answer about a job tells. None, or a bad one, tells nothing.
     async fn watch(&self, job: &Job, request: http::Request<Pieces>, manner: &Manner) -> Watched {
         tokio::time::sleep(WATCH_EVERY).await;
-        let Ok(incoming) = self.send(request, manner).await else { return Watched::default() };
-        match incoming.answer(&[]).await {
-            Ok(answer) => self.provider.watched(job, answer),
-            Err(_) => Watched::default(),
+        let answer = async { self.send(request, manner).await?.answer(&[]).await };
+        match tokio::time::timeout(WATCH_TIMEOUT, answer).await {
+            Ok(Ok(answer)) => self.provider.watched(job, answer),
+            Ok(Err(_)) | Err(_) => Watched::default(),
         }
     }
 

@@ -167,4 +167,4 @@ def test_providers_shows_what_is_known(tmp_path):
     assert core["max_n"] == 1 and "generate" in core["operations"] and core["prices"][0] == "$0.03 image (generate)"
 
     unknown = run(["providers", "nobody"], tmp_path)
-    assert unknown.returncode == 1 and "known: azure-openai, " in unknown.stderr and ", sandbox, " in unknown.stderr
+    assert unknown.returncode == 1 and "; known: automatic1111, " in unknown.stderr and ", sandbox, " in unknown.stderr
