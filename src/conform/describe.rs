@@ -103,7 +103,9 @@ fn of_model(model: &ModelCapability) -> Vec<String> {
         findings.push("operations are empty, unspecified or unknown".to_owned());
     }
     let formats: Vec<_> = model.formats.iter().map(|number| ImageFormat::try_from(*number)).collect();
-    if formats.is_empty()
+    // What hides behind a prefix may send anything.
+    let must_have_some = !model.model.ends_with('*');
+    if (must_have_some && formats.is_empty())
         || formats.iter().any(|known| matches!(known, Err(_) | Ok(ImageFormat::Unspecified)))
     {
         findings.push("formats are empty, unspecified or unknown".to_owned());
@@ -118,7 +120,7 @@ fn of_model(model: &ModelCapability) -> Vec<String> {
     findings.extend(of_size(model.size.as_ref()));
     let mut names = BTreeSet::new();
     for rule in &model.parameters {
-        if !names.insert(params::canonical(&rule.name)) {
+        if !names.insert(&rule.name) {
             findings.push(format!("parameter {} is there twice", rule.name));
         }
         findings.extend(of_parameter(rule).map(|what| format!("parameter {}: {what}", rule.name)));

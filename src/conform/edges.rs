@@ -1,5 +1,7 @@
 //! The edges of what a model declares, as requests: whatever the router may send must be served.
 
+use std::collections::BTreeSet;
+
 use serde_json::Value;
 
 use super::{check::Check, samples};
@@ -66,7 +68,9 @@ pub fn cases(model: &ModelCapability) -> Vec<Case> {
         let label = format!("prompt of {} characters", model.max_prompt_chars);
         add(Check::Prompt, label, ImageRequest { prompt, ..usual.clone() });
     }
-    for rule in &model.parameters {
+    // One parameter may have two spellings, of which the router takes the first.
+    let mut known = BTreeSet::new();
+    for rule in model.parameters.iter().filter(|rule| known.insert(params::canonical(&rule.name))) {
         for value in values(rule, model.max_seed) {
             let Some(request) = with(model, &usual, &rule.name, &value) else { continue };
             add(Check::Parameters, format!("{} {value}", rule.name), request);
@@ -152,7 +156,7 @@ fn sizes(rule: Option<&pb::SizeRule>) -> Vec<Size> {
                 |size: Option<Size>| size.and_then(|size| size.dimensions()).map_or(1, |size| size.width);
             let (smallest, biggest) = (fitted(1, 1), fitted(largest, largest));
             let middle = (f64::from(side(smallest)) * f64::from(side(biggest))).sqrt() as u32;
-            let mut found = vec![smallest, fitted(middle * 7 / 6 | 1, middle | 1), biggest];
+            let mut found = vec![smallest, fitted((middle * 7 / 6) | 1, middle | 1), biggest];
             if free.max_ratio > 0.0 {
                 found.push(fitted(BEYOND, 1));
             }

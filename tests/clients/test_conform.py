@@ -64,6 +64,43 @@ def test_the_examples_conform(conform, example, name):
     assert outcomes["not_applicable"] == {"inputs", "bad-credential"}
 
 
+def test_the_shortest_worker_of_the_guide_conforms(conform, tmp_path):
+    guide = (ROOT / "docs" / "writing-a-worker.md").read_text()
+    program = tmp_path / "dots.py"
+    program.write_text(re.search(r"```python\n(import .*?)```", guide, re.DOTALL)[1])
+    protos = [f"imagegate/v1/{name}.proto" for name in ("image", "worker")]
+    into = [f"--{kind}_out={tmp_path}" for kind in ("python", "grpc_python")]
+    subprocess.run([sys.executable, "-m", "grpc_tools.protoc", "-I", ROOT / "proto", *into, *protos], check=True)
+    worker = subprocess.Popen([sys.executable, program, "127.0.0.1:0"], stdout=subprocess.PIPE, text=True)
+    try:
+        uri = "http://" + re.search(r"127\.0\.0\.1:\d+", worker.stdout.readline())[0]
+        code, report, outcomes = conform(uri)
+        assert (code, outcomes.get("failed")) == (0, None), report
+    finally:
+        worker.terminate()
+        worker.wait(10)
+
+
+def test_the_guide_lists_every_check(conform):
+    with serving() as uri:
+        _, report, _ = conform(uri)
+    guide = (ROOT / "docs" / "writing-a-worker.md").read_text().split("## The kit")[1]
+    assert [check["id"] for check in report["checks"] if f"`{check['id']}`" not in guide] == []
+
+
+@pytest.mark.parametrize("name", ["worker-python/worker.py", "worker-node/worker.mjs"])
+def test_the_examples_stay_short(name):
+    assert len((EXAMPLES / name).read_text().splitlines()) < 150
+
+
+def test_the_node_example_and_the_tests_use_the_same_packages():
+    wanted, installed = (
+        json.loads((folder / "package.json").read_text())["dependencies"]
+        for folder in (EXAMPLES / "worker-node", ROOT / "tests" / "clients" / "node")
+    )
+    assert wanted.items() <= installed.items()
+
+
 def test_without_its_test_models_an_example_conforms_but_not_strictly(conform, example):
     uri = example("worker-python")
     code, report, outcomes = conform(uri)
