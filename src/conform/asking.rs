@@ -88,6 +88,16 @@ impl Subject {
         timeout(CALL_LIMIT, answered).await.unwrap_or_else(nothing)
     }
 
+    /// A failure in a few words, without the key: some providers quote it.
+    pub fn told(&self, status: &Status) -> String {
+        match &self.credential {
+            Some(Credential::ApiKey(key)) => {
+                told(&Status::new(status.code(), status.message().replace(key.as_str(), "[key]")))
+            }
+            _ => told(status),
+        }
+    }
+
     /// An ordinary call, but to a model that was made for tests.
     pub fn triggering(&self, trigger: Trigger, usual: &Usual) -> Option<pb::ImageRequest> {
         let model = trigger.model(&self.record)?;

@@ -1,7 +1,7 @@
 //! An image that is larger than the messages of gRPC may be by default.
 
 use super::{
-    asking::{Subject, Usual, told},
+    asking::{Subject, Usual},
     check::Check,
     report::Report,
     trigger::Trigger,
@@ -19,7 +19,7 @@ pub async fn check(subject: &Subject, usual: &Usual, report: &mut Report) {
     let answer = match subject.ask(request).await {
         Ok(answer) => answer,
         Err(status) => {
-            return report.fail(Check::LargeImage, format!("{}: {}", subject.name(), told(&status)));
+            return report.fail(Check::LargeImage, format!("{}: {}", subject.name(), subject.told(&status)));
         }
     };
     for (check, what) in answer.faults {

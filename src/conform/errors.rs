@@ -5,7 +5,7 @@ use tonic::{Code, Status};
 
 use super::{
     answer::Answer,
-    asking::{Subject, Usual, name, told},
+    asking::{Subject, Usual, name},
     check::Check,
     edges,
     report::Report,
@@ -136,7 +136,7 @@ fn refused(
     }
     match answer {
         Err(status) if allowed.contains(&status.code()) => report.pass(check),
-        Err(status) => report.fail(check, format!("{label}: {}", told(&status))),
+        Err(status) => report.fail(check, format!("{label}: {}", subject.told(&status))),
         Ok(answer) => {
             let images = answer.done.map_or(0, |done| done.images.len());
             report.fail(check, format!("{label}: a success with {images} images"));

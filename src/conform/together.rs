@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use futures::future::join_all;
 
 use super::{
-    asking::{Subject, Usual, told},
+    asking::{Subject, Usual},
     check::Check,
     edges,
     report::{Outcome, Report},
@@ -23,7 +23,7 @@ pub async fn check(subject: &Subject, usual: &Usual, report: &mut Report) {
     let mut findings = Vec::new();
     for (request, answer) in requests.iter().zip(answers) {
         match answer {
-            Err(status) => findings.push(told(&status)),
+            Err(status) => findings.push(subject.told(&status)),
             Ok(answer) => {
                 let faults = verdict::faults(&answer, request, &usual.capability);
                 // What a call alone gets wrong too is no news.

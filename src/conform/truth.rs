@@ -5,7 +5,7 @@ use tonic::Status;
 
 use super::{
     answer::Answer,
-    asking::{Subject, Usual, told},
+    asking::{Subject, Usual},
     check::Check,
     edges::{self, Case},
     errors,
@@ -47,7 +47,7 @@ fn judge(
         Ok(answer) => answer,
         Err(status) => {
             errors::details(status, &label, report);
-            return report.fail(case.check, format!("{label}: {}", told(status)));
+            return report.fail(case.check, format!("{label}: {}", subject.told(status)));
         }
     };
     report.pass(case.check);

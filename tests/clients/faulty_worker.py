@@ -192,7 +192,7 @@ class RecordMakesNoSense(Paint):
 @breaks("call")
 class NothingWorks(Paint):
     def accept(self, image, context):
-        context.abort(grpc.StatusCode.INTERNAL, "out of paint")
+        context.abort(grpc.StatusCode.INTERNAL, f"nobody has paid for {KEY}")
 
 
 @breaks("size")
@@ -424,4 +424,6 @@ class CancellationIgnored(Testing):
 
     def play_slow(self, request, context, value, others):
         time.sleep(max(0, min(int(value) / 1000, context.time_remaining())))
+        if context.time_remaining() < 0.1:
+            context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "out of time")
         yield from self.worker.Generate(request, context)
