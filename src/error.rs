@@ -12,7 +12,8 @@ use crate::{
     pb::{self, BillingClass},
 };
 
-const ERROR_DETAIL: &str = "type.googleapis.com/imagegate.v1.ErrorDetail";
+/// The type of our own detail in a status.
+pub const ERROR_DETAIL: &str = "type.googleapis.com/imagegate.v1.ErrorDetail";
 const RETRY_INFO: &str = "type.googleapis.com/google.rpc.RetryInfo";
 
 /// Bounds of an error that crosses a connection, see [`Error::within_metadata_limits`].
@@ -89,7 +90,8 @@ impl ErrorKind {
         }
     }
 
-    fn from_name(name: &str) -> Option<Self> {
+    /// The kind that `ErrorDetail.kind` names.
+    pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.name() == name)
     }
 

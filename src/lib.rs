@@ -15,6 +15,7 @@
 //! - [`call`]: what one request carries down the tree, and what is recorded on the way
 //! - [`worker`]: `WorkerService`: drives a provider over HTTP, here or in another process
 //! - [`provider`]: the providers' wire formats as pure functions, and their model data
+//! - [`conform`]: asks a worker what it promises: the conformance kit
 //! - [`images`]: pieces, format and completeness, conversion, masks
 //! - [`params`]: request parameters by name, the only table of them
 //! - [`error`]: the one error type and every mapping of it
@@ -38,6 +39,7 @@ pub mod cache;
 pub mod call;
 pub mod cli;
 pub mod config;
+pub mod conform;
 pub mod digest;
 pub mod egress;
 pub mod error;

@@ -53,10 +53,7 @@ impl ImageRequest {
 
     /// The size asked for, if it is in pixels.
     pub fn dimensions(&self) -> Option<Dimensions> {
-        match self.size?.size? {
-            size::Size::Dimensions(d) => Some(d),
-            size::Size::AspectRatio(_) | size::Size::Auto(_) => None,
-        }
+        self.size?.dimensions()
     }
 }
 
@@ -100,6 +97,14 @@ impl Size {
     /// A size in pixels.
     pub fn pixels(width: u32, height: u32) -> Self {
         Self { size: Some(size::Size::Dimensions(Dimensions { width, height })) }
+    }
+
+    /// The size, if it is in pixels.
+    pub fn dimensions(&self) -> Option<Dimensions> {
+        match self.size? {
+            size::Size::Dimensions(d) => Some(d),
+            size::Size::AspectRatio(_) | size::Size::Auto(_) => None,
+        }
     }
 
     /// As OpenAI's API writes it: `1024x1536`, `16:9` or `auto`.

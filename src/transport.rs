@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use futures::{Stream, StreamExt as _, stream};
+use http::HeaderMap;
 use tokio::time::timeout;
 use tonic::{
     Status,
@@ -122,4 +123,44 @@ pub fn cut<M: Send + 'static>(
         let data = chunk.data.split_to(chunk.data.len().min(CHUNK_BYTES));
         Some(Ok(message(ImageChunk { image_index: chunk.image_index, data })))
     }))
+}
+
+/// Reads `grpc-timeout`: at most eight digits and a unit.
+pub fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let number: u64 = digits.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(number.checked_mul(3600)?),
+        "M" => Duration::from_secs(number.checked_mul(60)?),
+        "S" => Duration::from_secs(number),
+        "m" => Duration::from_millis(number),
+        "u" => Duration::from_micros(number),
+        "n" => Duration::from_nanos(number),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_grpc_timeout_is_read_in_all_units() {
+        for (text, expected) in [
+            ("2H", Some(Duration::from_secs(7200))),
+            ("3M", Some(Duration::from_secs(180))),
+            ("5S", Some(Duration::from_secs(5))),
+            ("250m", Some(Duration::from_millis(250))),
+            ("9u", Some(Duration::from_micros(9))),
+            ("9n", Some(Duration::from_nanos(9))),
+            ("9", None),
+            ("S", None),
+            ("", None),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert("grpc-timeout", text.parse().unwrap());
+            assert_eq!(grpc_timeout(&headers), expected, "{text}");
+        }
+    }
 }

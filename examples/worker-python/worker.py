@@ -5,6 +5,8 @@ do, Generate carries out one call. It has no retries, no routing and no size rul
 fitted every request to Describe's answer before it comes here.
 
     python worker.py 127.0.0.1:50061
+
+With --conform it also has the models that `imagegate conform` tests refusals and slowness with.
 """
 
 import hashlib
@@ -18,6 +20,7 @@ from concurrent import futures
 from pathlib import Path
 
 import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_tools import protoc
 
 PROTO = Path(__file__).resolve().parents[2] / "proto"
@@ -61,6 +64,10 @@ class Gradient(worker_pb2_grpc.WorkerServiceServicer):
     def Generate(self, request, context):
         """One call: progress while it lasts, the images in chunks, then what there is to say about them."""
         wanted = request.image
+        if request.provider != "gradient":
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, f'this worker does not serve "{request.provider}"')
+        if wanted.model not in ("", "gradient-1"):
+            context.abort(grpc.StatusCode.NOT_FOUND, f'there is no model "{wanted.model}"')
         if "forbidden" in wanted.prompt:
             # The codes are listed in worker.proto; this one is a refusal of the content.
             context.abort(grpc.StatusCode.FAILED_PRECONDITION, "this prompt is not allowed")
@@ -71,6 +78,8 @@ class Gradient(worker_pb2_grpc.WorkerServiceServicer):
         drawn = []
         count = wanted.n or 1
         for index in range(count):
+            if not context.is_active():
+                return  # cancelled, or the deadline has passed: nobody waits any more
             drawn.append(draw(wanted.prompt, seed + index, width, height))
             progress = image_pb2.Progress(fraction=len(drawn) / count, state="drawing")
             yield worker_pb2.GenerateResponse(progress=progress)
@@ -115,9 +124,19 @@ def png_chunk(kind, data):
 
 
 def main():
-    address = sys.argv[1] if len(sys.argv) > 1 else "127.0.0.1:50061"
+    arguments = [argument for argument in sys.argv[1:] if argument != "--conform"]
+    address = arguments[0] if arguments else "127.0.0.1:50061"
+    worker = Gradient()
+    if "--conform" in sys.argv:
+        from conformance import Testable
+
+        worker = Testable(worker, worker_pb2, image_pb2)
     server = grpc.server(futures.ThreadPoolExecutor(max_workers=8))
-    worker_pb2_grpc.add_WorkerServiceServicer_to_server(Gradient(), server)
+    worker_pb2_grpc.add_WorkerServiceServicer_to_server(worker, server)
+    status = health.HealthServicer()
+    for service in (health.OVERALL_HEALTH, "imagegate.v1.WorkerService"):
+        status.set(service, health_pb2.HealthCheckResponse.SERVING)
+    health_pb2_grpc.add_HealthServicer_to_server(status, server)
     port = server.add_insecure_port(address)
     server.start()
     print(f"gradient listens on {address.rsplit(':', 1)[0]}:{port}", flush=True)

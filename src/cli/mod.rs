@@ -2,6 +2,7 @@
 
 mod ask;
 mod check;
+mod conform;
 mod explain;
 mod generate;
 mod providers;
@@ -65,6 +66,11 @@ enum Command {
     /// Validate a configuration file and all routing configs in it
     #[command(after_help = "Example:\n  imagegate check imagegate.yaml")]
     Check(check::Check),
+    /// Find out whether a worker keeps its promises: the conformance kit
+    #[command(
+        after_help = "Example:\n  imagegate conform http://127.0.0.1:50061\n\nEvery call is a real one: a paid provider bills it. The exit code is 0 if the worker conforms, 1 if not,\n2 if nothing could be checked."
+    )]
+    Conform(conform::Conform),
 }
 
 /// Where the configuration comes from.
@@ -82,7 +88,7 @@ impl ConfigArg {
 }
 
 impl Cli {
-    /// Runs the command. 0 if it did what it was asked to, 1 if not.
+    /// Runs the command. 0 if it did what it was asked to, 1 if not; `conform` tells more.
     pub fn run(self) -> ExitCode {
         telemetry::init_logs(self.log_format);
         // The one TLS implementation of this process; a second call, in tests, changes nothing.
@@ -94,20 +100,22 @@ impl Cli {
         };
         let outcome = runtime.block_on(async {
             match self.command {
-                Command::Serve(command) => command.run().await,
-                Command::Router(command) => command.run().await,
-                Command::Worker(command) => command.run().await,
-                Command::Shim(command) => command.run().await,
-                Command::Generate(command) => command.run().await,
-                Command::Explain(command) => command.run().await,
-                Command::Providers(command) => command.run().await,
-                Command::Check(command) => command.run(),
+                Command::Serve(command) => command.run().await?,
+                Command::Router(command) => command.run().await?,
+                Command::Worker(command) => command.run().await?,
+                Command::Shim(command) => command.run().await?,
+                Command::Generate(command) => command.run().await?,
+                Command::Explain(command) => command.run().await?,
+                Command::Providers(command) => command.run().await?,
+                Command::Check(command) => command.run()?,
+                Command::Conform(command) => return command.run().await,
             }
+            anyhow::Ok(ExitCode::SUCCESS)
         });
         // Whatever still runs on blocking threads has nobody to report to.
         runtime.shutdown_background();
         match outcome {
-            Ok(()) => ExitCode::SUCCESS,
+            Ok(code) => code,
             // Whoever reads has seen enough.
             Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
             Err(error) => failed(&error),

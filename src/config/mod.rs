@@ -123,8 +123,9 @@ pub fn read(
     }
 }
 
+/// A variable of the process.
 #[expect(clippy::disallowed_methods, reason = "the one place that reads the environment")]
-fn environment(name: &str) -> Option<String> {
+pub fn environment(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 

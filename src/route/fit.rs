@@ -173,7 +173,8 @@ fn can(model: &ModelCapability, operation: Operation) -> bool {
     model.operations.contains(&operation.into())
 }
 
-fn is_retired(model: &ModelCapability) -> bool {
+/// Whether its provider says that the model is gone.
+pub fn is_retired(model: &ModelCapability) -> bool {
     let retired_on = model.lifecycle.as_ref().map_or("", |lifecycle| lifecycle.retired_on.as_str());
     !retired_on.is_empty() && retired_on <= today().as_str()
 }

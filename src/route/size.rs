@@ -112,7 +112,8 @@ fn within(free: &FreeSize, ratio: f64, pixels: f64, wanted: Kind) -> Size {
     Size::pixels(d.width, d.height)
 }
 
-fn allows(free: &FreeSize, d: pb::Dimensions) -> bool {
+/// Whether a size is within the limits.
+pub fn allows(free: &FreeSize, d: pb::Dimensions) -> bool {
     let step = free.multiple_of.max(1);
     let area = u64::from(d.width) * u64::from(d.height);
     let (longer, shorter) = (d.width.max(d.height), d.width.min(d.height));

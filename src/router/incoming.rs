@@ -10,6 +10,7 @@ use crate::{
     images::probe,
     params,
     pb::{self, Operation, input_image::Source},
+    transport::grpc_timeout,
 };
 
 /// What no target could serve, refused before anything is tried.
@@ -80,44 +81,4 @@ fn total_timeout(headers: &HeaderMap) -> Result<Option<Duration>> {
 /// the call on both sides, and the caller never learns what was tried.
 fn answer_within(limit: Duration) -> Duration {
     limit - (limit / 20).min(Duration::from_millis(100))
-}
-
-/// Reads `grpc-timeout`: at most eight digits and a unit.
-fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
-    let text = headers.get("grpc-timeout")?.to_str().ok()?;
-    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    let number: u64 = digits.parse().ok()?;
-    Some(match unit {
-        "H" => Duration::from_secs(number.checked_mul(3600)?),
-        "M" => Duration::from_secs(number.checked_mul(60)?),
-        "S" => Duration::from_secs(number),
-        "m" => Duration::from_millis(number),
-        "u" => Duration::from_micros(number),
-        "n" => Duration::from_nanos(number),
-        _ => return None,
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_grpc_timeout_is_read_in_all_units() {
-        for (text, expected) in [
-            ("2H", Some(Duration::from_secs(7200))),
-            ("3M", Some(Duration::from_secs(180))),
-            ("5S", Some(Duration::from_secs(5))),
-            ("250m", Some(Duration::from_millis(250))),
-            ("9u", Some(Duration::from_micros(9))),
-            ("9n", Some(Duration::from_nanos(9))),
-            ("9", None),
-            ("S", None),
-            ("", None),
-        ] {
-            let mut headers = HeaderMap::new();
-            headers.insert("grpc-timeout", text.parse().unwrap());
-            assert_eq!(grpc_timeout(&headers), expected, "{text}");
-        }
-    }
 }

@@ -40,6 +40,8 @@ use crate::{
 #[derive(Debug)]
 pub struct Sandbox {
     record: pb::Provider,
+    /// Held by every call as long as it is worked at.
+    work: Arc<()>,
 }
 
 /// One call, checked and with its input decoded.
@@ -77,7 +79,7 @@ impl Sandbox {
 
     /// The sandbox with its embedded capability record.
     pub fn new() -> Self {
-        Self { record: catalog::embedded(include_str!("sandbox.yaml")) }
+        Self { record: catalog::embedded(include_str!("sandbox.yaml")), work: Arc::default() }
     }
 }
 
@@ -103,18 +105,25 @@ impl WorkerService for Sandbox {
         request: Request<pb::GenerateRequest>,
     ) -> std::result::Result<Response<EventStream>, Status> {
         let image = request.into_inner().image.unwrap_or_default();
-        let events = answer(image).await.map_err(|error| blame_sandbox(error).to_status())?;
+        let work = Arc::clone(&self.work);
+        let events = answer(image, work).await.map_err(|error| blame_sandbox(error).to_status())?;
         Ok(Response::new(events))
     }
 }
 
-async fn answer(request: pb::ImageRequest) -> Result<EventStream> {
+async fn answer(request: pb::ImageRequest, held: Arc<()>) -> Result<EventStream> {
     let script = Script::of(&request.model);
     if let Some(error) = script.error() {
         return Err(error);
     }
+    // The sandbox has one, and this call another.
+    let others = Arc::strong_count(&held).saturating_sub(2);
+    if script == Script::Idle && others > 0 {
+        let message = format!("the sandbox is working at {others} other calls");
+        return Err(Error::new(ErrorKind::Unavailable, message));
+    }
     if script == Script::Stall {
-        return Ok(stream::pending().boxed());
+        return Ok(stream::pending().map(move |event| with(&held, event)).boxed());
     }
     let job = Arc::new(off_thread(move || Job::try_new(&request, script)).await??);
     let events = stream::iter(job.schedule()).then(move |work| {
@@ -124,7 +133,7 @@ async fn answer(request: pb::ImageRequest) -> Result<EventStream> {
             Ok(pb::GenerateResponse { event: Some(event) })
         }
     });
-    Ok(events.boxed())
+    Ok(events.map(move |event| with(&held, event)).boxed())
 }
 
 impl Job {
@@ -248,6 +257,11 @@ impl Job {
     fn seed_of(&self, image: u32) -> u64 {
         self.seed.wrapping_add(image.into())
     }
+}
+
+/// What comes while something is held.
+fn with<T>(_held: &Arc<()>, event: T) -> T {
+    event
 }
 
 /// Runs work that would hold up the runtime.

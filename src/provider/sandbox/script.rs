@@ -32,11 +32,23 @@ pub enum Script {
     Stall,
     /// `sandbox-slow-<ms>`: well, but late.
     Slow(Duration),
+    /// `sandbox-large`: well, but PNGs have 64 MB.
+    Large,
+    /// `sandbox-idle`: well, unless another call is being worked at.
+    Idle,
 }
 
 /// What a proxy in front of a provider sends when it is in trouble.
 const PAGE: &[u8] = b"<!DOCTYPE html>\n<html><head><title>502 Bad Gateway</title></head>\
     <body><h1>502 Bad Gateway</h1></body></html>\n";
+
+/// Zeros in a large PNG, in a chunk that decoders skip.
+const PADDING_BYTES: u32 = 64_000_000;
+const PADDING_CHUNK: &[u8; 4] = b"paDd";
+/// The checksum of that chunk's type and zeros.
+const PADDING_CHECKSUM: u32 = 0xf34f_6c49;
+/// The chunk at the end of each PNG, with its length and checksum.
+const END_BYTES: usize = 12;
 
 impl Script {
     /// The script that a model id names; good for any other.
@@ -59,6 +71,8 @@ impl Script {
             "sandbox-html" => Self::Html,
             "sandbox-short" => Self::Short,
             "sandbox-stall" => Self::Stall,
+            "sandbox-large" => Self::Large,
+            "sandbox-idle" => Self::Idle,
             _ => Self::Good,
         }
     }
@@ -96,7 +110,21 @@ impl Script {
         match self {
             Self::Truncate => image.slice(..image.len() / 2),
             Self::Html => Bytes::from_static(PAGE),
+            Self::Large if image.starts_with(b"\x89PNG") => padded(&image),
             _ => image,
         }
     }
+}
+
+/// The same PNG with many bytes that mean nothing.
+fn padded(png: &[u8]) -> Bytes {
+    let (pixels, end) = png.split_at(png.len() - END_BYTES);
+    let mut bytes = Vec::with_capacity(png.len() + END_BYTES + PADDING_BYTES as usize);
+    bytes.extend_from_slice(pixels);
+    bytes.extend_from_slice(&PADDING_BYTES.to_be_bytes());
+    bytes.extend_from_slice(PADDING_CHUNK);
+    bytes.resize(bytes.len() + PADDING_BYTES as usize, 0);
+    bytes.extend_from_slice(&PADDING_CHECKSUM.to_be_bytes());
+    bytes.extend_from_slice(end);
+    bytes.into()
 }
