@@ -17,6 +17,8 @@ mod names;
 pub mod openai;
 pub mod openai_compatible;
 mod poll;
+#[cfg(test)]
+mod promises;
 pub mod recraft;
 pub mod replicate;
 pub mod sandbox;

@@ -12,7 +12,7 @@ mod conditional;
 mod cost;
 mod explain;
 mod fallback;
-mod fit;
+pub(crate) mod fit;
 mod hedge;
 mod prepare;
 mod retry;

@@ -11,7 +11,7 @@ use super::{Answer, Fields, Job, Result, call};
 use crate::{
     error::Error,
     images::Pieces,
-    pb::{self, MaskPolarity, Operation, size::Size, warning::Action},
+    pb::{self, MaskPolarity, Operation, size::Size, upscale::Mode, warning::Action},
     provider::{ImageRef, bytes_of, decimal, json_request, mask_as, multipart::Form},
 };
 
@@ -51,7 +51,9 @@ pub(super) fn start(job: &Job) -> Result<Request<Pieces>> {
     };
     let name = if operation == Operation::Upscale { "image" } else { "init_image" };
     let mut form = Form::new().fields(&fields).image(name, name, bytes_of(input)?);
-    if let Some(mask) = &job.request.mask {
+    if let Some(mask) = &job.request.mask
+        && operation == Operation::Inpaint
+    {
         form = form.image("mask_image", "mask_image", mask_as(mask, mask_polarity(mask))?);
     }
     form.into_request(request)
@@ -69,6 +71,9 @@ pub(super) fn fields(job: &Job) -> Result<Fields> {
                 fields.put("height", size.height);
             }
             fields.put("text_prompts", Value::Array(prompts(request)));
+            if request.strength.is_some() {
+                fields.warn("strength", Action::Dropped, "there is no image to keep anything of");
+            }
         }
         Operation::Edit | Operation::Inpaint => {
             let prompts = prompts(request);
@@ -173,6 +178,7 @@ fn upscale_fields(request: &pb::ImageRequest, fields: &mut Fields) {
         fields.warn("upscale.factor", Action::Dropped, format!("this model enlarges {native} times"));
     }
     for (name, given) in [
+        ("upscale.mode", !matches!(upscale.mode(), Mode::Unspecified | Mode::Fast)),
         ("upscale.creativity", upscale.creativity.is_some()),
         ("prompt", !request.prompt.is_empty()),
         ("negative_prompt", !request.negative_prompt.is_empty()),
