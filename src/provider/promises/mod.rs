@@ -374,7 +374,10 @@ impl Trial<'_> {
                 _ => String::new(),
             };
             let what = format!("{} is the same for {} and {}", field.name(), value(request), value(&other));
-            self.wrong(request, &what);
+            match unknown_to_fit(field, request) {
+                Some(unknown) => _ = self.problems.unknown.insert(unknown),
+                None => self.wrong(request, &what),
+            }
         }
     }
 
@@ -391,7 +394,16 @@ impl Trial<'_> {
             Field::Named("response_format") => true,
             Field::Named("n") => request.wanted() == 1,
             Field::Named("partial_images") => request.partial_images == Some(0),
-            Field::Named("size") => matches!(request.size.and_then(|size| size.size), Some(Kind::Auto(_))),
+            Field::Named("size") => match request.size.as_ref().map(ratio) {
+                Some(Some(shape)) => {
+                    // As below: a square, where the provider wants a size.
+                    let size = Some(Kind::AspectRatio(pb::AspectRatio { width: 1.0, height: 2.0 }));
+                    let other = pb::ImageRequest { size: Some(pb::Size { size }), ..request.clone() };
+                    let other = self.subject.send(&other);
+                    is_square(shape) && other.is_ok_and(|other| self.matters(request, &other, field))
+                }
+                Some(None) | None => true,
+            },
             Field::Named("output_format") => {
                 self.capability.formats.first() == Some(&request.wanted_format().into())
             }

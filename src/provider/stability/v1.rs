@@ -66,7 +66,10 @@ pub(super) fn fields(job: &Job) -> Result<Fields> {
     let mut fields = Fields::default();
     match operation {
         Operation::Generate => {
-            if let Some(size) = request.dimensions() {
+            // The usual 512 is no size of these, which have a list.
+            let is_xl = request.model.contains("xl-1024");
+            let usual = is_xl.then_some(pb::Dimensions { width: 1024, height: 1024 });
+            if let Some(size) = request.dimensions().or(usual) {
                 fields.put("width", size.width);
                 fields.put("height", size.height);
             }
