@@ -27,6 +27,10 @@ pub struct Wish {
 /// The largest side that we decode or make. WebP cannot hold more.
 pub const MAX_SIDE: u32 = 16_384;
 
+/// The most pixels that we decode or make: half as many again as the largest camera's. Whoever declares more is refused
+/// by the header alone.
+pub const MAX_PIXELS: u64 = 100_000_000;
+
 /// Memory that a decoded image may take. A few kilobytes of PNG can claim gigabytes.
 const MAX_DECODED_BYTES: u64 = 512 * 1024 * 1024;
 
@@ -67,15 +71,20 @@ pub fn decode(image: &[u8]) -> Result<DynamicImage, String> {
     reader.limits(limits);
     let reader = reader.with_guessed_format().map_err(|error| unreadable(error.into()))?;
     let mut decoder = reader.into_decoder().map_err(unreadable)?;
+    let (width, height) = decoder.dimensions();
     // The reader checks its own buffers against the limit, not the one that takes the pixels.
-    if decoder.total_bytes() > MAX_DECODED_BYTES {
-        let (width, height) = decoder.dimensions();
+    if is_too_large(width, height) || decoder.total_bytes() > MAX_DECODED_BYTES {
         return Err(format!("the image is too large to decode: {width}x{height}"));
     }
     let orientation = decoder.orientation().map_err(unreadable)?;
     let mut picture = DynamicImage::from_decoder(decoder).map_err(unreadable)?;
     picture.apply_orientation(orientation);
     Ok(picture)
+}
+
+/// Whether an image of this size has more than [`MAX_PIXELS`].
+pub fn is_too_large(width: u32, height: u32) -> bool {
+    u64::from(width) * u64::from(height) > MAX_PIXELS
 }
 
 /// Writes pixels as PNG, JPEG (without alpha: over white) or WebP (without loss).
@@ -112,6 +121,12 @@ fn fit(picture: DynamicImage, size: pb::Dimensions) -> Result<DynamicImage, Stri
     let pb::Dimensions { width, height } = size;
     if !(1..=MAX_SIDE).contains(&width) || !(1..=MAX_SIDE).contains(&height) {
         return Err(format!("images cannot be scaled to {size}, a side is 1 to {MAX_SIDE} pixels"));
+    }
+    if is_too_large(width, height) {
+        return Err(format!(
+            "images cannot be scaled to {size}, the most is {} megapixels",
+            MAX_PIXELS / 1_000_000
+        ));
     }
     if (picture.width(), picture.height()) == (width, height) {
         return Ok(picture);
@@ -253,7 +268,10 @@ mod tests {
     #[test]
     fn a_decompression_bomb_is_refused() {
         let mut bomb = png(RgbImage::new(1, 1)).to_vec();
-        for claimed in [[0, 1, 0, 0, 0, 1, 0, 0], [0, 0, 0x40, 0, 0, 0, 0x40, 0]] {
+        // 65536, 16384 and 10240 a side.
+        for claimed in
+            [[0, 1, 0, 0, 0, 1, 0, 0], [0, 0, 0x40, 0, 0, 0, 0x40, 0], [0, 0, 0x28, 0, 0, 0, 0x28, 0]]
+        {
             bomb[16..24].copy_from_slice(&claimed);
             let checksum = crc32(&bomb[12..29]);
             bomb[29..33].copy_from_slice(&checksum.to_be_bytes());
@@ -270,6 +288,9 @@ mod tests {
         let exact_size = Some(pb::Dimensions { width: 0, height: 5 });
         let error = convert(&png(stripes()), &Wish { exact_size, ..Wish::default() }).unwrap_err();
         assert!(error.contains("0x5"), "{error}");
+        let exact_size = Some(pb::Dimensions { width: 16_384, height: 16_384 });
+        let error = convert(&png(stripes()), &Wish { exact_size, ..Wish::default() }).unwrap_err();
+        assert!(error.contains("100 megapixels"), "{error}");
     }
 
     fn crc32(bytes: &[u8]) -> u32 {

@@ -157,7 +157,7 @@ impl Provider for FireworksAi {
         };
         let accept = match (family, request.wanted_format()) {
             (Family::Kontext, _) => "application/json",
-            (Family::Diffusion, _) if request.wanted() > 1 => "application/json",
+            (Family::Diffusion, _) if answers_several(job) => "application/json",
             (_, ImageFormat::Jpeg) => "image/jpeg",
             _ => "image/png",
         };
@@ -264,15 +264,22 @@ fn fields(job: &Job, family: Family) -> Result<Map<String, Value>> {
     Ok(fields)
 }
 
+/// Only JSON holds more than one image, and these models make it of PNGs.
+fn answers_several(job: &Job) -> bool {
+    Family::of(&job.request.model) == Family::Diffusion && job.request.wanted() > 1
+}
+
 fn output(job: &Job, answer: &Answer, images: Vec<pb::Image>) -> Output {
     let mut warnings = Vec::new();
+    let mut warn = |field: &str, action: Action, detail: String| {
+        let target = String::new();
+        warnings.push(pb::Warning { field: field.into(), action: action.into(), detail, target });
+    };
     if job.request.seed == Some(0) {
-        warnings.push(pb::Warning {
-            field: "seed".into(),
-            action: Action::Adjusted.into(),
-            detail: format!("0 means random at {NAME}: 1 was sent"),
-            target: String::new(),
-        });
+        warn("seed", Action::Adjusted, format!("0 means random at {NAME}: 1 was sent"));
+    }
+    if answers_several(job) && job.request.wanted_format() == ImageFormat::Jpeg {
+        warn("output_format", Action::Emulated, format!("several images are png at {NAME}; converted"));
     }
     Output { images, upstream_request_id: answer.request_id(), warnings, ..Default::default() }
 }

@@ -156,25 +156,35 @@ impl Provider for Ideogram {
 /// The endpoint for the request's operation.
 fn endpoint(request: &pb::ImageRequest) -> Result<Endpoint> {
     const GENERATE: &[&str] =
-        &["prompt", "negative_prompt", "seed", "num_images", "resolution", "style_type"];
-    const REMIX: &[&str] =
-        &["prompt", "negative_prompt", "seed", "num_images", "resolution", "style_type", "image_weight"];
+        &["prompt", "negative_prompt", "seed", "num_images", "resolution", "style_type", "rendering_speed"];
+    const REMIX: &[&str] = &[
+        "prompt",
+        "negative_prompt",
+        "seed",
+        "num_images",
+        "resolution",
+        "style_type",
+        "image_weight",
+        "rendering_speed",
+    ];
     let operation = request.effective_operation();
     let (step, takes): (&str, &[&str]) = match (request.model.as_str(), operation) {
-        ("ideogram-v4", Operation::Generate) => ("ideogram-v4/generate", &["text_prompt", "resolution"]),
+        ("ideogram-v4", Operation::Generate) => {
+            ("ideogram-v4/generate", &["text_prompt", "resolution", "rendering_speed"])
+        }
         ("ideogram-v4", Operation::Edit) => {
-            ("ideogram-v4/remix", &["text_prompt", "resolution", "image_weight"])
+            ("ideogram-v4/remix", &["text_prompt", "resolution", "image_weight", "rendering_speed"])
         }
         ("ideogram-v3", Operation::Generate) => ("ideogram-v3/generate", GENERATE),
         ("ideogram-v3", Operation::Edit) => ("ideogram-v3/remix", REMIX),
         ("ideogram-v3", Operation::Inpaint) => {
-            ("ideogram-v3/edit", &["prompt", "seed", "num_images", "style_type"])
+            ("ideogram-v3/edit", &["prompt", "seed", "num_images", "style_type", "rendering_speed"])
         }
         ("ideogram-v3", Operation::Outpaint) => {
-            ("ideogram-v3/reframe", &["seed", "num_images", "resolution"])
+            ("ideogram-v3/reframe", &["seed", "num_images", "resolution", "rendering_speed"])
         }
         ("ideogram-v3", Operation::ReplaceBackground) => {
-            ("ideogram-v3/replace-background", &["prompt", "seed", "num_images"])
+            ("ideogram-v3/replace-background", &["prompt", "seed", "num_images", "rendering_speed"])
         }
         (_, Operation::RemoveBackground) => ("remove-background", &[]),
         (model, other) => {
@@ -204,20 +214,20 @@ fn fields(job: &Job, takes: &'static [&'static str]) -> Fields {
     fields.put("strength", "image_weight", request.strength.map(weight));
     // It wants the size of the result instead.
     fields.put("outpaint", "outpaint", request.outpaint.map(|_| String::new()));
-    if operation == Operation::RemoveBackground {
-        return fields;
-    }
     let speed = match request.quality() {
         Quality::Unspecified => None,
         Quality::Low => Some("TURBO"),
         Quality::Medium => Some("DEFAULT"),
         Quality::High | Quality::Xhigh | Quality::Max => Some("QUALITY"),
     };
-    if let Some(speed) = speed {
-        fields.form = fields.form.text("rendering_speed", speed);
-    }
+    fields.put("quality", "rendering_speed", speed.map(str::to_owned));
     for (name, value) in job.extras(NAME) {
-        fields.extra(&name, &value);
+        if operation == Operation::RemoveBackground {
+            // It takes the image and nothing else.
+            fields.put(&name, &name, Some(String::new()));
+        } else {
+            fields.extra(&name, &value);
+        }
     }
     fields
 }

@@ -21,6 +21,8 @@ mod oauth;
 pub mod openai;
 pub mod openai_compatible;
 mod poll;
+#[cfg(test)]
+mod promises;
 pub mod recraft;
 pub mod replicate;
 pub mod sandbox;

@@ -90,7 +90,8 @@ impl Names {
         put(&self.n, request.n.map(Value::from));
         put(&self.steps, request.steps.map(Value::from));
         put(&self.guidance, request.guidance.map(|guidance| decimal(guidance).into()));
-        put(&self.strength, request.strength.map(|strength| decimal(strength).into()));
+        let strength = request.strength.filter(|_| !request.inputs.is_empty());
+        put(&self.strength, strength.map(|strength| decimal(strength).into()));
         put(&self.compression, request.output.and_then(|output| output.compression).map(Value::from));
         put(
             &self.format,
@@ -117,15 +118,20 @@ impl Names {
 
     /// What of the request the model does not take after all.
     pub(super) fn dropped(&self, request: &pb::ImageRequest) -> Vec<pb::Warning> {
-        if !self.leaves_size(request) || request.size.is_none() {
-            return Vec::new();
-        }
-        vec![pb::Warning {
-            field: "size".into(),
+        let dropped = |field: &str, detail: String| pb::Warning {
+            field: field.into(),
             action: Action::Dropped.into(),
-            detail: format!("an edit by {} has the size of its input", request.model),
+            detail,
             target: String::new(),
-        }]
+        };
+        let mut warnings = Vec::new();
+        if self.leaves_size(request) && request.size.is_some() {
+            warnings.push(dropped("size", format!("an edit by {} has the size of its input", request.model)));
+        }
+        if request.strength.is_some() && request.inputs.is_empty() {
+            warnings.push(dropped("strength", "there is no image to keep anything of".into()));
+        }
+        warnings
     }
 
     fn leaves_size(&self, request: &pb::ImageRequest) -> bool {

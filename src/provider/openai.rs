@@ -18,7 +18,7 @@ use super::{
 use crate::{
     error::{Error, ErrorKind, Result},
     images::Pieces,
-    pb::{self, BillingClass, Operation, Quality},
+    pb::{self, BillingClass, Operation, Quality, warning::Action},
 };
 
 const NAME: &str = "openai";
@@ -197,6 +197,7 @@ pub(super) fn read_answer(provider: &str, job: &Job, mut answer: Answer) -> Resu
         images,
         usage: usage.and_then(|usage| Usage::read(usage, job)),
         upstream_request_id: answer.request_id(),
+        warnings: dropped(job),
         ..Default::default()
     };
     Ok(if urls.is_empty() { Step::Done(output) } else { Step::Fetch { urls, output } })
@@ -233,6 +234,7 @@ pub(super) fn read_event(provider: &str, job: &Job, mut answer: Answer) -> Resul
             images: vec![pb::Image { data, ..Default::default() }],
             usage: event.usage.and_then(|usage| Usage::read(usage, job)),
             upstream_request_id: answer.request_id(),
+            warnings: dropped(job),
             ..Default::default()
         }));
     }
@@ -361,12 +363,46 @@ fn gpt_image_fields(request: &pb::ImageRequest, fields: &mut Map<String, Value>)
             put("frame_duration_ms", animation.frame_duration_ms.into());
         }
     }
+    for (name, _) in refused_together(request) {
+        fields.remove(name);
+    }
     // Events do not say which image they belong to, so only a single image is streamed.
     let partial_images = request.partial_images.unwrap_or_default();
     if partial_images > 0 && request.wanted() == 1 {
-        put("stream", true.into());
-        put("partial_images", partial_images.into());
+        fields.insert("stream".into(), true.into());
+        fields.insert("partial_images".into(), partial_images.into());
     }
+}
+
+/// What GPT image models refuse together with the rest of the request, and why.
+fn refused_together(request: &pb::ImageRequest) -> Vec<(&'static str, &'static str)> {
+    let output = request.output.unwrap_or_default();
+    // PNG is also what comes unasked.
+    let has_quality = matches!(output.format(), pb::ImageFormat::Jpeg | pb::ImageFormat::Webp);
+    let transparent = output.background() == pb::Background::Transparent;
+    [
+        (output.compression.is_some() && !has_quality, "output_compression", "only jpeg and webp have it"),
+        (transparent && output.format() == pb::ImageFormat::Jpeg, "background", "a jpeg is not transparent"),
+        (
+            request.input_fidelity() != pb::InputFidelity::Unspecified && request.inputs.is_empty(),
+            "input_fidelity",
+            "there is no input to be faithful to",
+        ),
+    ]
+    .into_iter()
+    .filter_map(|(is_refused, field, why)| is_refused.then_some((field, why)))
+    .collect()
+}
+
+/// What of the request no field says.
+fn dropped(job: &Job) -> Vec<pb::Warning> {
+    let warning = |(field, why): (&str, &str)| pb::Warning {
+        field: field.to_owned(),
+        action: Action::Dropped.into(),
+        detail: format!("{why}; dropped"),
+        target: String::new(),
+    };
+    refused_together(&job.request).into_iter().map(warning).collect()
 }
 
 impl Family {

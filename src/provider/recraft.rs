@@ -233,8 +233,13 @@ fn fields(job: &Job, endpoint: &Endpoint) -> Fields {
             }
         }
     }
-    if endpoint.takes.contains(&"prompt") {
-        fields.values.extend(job.extras(NAME));
+    for (name, value) in job.extras(NAME) {
+        // Only endpoints with a prompt have fields beyond those here.
+        if endpoint.takes.contains(&"prompt") {
+            fields.values.insert(name, value);
+        } else {
+            fields.put(&name, &name, Some(value));
+        }
     }
     fields
 }

@@ -14,7 +14,10 @@ use std::{
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, StatusCode,
+    header::{ACCEPT_ENCODING, CONTENT_ENCODING, LOCATION},
+};
 use http_body::{Body, Frame, SizeHint};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use tokio::{sync::mpsc, time::timeout};
@@ -27,8 +30,11 @@ use super::{
 use crate::{
     egress::Egress,
     error::{Error, ErrorKind, Result},
-    images::Pieces,
-    pb::BillingClass,
+    images::{
+        Pieces, convert,
+        probe::{self, Defect, Probe},
+    },
+    pb::{BillingClass, ImageFormat},
     provider::{Answer, AnswerBody},
 };
 
@@ -39,6 +45,10 @@ const MAX_ANSWER_BYTES: usize = 256 << 20;
 const MAX_ERROR_BYTES: usize = 1 << 20;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long fetching one image may take in all, and how often its address may lead to another.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(30);
+const MAX_REDIRECTS: usize = 3;
 
 /// Requests that may wait to be sent later, and how long each may take.
 const LATER_WAITING: usize = 256;
@@ -87,7 +97,8 @@ impl Http {
                 .user_agent(concat!("imagegate/", env!("CARGO_PKG_VERSION")))
                 .connect_timeout(CONNECT_TIMEOUT)
                 .tcp_nodelay(true)
-                // A redirect would take the credential along, or lead a stranger's host past the guard.
+                // A redirect would take the credential along, or lead a stranger's host past the guard. Where images
+                // lie, `fetch` follows them itself.
                 .redirect(reqwest::redirect::Policy::none())
         };
         let text = |error: reqwest::Error| error.to_string();
@@ -152,19 +163,45 @@ impl Http {
         }
     }
 
-    /// Fetches an image from an address that is not the API's own: no credential is sent.
+    /// Fetches an image from an address that is not the API's own: no credential is sent. A few redirects are
+    /// followed, each through the guard again; whom the operator vouches for is left with the first other origin.
+    ///
+    /// # Errors
+    /// Why there is no image, without anything of what came instead.
     pub async fn fetch(&self, url: &str, trust: Trust, limit: usize) -> Result<Pieces> {
-        let request = http::Request::get(url)
-            .body(Pieces::default())
-            .map_err(|_| Error::bad_answer("the image's address is not a URL"))?;
-        let mut incoming = self.send(request, trust).await?;
-        if !incoming.status.is_success() {
-            return Err(Error::bad_answer(format!(
-                "fetching the image gave HTTP {}",
-                incoming.status.as_u16()
-            )));
+        let image = timeout(FETCH_TIMEOUT, self.fetch_following(url, trust, limit)).await;
+        image.unwrap_or_else(|_| {
+            Err(Error::bad_answer(format!(
+                "fetching the image took longer than {} s",
+                FETCH_TIMEOUT.as_secs()
+            )))
+        })
+    }
+
+    async fn fetch_following(&self, url: &str, mut trust: Trust, limit: usize) -> Result<Pieces> {
+        let mut url = Url::parse(url).map_err(|_| Error::bad_answer("the image's address is not a URL"))?;
+        for _ in 0..=MAX_REDIRECTS {
+            let incoming = self.send(self.image_request(&url, trust)?, trust).await?;
+            let Some(next) = incoming.redirect(&url)? else { return incoming.image(limit).await };
+            if next.origin() != url.origin() {
+                trust = Trust::Stranger;
+            }
+            url = next;
         }
-        incoming.pieces(limit).await
+        Err(Error::bad_answer(format!("the image's address redirects more than {MAX_REDIRECTS} times")))
+    }
+
+    fn image_request(&self, url: &Url, trust: Trust) -> Result<http::Request<Pieces>> {
+        if trust == Trust::Stranger {
+            self.egress.load().check(url.as_str()).map_err(|reason| {
+                Error::new(ErrorKind::PermissionDenied, format!("the image's address is refused: {reason}"))
+            })?;
+        }
+        // What is sent compressed could be any size: images are compressed themselves.
+        http::Request::get(url.as_str())
+            .header(ACCEPT_ENCODING, "identity")
+            .body(Pieces::default())
+            .map_err(|_| Error::bad_answer("the image's address is not a URL"))
     }
 
     /// A literal address is not resolved, so the guard does not see it.
@@ -212,6 +249,49 @@ impl Incoming {
             AnswerBody::Raw(self.pieces(limit).await?.into_bytes())
         };
         Ok(Answer { status: self.status, headers: self.headers, body, address, note: String::new() })
+    }
+
+    /// Where the image is instead, if the answer says so.
+    fn redirect(&self, from: &Url) -> Result<Option<Url>> {
+        if !matches!(self.status.as_u16(), 301 | 302 | 303 | 307 | 308) {
+            return Ok(None);
+        }
+        let location = self.headers.get(LOCATION).and_then(|value| value.to_str().ok());
+        let next = location.and_then(|location| from.join(location).ok());
+        match next {
+            Some(next) if matches!(next.scheme(), "http" | "https") => Ok(Some(next)),
+            _ => Err(Error::bad_answer("the image's address redirects to where no image can be")),
+        }
+    }
+
+    /// Reads the body to its end if it is an image, and one that we would decode.
+    async fn image(mut self, limit: usize) -> Result<Pieces> {
+        let refused = |what: String| Err(Error::bad_answer(format!("the image's address gives {what}")));
+        if !self.status.is_success() {
+            return refused(format!("HTTP {}", self.status.as_u16()));
+        }
+        if self.headers.get(CONTENT_ENCODING).is_some_and(|coding| coding != "identity") {
+            return refused("a compressed answer, which was not asked for".to_owned());
+        }
+        let media_type =
+            self.content_type().split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+        let may_be_image = media_type.starts_with("image/")
+            || matches!(media_type.as_str(), "" | "application/octet-stream" | "binary/octet-stream");
+        if !may_be_image {
+            return refused("a content type that is not an image's".to_owned());
+        }
+        let image = self.pieces(limit).await?;
+        match probe::probe(&image) {
+            Ok(Probe { format, width, height })
+                if format != ImageFormat::Svg && convert::is_too_large(width, height) =>
+            {
+                let most = convert::MAX_PIXELS / 1_000_000;
+                refused(format!("an image of {width}x{height}, more than {most} megapixels"))
+            }
+            // Cameras append what a strict reader takes for a missing end; the router looks at results again.
+            Ok(_) | Err(Defect::Truncated(_)) => Ok(image),
+            Err(defect) => refused(defect.to_string()),
+        }
     }
 
     /// Reads events one by one.

@@ -1,8 +1,12 @@
 """Addresses that callers bring: none of them reaches a protected listener, in whatever way it is spelled."""
 
+import gzip
 import http.server
 import json
+import struct
 import threading
+import time
+import zlib
 
 import pytest
 
@@ -120,17 +124,151 @@ def test_no_spelling_of_a_custom_host_reaches_this_machine(gateway, protected):
     assert protected.hits == []
 
 
-def test_a_redirect_leads_nowhere(gateway, protected, openai_api):
-    def redirect(handler, listener):
-        send(handler, 302, location=f"http://127.0.0.1:{protected.port}/a.png")
+@pytest.fixture
+def public():
+    """Starts listeners on 127.0.0.2, which callers may reach: `public(answer)`."""
+    listeners = []
 
-    public = Listener("127.0.0.2", redirect)
-    try:
-        answer = edit(gateway, f"http://127.0.0.2:{public.port}/a.png")
-        assert 400 <= answer.status_code < 500
-        assert public.hits and protected.hits == [] and openai_api.calls == []
-    finally:
-        public.close()
+    def public(answer):
+        listeners.append(Listener("127.0.0.2", answer))
+        return listeners[-1]
+
+    yield public
+    for listener in listeners:
+        listener.close()
+
+
+def answering(status, body=b"", **headers):
+    headers = {name.replace("_", "-"): value for name, value in headers.items()}
+    return lambda handler, _: send(handler, status, body, **headers)
+
+
+def address(listener, path="/a.png"):
+    return f"http://127.0.0.2:{listener.port}{path}"
+
+
+def refused(gateway, openai_api, url):
+    """What the caller is told."""
+    answer = edit(gateway, url)
+    assert answer.status_code == 400, answer.text[:500]
+    assert openai_api.calls == []
+    return openai_error(answer)["message"]
+
+
+def test_a_redirect_leads_nowhere_that_is_protected(gateway, protected, public, openai_api):
+    # No header can carry the others.
+    targets = [url for url in spellings(protected.port) if all(32 < ord(letter) < 127 for letter in url)]
+    asked = []
+    listener = public(lambda handler, _: send(handler, 302, location=asked[-1]))
+    for target in targets:
+        asked.append(target)
+        # What has no host of its own is below the listener, which redirects again.
+        refused(gateway, openai_api, address(listener))
+    assert protected.hits == []
+
+
+def test_a_redirect_to_another_scheme_or_without_an_address_is_refused(gateway, public, openai_api):
+    for headers in ({"location": "file:///etc/passwd"}, {"location": "ftp://127.0.0.2/a"}, {"location": "http://"}, {}):
+        message = refused(gateway, openai_api, address(public(answering(302, **headers))))
+        assert "redirects to where no image can be" in message
+
+
+def test_a_few_redirects_lead_to_the_image(gateway, public, openai_api):
+    last = public(answering(200, picture(512, 512), content_type="image/png"))
+    hops = [public(answering(status, location=address(last))) for status in (301, 302, 303, 307, 308)]
+    for hop in hops:
+        assert edit(gateway, address(hop)).status_code == 200
+    relative = public(lambda handler, _: send(handler, 302, location="/b.png") if handler.path == "/a.png" else
+                      send(handler, 200, picture(512, 512)))
+    assert edit(gateway, address(relative)).status_code == 200
+    chain = [last]
+    for _ in range(3):
+        chain.append(public(answering(302, location=address(chain[-1]))))
+    assert edit(gateway, address(chain[-1])).status_code == 200
+    calls = len(openai_api.calls)
+    one_more = public(answering(302, location=address(chain[-1])))
+    answer = edit(gateway, address(one_more))
+    assert answer.status_code == 400 and "more than 3 times" in openai_error(answer)["message"]
+    assert len(openai_api.calls) == calls
+
+
+def test_what_is_no_image_is_refused_and_not_shown(gateway, public, openai_api):
+    html = b"<html><body>secret of an intranet page</body></html>"
+    for body, headers, said in [
+        (html, {"content_type": "text/html"}, "content type"),
+        (html, {"content_type": "image/png"}, "html, not an image"),
+        (html, {}, "html, not an image"),
+        (b'{"secret": 1}', {"content_type": "application/json"}, "content type"),
+        (b'{"secret": 1}', {"content_type": "application/octet-stream"}, "json, not an image"),
+        (b"secret", {"content_type": "image/jpeg"}, "text, not an image"),
+        (gzip.compress(bytes(1 << 24)), {"content_type": "image/png"}, "binary data, not an image"),
+        (gzip.compress(picture(64, 64)), {"content_type": "image/png", "content_encoding": "gzip"}, "compressed"),
+        (picture(64, 64), {"content_encoding": "br"}, "compressed"),
+        (b"", {"content_type": "image/png"}, "no bytes"),
+    ]:
+        message = refused(gateway, openai_api, address(public(answering(200, body, **headers))))
+        assert said in message and "secret" not in message and "127.0.0.2" not in message, message
+
+
+def test_images_come_under_every_honest_content_type(gateway, public, openai_api):
+    for content_type in ("image/png", "IMAGE/PNG; charset=binary", "application/octet-stream", "binary/octet-stream"):
+        listener = public(answering(200, picture(512, 512), content_type=content_type))
+        assert edit(gateway, address(listener)).status_code == 200, content_type
+
+
+def test_no_compression_is_asked_for(gateway, public, openai_api):
+    seen = []
+
+    def answer(handler, _):
+        seen.append(handler.headers.get("accept-encoding"))
+        send(handler, 200, picture(512, 512))
+
+    assert edit(gateway, address(public(answer))).status_code == 200
+    assert seen == ["identity"]
+
+
+def bomb(width, height):
+    """A PNG of a few bytes that declares this size."""
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0)
+    pixels = zlib.compress(bytes(1 << 16))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("side", [10_001, 30_000, 1_000_000])
+def test_an_image_that_claims_to_be_huge_is_refused_unread(gateway, public, openai_api, side):
+    message = refused(gateway, openai_api, address(public(answering(200, bomb(side, side), content_type="image/png"))))
+    assert "megapixels" in message or "broken header" in message
+
+
+def test_a_mask_that_claims_to_be_huge_is_refused_unread(gateway, stability_api):
+    # Transparent parts are to change, which Stability wants to be white: it has to be drawn anew.
+    body = {"model": "core", "prompt": "add a boat"}
+    files = {"image": ("a.png", picture(512, 512), "image/png"), "mask": ("m.png", bomb(15_000, 15_000), "image/png")}
+    answer = gateway.post("/images/edits", data=body, files=files, headers={"x-portkey-config": "pc-stability"})
+    assert answer.status_code == 400 and "15000x15000" in openai_error(answer)["message"], answer.text[:500]
+    assert stability_api.calls == []
+
+
+def test_a_body_that_trickles_in_is_given_up(gateway, public, openai_api):
+    def trickle(handler, listener):
+        handler.send_response(200)
+        handler.send_header("content-type", "image/png")
+        handler.end_headers()
+        try:
+            for byte in picture(512, 512):
+                handler.wfile.write(bytes([byte]))
+                time.sleep(0.5)
+        except OSError:
+            pass
+
+    started = time.monotonic()
+    body = {"model": "gpt-image-1", "prompt": "add a boat", "images": [{"image_url": address(public(trickle))}]}
+    answer = gateway.post("/images/edits", body=body, headers={"x-portkey-config": "pc-openai"}, timeout=60)
+    assert answer.status_code == 400 and "longer than 30 s" in openai_error(answer)["message"]
+    assert 25 < time.monotonic() - started < 45 and openai_api.calls == []
 
 
 def test_an_endless_image_is_given_up(gateway, openai_api):

@@ -11,7 +11,7 @@ use super::{Answer, Fields, Job, Result, call};
 use crate::{
     error::Error,
     images::Pieces,
-    pb::{self, MaskPolarity, Operation, size::Size, warning::Action},
+    pb::{self, MaskPolarity, Operation, size::Size, upscale::Mode, warning::Action},
     provider::{ImageRef, bytes_of, decimal, json_request, mask_as, multipart::Form},
 };
 
@@ -52,7 +52,9 @@ pub(super) fn start(job: &Job) -> Result<Request<Pieces>> {
     flatten_prompts(&mut fields);
     let name = if operation == Operation::Upscale { "image" } else { "init_image" };
     let mut form = Form::new().fields(&fields).image(name, name, bytes_of(input)?);
-    if let Some(mask) = &job.request.mask {
+    if let Some(mask) = &job.request.mask
+        && operation == Operation::Inpaint
+    {
         form = form.image("mask_image", "mask_image", mask_as(mask, mask_polarity(mask))?);
     }
     form.into_request(request)
@@ -65,11 +67,17 @@ pub(in crate::provider) fn fields_of(provider: &'static str, job: &Job) -> Resul
     let mut fields = Fields::new(provider);
     match operation {
         Operation::Generate => {
-            if let Some(size) = request.dimensions() {
+            // The usual 512 is no size of these, which have a list.
+            let is_xl = request.model.contains("xl-1024");
+            let usual = is_xl.then_some(pb::Dimensions { width: 1024, height: 1024 });
+            if let Some(size) = request.dimensions().or(usual) {
                 fields.put("width", size.width);
                 fields.put("height", size.height);
             }
             fields.put("text_prompts", Value::Array(prompts(request)));
+            if request.strength.is_some() {
+                fields.warn("strength", Action::Dropped, "there is no image to keep anything of");
+            }
         }
         Operation::Edit | Operation::Inpaint => {
             fields.put("text_prompts", Value::Array(prompts(request)));
@@ -179,6 +187,7 @@ fn upscale_fields(request: &pb::ImageRequest, fields: &mut Fields) {
         fields.warn("upscale.factor", Action::Dropped, format!("this model enlarges {native} times"));
     }
     for (name, given) in [
+        ("upscale.mode", !matches!(upscale.mode(), Mode::Unspecified | Mode::Fast)),
         ("upscale.creativity", upscale.creativity.is_some()),
         ("prompt", !request.prompt.is_empty()),
         ("negative_prompt", !request.negative_prompt.is_empty()),

@@ -255,7 +255,9 @@ fn generation_fields(request: &pb::ImageRequest, takes: impl Fn(&str) -> bool, f
     // Whoever wants another format gets it from the router, which converts what came.
     let alpha_only =
         request.effective_operation() == Operation::RemoveBackground && format == ImageFormat::Jpeg;
-    if format != ImageFormat::Unspecified && !alpha_only {
+    if alpha_only {
+        fields.warn("output_format", Action::Emulated, "made as png, for its transparency, and converted");
+    } else if format != ImageFormat::Unspecified {
         fields.put("output_format", format.name());
     }
 }

@@ -87,8 +87,8 @@ class OpenAiCompatible(RingProvider):
                 refuse(f"unexpected file {part.name}")
             if look(part.data).get_format_mimetype() != part.content_type:
                 refuse(f"{part.name} is not of the type that it states")
-        numbers = {"n", "seed", "num_inference_steps"}
-        return {name: int(text) if name in numbers else text for name, text in request.form.items()}
+        numbers = {"n": int, "seed": int, "num_inference_steps": int, "guidance_scale": float}
+        return {name: numbers.get(name, str)(text) for name, text in request.form.items()}
 
     def _check(self, body):
         if body.get("model") != MODEL:

@@ -8,7 +8,9 @@ from ..pictures import look, picture
 from ..server import Refused, Reply
 from . import RingProvider
 
-RATIOS = {"1:1": (1024, 1024), "16:9": (1344, 768), "9:16": (768, 1344), "3:2": (1216, 832), "2:3": (832, 1216)}
+RATIOS = {"1:1": (1024, 1024), "16:9": (1344, 768), "21:9": (1536, 640), "3:2": (1216, 832), "4:3": (1152, 896)}
+RATIOS |= {"5:4": (1088, 896)}
+RATIOS |= {":".join(reversed(name.split(":"))): (height, width) for name, (width, height) in RATIOS.items()}
 # Types of flux-dev's inputs, and the range of numbers.
 INPUTS = {
     "prompt": (str, None),

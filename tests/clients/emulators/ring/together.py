@@ -10,7 +10,8 @@ from ..pictures import look, picture
 from ..server import Refused, Reply
 from . import RingProvider
 
-RATIOS = {"1:1": (1024, 1024), "4:3": (1184, 880), "3:4": (880, 1184), "16:9": (1392, 752), "9:16": (752, 1392)}
+RATIOS = {"1:1": (1024, 1024), "4:3": (1184, 880), "16:9": (1392, 752), "3:2": (1248, 832), "21:9": (1568, 672)}
+RATIOS |= {":".join(reversed(name.split(":"))): (height, width) for name, (width, height) in RATIOS.items()}
 COMMON = {
     "model": str,
     "prompt": str,
