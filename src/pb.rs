@@ -26,11 +26,13 @@ pub fn unix_now() -> i64 {
 }
 
 impl ImageRequest {
-    /// The operation that is meant, with `UNSPECIFIED` resolved by what the request carries.
+    /// The operation that is meant: one to generate that has an image is an edit, one with a mask an inpaint.
     pub fn effective_operation(&self) -> Operation {
         match self.operation() {
-            Operation::Unspecified | Operation::Edit if self.mask.is_some() => Operation::Inpaint,
-            Operation::Unspecified if !self.inputs.is_empty() => Operation::Edit,
+            Operation::Unspecified | Operation::Generate | Operation::Edit if self.mask.is_some() => {
+                Operation::Inpaint
+            }
+            Operation::Unspecified | Operation::Generate if !self.inputs.is_empty() => Operation::Edit,
             Operation::Unspecified => Operation::Generate,
             said => said,
         }

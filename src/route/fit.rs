@@ -3,6 +3,7 @@
 //! Whatever changes is reported; what cannot be served makes the target unsupported, without a call.
 
 use std::{
+    mem,
     sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -15,7 +16,7 @@ use crate::{
     error::{Error, Result},
     images::convert::Wish,
     params,
-    pb::{self, ImageFormat, ImageRequest, ModelCapability, Operation, Quality, warning::Action},
+    pb::{self, ImageFormat, ImageRequest, InputRole, ModelCapability, Operation, Quality, warning::Action},
 };
 
 /// A request as one model can serve it.
@@ -54,14 +55,16 @@ pub fn fit(
     let mut notes = Notes { policy, warnings: Vec::new() };
     let capability = choose_model(&mut request, record, operation, retired_models, &mut notes)?;
     let mut fit = Fit { request, capability, notes };
+    fit.mask(operation)?;
     fit.operation(operation)?;
     fit.inputs()?;
+    fit.parts(operation)?;
     fit.prompt()?;
     let exact_size = fit.size()?;
     let format = fit.format()?;
     fit.parameters()?;
     fit.extras(&record.name)?;
-    fit.partial_images();
+    fit.partial_images()?;
     let wish = Wish { format, compression: fit.compression(format)?, exact_size };
     let Fit { request, mut notes, .. } = fit;
     let model = request.model.clone();
@@ -221,7 +224,7 @@ impl<'a> Fit<'a> {
             let detail = format!("{} has no variations; made by an edit", self.model());
             return self.notes.change("operation", Action::Emulated, detail);
         }
-        Err(self.unsupported("operation", format_args!("cannot {}", operation.name().replace('_', " "))))
+        Err(self.unsupported("operation", format_args!("cannot {}", in_words(operation))))
     }
 
     fn inputs(&mut self) -> Result<()> {
@@ -230,6 +233,89 @@ impl<'a> Fit<'a> {
             return Err(
                 self.unsupported("image", format_args!("takes at most {allowed} input images, not {given}"))
             );
+        }
+        for i in 0..given {
+            self.input(i)?;
+        }
+        Ok(())
+    }
+
+    /// What one input is for, and how much it counts.
+    fn input(&mut self, i: usize) -> Result<()> {
+        let input = &mut self.request.inputs[i];
+        let role = input.role();
+        let name = role.as_str_name().trim_start_matches("INPUT_ROLE_").to_ascii_lowercase();
+        // To be changed or to be looked at: models tell these apart by the prompt.
+        let is_plain = matches!(role, InputRole::Unspecified | InputRole::Source | InputRole::Reference);
+        let is_weighted = input.weight.is_some();
+        if !is_plain && !self.rule("image.role").is_some_and(|rule| rule.values.contains(&name)) {
+            if role == InputRole::Markup {
+                // As a picture like the others it would be drawn.
+                return Err(self.unsupported("image", "takes no input as markup"));
+            }
+            self.request.inputs[i].role = InputRole::Reference.into();
+            let detail =
+                format!("{} knows no {name} image; input {i} is a reference like others", self.model());
+            self.notes.change("image.role", Action::Adjusted, detail)?;
+        }
+        if is_weighted && self.rule("image.weight").is_none() {
+            self.request.inputs[i].weight = None;
+            let detail = format!("{} has no weights of inputs; that of input {i} was dropped", self.model());
+            self.notes.change("image.weight", Action::Dropped, detail)?;
+        }
+        Ok(())
+    }
+
+    /// A mask that is left out would have the whole image changed.
+    fn mask(&self, operation: Operation) -> Result<()> {
+        let takes = matches!(operation, Operation::Inpaint | Operation::Erase)
+            || self.rule("mask.elsewhere").is_some();
+        if self.request.mask.is_none() || takes {
+            return Ok(());
+        }
+        Err(self.unsupported("mask", format_args!("takes no mask to {}", in_words(operation))))
+    }
+
+    /// Parts of a request that only some operations or models have a use for.
+    fn parts(&mut self, operation: Operation) -> Result<()> {
+        use Operation as Op;
+        let searches = self.rule("search_prompt").is_some()
+            && matches!(
+                operation,
+                // The first three take it in place of a mask.
+                Op::Inpaint
+                    | Op::Outpaint
+                    | Op::ReplaceBackground
+                    | Op::Erase
+                    | Op::SearchReplace
+                    | Op::SearchRecolor
+            );
+        let has = ["animation", "prompt_rewrite", "loras", "outpaint.creativity"]
+            .map(|name| self.rule(name).is_some());
+        let request = &mut self.request;
+        let useless = [
+            ("outpaint", operation != Op::Outpaint && request.outpaint.take().is_some()),
+            ("upscale", operation != Op::Upscale && request.upscale.take().is_some()),
+            ("control", operation != Op::Control && request.control.take().is_some()),
+            ("search_prompt", !searches && !mem::take(&mut request.search_prompt).is_empty()),
+        ];
+        let creativity = request.outpaint.as_mut().map(|outpaint| &mut outpaint.creativity);
+        let unknown = [
+            ("animation", !has[0] && request.animation.take().is_some()),
+            ("prompt_rewrite", !has[1] && mem::take(&mut request.prompt_rewrite) != 0),
+            ("loras", !has[2] && !mem::take(&mut request.loras).is_empty()),
+            (
+                "outpaint.creativity",
+                !has[3] && creativity.is_some_and(|creativity| creativity.take().is_some()),
+            ),
+        ];
+        for (name, _) in useless.into_iter().filter(|(_, is_set)| *is_set) {
+            let detail = format!("of no use to {}; dropped", in_words(operation));
+            self.notes.change(name, Action::Dropped, detail)?;
+        }
+        for (name, _) in unknown.into_iter().filter(|(_, is_set)| *is_set) {
+            let detail = format!("{} has no such parameter; dropped", self.model());
+            self.notes.change(name, Action::Dropped, detail)?;
         }
         Ok(())
     }
@@ -371,14 +457,15 @@ impl<'a> Fit<'a> {
         Ok(())
     }
 
-    fn partial_images(&mut self) {
-        let Some(wanted) = self.request.partial_images.filter(|wanted| *wanted > 0) else { return };
+    fn partial_images(&mut self) -> Result<()> {
+        let wanted = self.request.partial_images.unwrap_or_default();
         let allowed = self.capability.max_partial_images;
-        if wanted > allowed {
-            self.request.partial_images = (allowed > 0).then_some(allowed);
-            let detail = format!("{} sends at most {allowed} previews, not {wanted}", self.model());
-            self.notes.add("partial_images", Action::Adjusted, detail);
+        if wanted <= allowed {
+            return Ok(());
         }
+        self.request.partial_images = (allowed > 0).then_some(allowed);
+        let detail = format!("{} sends at most {allowed} previews, not {wanted}", self.model());
+        self.notes.change("partial_images", Action::Adjusted, detail)
     }
 
     /// Returns the compression for our own conversion.
@@ -410,6 +497,10 @@ impl<'a> Fit<'a> {
             .iter()
             .find(|rule| params::canonical(&rule.name) == params::canonical(name))
     }
+}
+
+fn in_words(operation: Operation) -> String {
+    operation.name().replace('_', " ")
 }
 
 /// The allowed value that comes nearest; none if nothing is near.

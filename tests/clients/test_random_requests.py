@@ -88,6 +88,8 @@ def drawn(draw, unique, models, editing):
     for name, value in PARAMETERS.items():
         if draw.random() < 0.25:
             body[name] = value(draw, unique)
+    if body.get("sampler") == "K_EULER" and models[0].endswith(".safetensors"):
+        body["sampler"] = "euler"  # a ComfyUI has whatever samplers are installed, so that no list can be checked
     files = []
     if editing:
         side = draw.choice([512, 1024])

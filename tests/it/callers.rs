@@ -96,7 +96,7 @@ async fn models_are_listed_for_those_who_may_call() {
         assert_eq!(list(&[("api-key", "ig-logs")]).await.unwrap_err().status, 403);
         let models = list(&[("api-key", "ig-app")]).await.unwrap();
         let ids: Vec<_> = models.iter().map(|model| model.id.as_str()).collect();
-        assert_eq!(ids, ["a", "b", "c", "d", "v", "@vk-one/v", "@vk-two/v", "w", "@vk-one/w", "@vk-two/w"]);
+        assert_eq!(ids, ["a", "b", "c", "d", "v", "w", "@vk-one/v", "@vk-one/w", "@vk-two/v", "@vk-two/w"]);
         assert_eq!((models[0].provider.as_str(), models[4].provider.as_str()), ("paint", "vault"));
     })
     .await;

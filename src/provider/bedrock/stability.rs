@@ -125,7 +125,7 @@ fn put_images(job: &Job, names: &[&str], body: &mut Map<String, Value>) -> Resul
     if inputs.len() < names.len() {
         let needed = names.join(" and ");
         let message = format!("model {:?} needs {} images: {needed}", job.request.model, names.len());
-        return Err(Error::invalid("image", message));
+        return Err(Error::unsupported("image", message));
     }
     if inputs.len() > names.len() {
         let message = format!("model {:?} takes {} images here", job.request.model, names.len());

@@ -232,7 +232,9 @@ impl Field {
         match self {
             Self::Named(name) => name,
             Self::Extra(name) => name,
-            Self::Image | Self::ImageRole | Self::ImageWeight => "image",
+            Self::Image => "image",
+            Self::ImageRole => "image.role",
+            Self::ImageWeight => "image.weight",
             Self::Mask => "mask",
             Self::WeightedPrompts => "weighted_prompts",
             Self::Outpaint => "outpaint",

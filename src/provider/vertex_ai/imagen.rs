@@ -216,7 +216,7 @@ fn warnings(job: &Job) -> Vec<pb::Warning> {
         if upscale.creativity.is_some() {
             warn("upscale.creativity", Action::Dropped, "Imagen has no such parameter");
         }
-        if upscale.mode() == Mode::Creative {
+        if matches!(upscale.mode(), Mode::Fast | Mode::Creative) {
             warn("upscale.mode", Action::Dropped, "Imagen has one way to upscale");
         }
     }
