@@ -26,6 +26,7 @@ mod promises;
 pub mod recraft;
 pub mod replicate;
 pub mod sandbox;
+pub mod shown;
 pub mod stability;
 pub mod together;
 pub mod vertex_ai;

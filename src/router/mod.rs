@@ -501,16 +501,20 @@ impl RouterService for Router {
             if keys.is_empty() && !state.providers.is_keyless(&record.name) {
                 continue;
             }
-            let listed = |id: String| pb::ListedModel { id, provider: record.name.clone() };
+            let listed = |id: String, model: &pb::ModelCapability| pb::ListedModel {
+                id,
+                provider: record.name.clone(),
+                capability: Some(model.clone()),
+            };
             let is_id = |model: &&pb::ModelCapability| !model.model.ends_with('*');
             for model in record.models.iter().filter(is_id) {
-                models.push(listed(model.model.clone()));
+                models.push(listed(model.model.clone(), model));
             }
             for (key, upstream) in keys {
                 let is_described = |id: &str| upstream.models.iter().any(|model| model.model == id);
                 let others = record.models.iter().filter(|model| !is_described(&model.model));
                 for model in upstream.models.iter().chain(others).filter(is_id) {
-                    models.push(listed(format!("@{key}/{}", model.model)));
+                    models.push(listed(format!("@{key}/{}", model.model), model));
                 }
             }
         }

@@ -22,12 +22,14 @@ use axum::{
     response::{IntoResponse as _, Response},
     routing::{get, post},
 };
+use serde_json::json;
 use tonic::{Request, metadata::MetadataMap};
 
 pub use self::files::Files;
 use crate::{
     error::{Error, ErrorKind},
     pb,
+    provider::shown,
     router::SharedRouter,
 };
 
@@ -146,9 +148,16 @@ async fn models(State(shim): State<Shim>, headers: HeaderMap) -> Response {
     };
     let data: Vec<_> = models
         .into_iter()
-        .map(|model| serde_json::json!({"id": model.id, "object": "model", "created": 0, "owned_by": model.provider}))
+        .map(|model| {
+            let mut entry =
+                json!({"id": model.id, "object": "model", "created": 0, "owned_by": model.provider});
+            if let Some(capability) = &model.capability {
+                entry["capabilities"] = shown::to_json(capability);
+            }
+            entry
+        })
         .collect();
-    axum::Json(serde_json::json!({"object": "list", "data": data})).into_response()
+    axum::Json(json!({"object": "list", "data": data})).into_response()
 }
 
 async fn not_found(uri: Uri, headers: HeaderMap) -> Response {

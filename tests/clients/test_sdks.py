@@ -211,6 +211,10 @@ def test_openai_python_lists_models(client):
     models = [model.id for model in client.models.list()]
     assert any("dall-e-3" in model for model in models)
     assert any("gpt-image" in model for model in models)
+    by_id = {model.id: model.capabilities for model in client.models.list()}
+    dall_e = by_id["dall-e-3"]
+    assert dall_e["operations"] == ["generate"] and dall_e["max_n"] == 1 and "1792x1024" in dall_e["sizes"]
+    assert dall_e["retired_on"] and dall_e["successor"] in by_id
 
 
 def test_json_edits_take_data_urls(openai_only, openai_api, image_files, decode):
