@@ -1,6 +1,7 @@
 """Fixtures: emulators of the providers, and the gateway in front of them."""
 
 import base64
+import re
 import shutil
 
 import pytest
@@ -15,6 +16,26 @@ from gateway import Gateway, Process, TOOLS, binary, founding_config, node_scrip
 def pytest_configure(config):
     if not shutil.which(binary()):
         pytest.exit(f"no gateway at {binary()}: run `cargo build`, or set IMAGEGATE_BIN", returncode=2)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """The ring's matrix: every provider against every case."""
+    cases, cells = {}, {}
+    for outcome, mark in (("passed", "ok"), ("failed", "FAILED"), ("error", "ERROR")):
+        for report in terminalreporter.getreports(outcome):
+            found = re.search(r"test_ring\.py::test_(\w+)\[([\w-]+)\]$", report.nodeid)
+            if found:
+                case, provider = found.groups()
+                cells.setdefault(provider, {})[cases.setdefault(case, len(cases))] = mark
+    if cells:
+        names = sorted(cases)
+        terminalreporter.write_sep("=", "provider x case")
+        for number, case in enumerate(names, 1):
+            terminalreporter.write_line(f"{number:2} {case.replace('_', ' ')}")
+        terminalreporter.write_line(" " * 20 + "".join(f"{number:>7}" for number in range(1, len(names) + 1)))
+        for provider in sorted(cells):
+            marks = (cells[provider].get(cases[case], "-") for case in names)
+            terminalreporter.write_line(f"{provider:20}" + "".join(f"{mark:>7}" for mark in marks))
 
 
 @pytest.fixture

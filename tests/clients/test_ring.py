@@ -158,6 +158,14 @@ def test_an_edit(ask, upstream):
         assert openai_error(answer)["code"] == "unsupported" and not upstream.calls
 
 
+def test_an_answer_that_does_not_come(ask, upstream):
+    upstream.always = faults.hang()
+    answer = ask(headers={"x-portkey-request-timeout": "1200"})
+    failed(answer, 408, "timeout", attempt(answer)[1])
+    # Vertex AI's hangs at the login already, which costs nothing.
+    assert attempt(answer)[1] in ("unknown", "not_sent")
+
+
 @pytest.mark.parametrize("upstream", [name for name, one in PROVIDERS.items() if one.polls], indirect=True)
 def test_a_slow_job_is_given_up_when_the_caller_goes(ask, upstream):
     upstream.hold_jobs()
