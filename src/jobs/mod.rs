@@ -99,8 +99,6 @@ pub struct New {
     pub caller: String,
     /// Who wants to be told when it is over.
     pub webhook: Option<Webhook>,
-    /// Jobs that may run at once, this one included.
-    pub limit: usize,
 }
 
 impl Jobs {
@@ -137,17 +135,32 @@ impl Jobs {
         while tasks.join_next().await.is_some() {}
     }
 
-    /// Submits a job. `progress` ends when `run` does.
+    /// Whether one more job may run.
     ///
     /// # Errors
     /// As many run as may, or the process is about to end.
-    pub async fn submit(
+    pub fn admit(&self, limit: usize) -> Result<()> {
+        if self.0.draining.is_cancelled() {
+            let message = "the gateway is shutting down and takes no more jobs";
+            return Err(Error::transport(ErrorKind::Unavailable, BillingClass::NotSent, message));
+        }
+        let running = self.0.running.lock().unwrap_or_else(PoisonError::into_inner);
+        if running.values().filter(|running| running.is_on()).count() >= limit {
+            let message = format!("{limit} jobs are running, which is the limit (limits.jobs)");
+            return Err(Error::new(ErrorKind::RateLimited, message).with_code("too_many_jobs"));
+        }
+        Ok(())
+    }
+
+    /// Submits a job. `progress` ends when `run` does. Nothing is waited for: whoever submits may go away at any
+    /// moment.
+    pub fn submit(
         &self,
         new: New,
         progress: mpsc::Receiver<Said>,
         run: impl Future<Output = Result<Made>> + Send + 'static,
-    ) -> Result<Job> {
-        let New { operation, model, request_id, caller, webhook, limit } = new;
+    ) -> Job {
+        let New { operation, model, request_id, caller, webhook } = new;
         let job = Job {
             id: new_id(),
             state: State::Running.into(),
@@ -158,30 +171,22 @@ impl Jobs {
             caller,
             ..Default::default()
         };
-        if self.0.draining.is_cancelled() {
-            let message = "the gateway is shutting down and takes no more jobs";
-            return Err(Error::transport(ErrorKind::Unavailable, BillingClass::NotSent, message));
-        }
         let running = Arc::new(Running {
             now: watch::Sender::new(job.clone()),
             given_up: CancellationToken::new(),
             made: OnceLock::new(),
         });
-        {
-            let mut all = self.0.running.lock().unwrap_or_else(PoisonError::into_inner);
-            if all.values().filter(|running| running.is_on()).count() >= limit {
-                let message = format!("{limit} jobs are running, which is the limit (limits.jobs)");
-                return Err(Error::new(ErrorKind::RateLimited, message).with_code("too_many_jobs"));
-            }
-            all.insert(job.id.clone(), Arc::clone(&running));
-        }
+        self.0
+            .running
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(job.id.clone(), Arc::clone(&running));
         telemetry::job_begins();
-        self.0.keep(&job, None).await;
         let work = Arc::clone(&self.0).carry_out(running, progress, run, webhook);
         if self.0.queue.0.send(Box::pin(work)).is_err() {
             tracing::error!("nobody carries out jobs");
         }
-        Ok(job)
+        job
     }
 
     /// Waits for a job of this process to be over, but no longer than `limit`, and says how it stands then.

@@ -33,7 +33,9 @@ impl Shared {
         run: impl Future<Output = Result<Made>> + Send,
         webhook: Option<Webhook>,
     ) {
-        let id = running.now.borrow().id.clone();
+        let job = running.now.borrow().clone();
+        self.keep(&job, None).await;
+        let id = job.id;
         let outcome = {
             let mut run = pin!(AssertUnwindSafe(run).catch_unwind());
             let mut touches = interval_at(Instant::now() + TOUCH_EVERY, TOUCH_EVERY);

@@ -177,17 +177,20 @@ impl Router {
         headers.remove("grpc-timeout");
         // Previews nobody can be shown would be paid for.
         let image = image.map(|image| pb::ImageRequest { partial_images: None, ..image });
+        let state = self.state.load_full();
+        let key = state.settings.webhook_key.as_ref();
+        let webhook = Webhook::read(&headers, key, state.http.as_ref())
+            .and_then(|webhook| self.shared.jobs.admit(state.settings.limits.jobs).map(|()| webhook))
+            .map_err(|error| Ids::new(&headers).reject(error))?;
         let (sender, progress) = mpsc::channel(EVENTS_WAITING);
         let started = self.start(&headers, image, Operation::Unspecified, Some(sender))?;
         let ctx = Arc::clone(&started.call.ctx);
-        let http = self.state.load().http.clone();
         let new = jobs::New {
             operation: started.call.request.effective_operation(),
             model: started.call.request.model.clone(),
             request_id: ctx.request_id.clone(),
             caller: ctx.caller.clone(),
-            webhook: Webhook::read(&headers, ctx.settings.webhook_key.as_ref(), http.as_ref())?,
-            limit: ctx.settings.limits.jobs,
+            webhook,
         };
         let is_quick = !wait.is_zero() && started.usual_time().await.is_none_or(|usual| usual < wait);
         let run = async move {
@@ -198,7 +201,7 @@ impl Router {
             });
             Ok(Made { images: images.collect(), result })
         };
-        let job = self.shared.jobs.submit(new, progress, run).await?;
+        let job = self.shared.jobs.submit(new, progress, run);
         Ok(if is_quick { self.shared.jobs.wait(job, wait).await } else { job })
     }
 
