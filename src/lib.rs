@@ -20,6 +20,7 @@
 //! - [`params`]: request parameters by name, the only table of them
 //! - [`error`]: the one error type and every mapping of it
 //! - [`digest`]: by what targets and requests are known again
+//! - `disk`: files that are there as a whole or not at all, and only for so long
 //! - [`egress`]: what hosts that come with a request may reach
 //! - [`transport`]: gRPC connections and their limits
 //! - [`telemetry`]: logs and metrics, the only list of their names
@@ -41,6 +42,7 @@ pub mod cli;
 pub mod config;
 pub mod conform;
 pub mod digest;
+mod disk;
 pub mod egress;
 pub mod error;
 pub mod gateway;

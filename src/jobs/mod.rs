@@ -15,7 +15,7 @@ use std::{
     future::Future,
     path::Path,
     pin::{Pin, pin},
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -144,8 +144,7 @@ impl Jobs {
             let message = "the gateway is shutting down and takes no more jobs";
             return Err(Error::transport(ErrorKind::Unavailable, BillingClass::NotSent, message));
         }
-        let running = self.0.running.lock().unwrap_or_else(PoisonError::into_inner);
-        if running.values().filter(|running| running.is_on()).count() >= limit {
+        if self.0.running().values().filter(|running| running.is_on()).count() >= limit {
             let message = format!("{limit} jobs are running, which is the limit (limits.jobs)");
             return Err(Error::new(ErrorKind::RateLimited, message).with_code("too_many_jobs"));
         }
@@ -176,11 +175,7 @@ impl Jobs {
             given_up: CancellationToken::new(),
             made: OnceLock::new(),
         });
-        self.0
-            .running
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(job.id.clone(), Arc::clone(&running));
+        self.0.running().insert(job.id.clone(), Arc::clone(&running));
         telemetry::job_begins();
         let work = Arc::clone(&self.0).carry_out(running, progress, run, webhook);
         if self.0.queue.0.send(Box::pin(work)).is_err() {
@@ -230,24 +225,17 @@ impl Jobs {
         id: &str,
         index: usize,
     ) -> Result<impl Stream<Item = Result<bytes::Bytes>> + use<>> {
-        let lost = |error: std::io::Error| {
-            tracing::error!(%error, job = id, "an image of a job cannot be read");
-            Error::new(ErrorKind::Internal, "the job's image was made but cannot be read")
-        };
         let in_memory = self.running(id).and_then(|running| running.made.get()?.images.get(index).cloned());
         if let Some(pieces) = in_memory {
             return Ok(stream::iter(pieces.into_iter().map(Ok)).left_stream());
         }
-        let id = id.to_owned();
-        let read = self.0.store.image(&id, index).await.map_err(lost)?;
-        Ok(read
-            .map(|piece| {
-                piece.map_err(|error| {
-                    tracing::error!(%error, "an image of a job cannot be read");
-                    Error::new(ErrorKind::Internal, "the job's image was made but cannot be read")
-                })
-            })
-            .right_stream())
+        let job = id.to_owned();
+        let lost = move |error: std::io::Error| {
+            tracing::error!(%error, job, "an image of a job cannot be read");
+            Error::new(ErrorKind::Internal, "the job's image was made but cannot be read")
+        };
+        let read = self.0.store.image(id, index).await.map_err(&lost)?;
+        Ok(read.map(move |piece| piece.map_err(&lost)).right_stream())
     }
 
     /// Gives up a caller's job, and says how it stands then: it may just have ended by itself.
@@ -269,12 +257,19 @@ impl Jobs {
 
     async fn sweep(&self) {
         self.0.store.sweep().await;
-        let mut all = self.0.running.lock().unwrap_or_else(PoisonError::into_inner);
-        all.retain(|_, running| running.now.borrow().expires_unix_s.is_none_or(|at| at > unix_now()));
+        let is_known =
+            |running: &Running| running.now.borrow().expires_unix_s.is_none_or(|at| at > unix_now());
+        self.0.running().retain(|_, running| is_known(running));
     }
 
     fn running(&self, id: &str) -> Option<Arc<Running>> {
-        self.0.running.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
+        self.0.running().get(id).cloned()
+    }
+}
+
+impl Shared {
+    fn running(&self) -> MutexGuard<'_, HashMap<String, Arc<Running>>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -1,11 +1,6 @@
 //! Carries out one job, and keeps what comes of it.
 
-use std::{
-    future::Future,
-    panic::AssertUnwindSafe,
-    pin::pin,
-    sync::{Arc, PoisonError},
-};
+use std::{future::Future, panic::AssertUnwindSafe, pin::pin, sync::Arc};
 
 use futures::FutureExt as _;
 use tokio::{
@@ -79,7 +74,7 @@ impl Shared {
         }
         running.now.send_replace(job.clone());
         if is_kept {
-            self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+            self.running().remove(&id);
         }
         if let Some(webhook) = webhook {
             webhook

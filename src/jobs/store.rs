@@ -12,11 +12,12 @@ use std::{
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _};
 use prost::Message as _;
-use tokio::{fs, io::AsyncWriteExt as _};
+use tokio::fs;
 use tokio_util::io::ReaderStream;
 
 use super::job::{KEPT, interrupt};
 use crate::{
+    disk,
     images::Pieces,
     pb::{self, CHUNK_BYTES, GetJobResponse, job::State},
 };
@@ -40,14 +41,13 @@ impl Store {
     /// Keeps how a job stands.
     pub async fn put(&self, job: &pb::Job, result: Option<&pb::ImageResult>) -> io::Result<()> {
         let kept = GetJobResponse { job: Some(job.clone()), result: result.cloned() };
-        self.write(&format!("{}.job", job.id), &[kept.encode_to_vec().into()]).await
+        disk::write(&self.folder, &format!("{}.job", job.id), &[kept.encode_to_vec().into()]).await
     }
 
     /// Keeps the images of a job.
     pub async fn put_images(&self, id: &str, images: &[Pieces]) -> io::Result<()> {
         for (i, image) in images.iter().enumerate() {
-            let pieces: Vec<Bytes> = image.iter().cloned().collect();
-            self.write(&format!("{id}.{i}"), &pieces).await?;
+            disk::write(&self.folder, &format!("{id}.{i}"), image.iter()).await?;
         }
         Ok(())
     }
@@ -93,24 +93,7 @@ impl Store {
 
     /// Removes what is older than a job may be.
     pub async fn sweep(&self) {
-        let Ok(mut entries) = fs::read_dir(&self.folder).await else { return };
-        while let Ok(Some(entry)) = entries.next_entry().await {
-            let modified = entry.metadata().await.and_then(|metadata| metadata.modified());
-            if modified.is_ok_and(|at| at.elapsed().is_ok_and(|age| age > KEPT)) {
-                _ = fs::remove_file(entry.path()).await;
-            }
-        }
-    }
-
-    async fn write(&self, name: &str, pieces: &[Bytes]) -> io::Result<()> {
-        fs::create_dir_all(&self.folder).await?;
-        let unfinished = self.folder.join(format!("{name}.part"));
-        let mut file = fs::File::create(&unfinished).await?;
-        for piece in pieces {
-            file.write_all(piece).await?;
-        }
-        file.flush().await?;
-        fs::rename(unfinished, self.folder.join(name)).await
+        disk::sweep(&self.folder, KEPT).await;
     }
 }
 

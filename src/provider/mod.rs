@@ -271,6 +271,11 @@ impl From<Next> for Step {
 }
 
 impl Job {
+    /// One of the provider's settings, unless it is empty.
+    pub fn option(&self, name: &str) -> Option<&str> {
+        self.options.get(name).map(String::as_str).filter(|text| !text.is_empty())
+    }
+
     /// A job at this address, without credential or settings, that begins now.
     pub fn new(request: pb::ImageRequest, base_url: impl Into<String>) -> Self {
         Self {

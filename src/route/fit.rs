@@ -244,18 +244,18 @@ impl<'a> Fit<'a> {
     fn input(&mut self, i: usize) -> Result<()> {
         let input = &mut self.request.inputs[i];
         let role = input.role();
-        let name = role.as_str_name().trim_start_matches("INPUT_ROLE_").to_ascii_lowercase();
         // To be changed or to be looked at: models tell these apart by the prompt.
         let is_plain = matches!(role, InputRole::Unspecified | InputRole::Source | InputRole::Reference);
         let is_weighted = input.weight.is_some();
-        if !is_plain && !self.rule("image.role").is_some_and(|rule| rule.values.contains(&name)) {
+        let name = || role.as_str_name().trim_start_matches("INPUT_ROLE_").to_ascii_lowercase();
+        if !is_plain && !self.rule("image.role").is_some_and(|rule| rule.values.contains(&name())) {
             if role == InputRole::Markup {
                 // As a picture like the others it would be drawn.
                 return Err(self.unsupported("image", "takes no input as markup"));
             }
             self.request.inputs[i].role = InputRole::Reference.into();
             let detail =
-                format!("{} knows no {name} image; input {i} is a reference like others", self.model());
+                format!("{} knows no {} image; input {i} is a reference like others", self.model(), name());
             self.notes.change("image.role", Action::Adjusted, detail)?;
         }
         if is_weighted && self.rule("image.weight").is_none() {

@@ -1,9 +1,8 @@
 //! Images that were asked for as `url`: kept as files for a stated time, under names nobody can guess.
 
 use std::{
-    io,
     path::{Path, PathBuf},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use axum::{
@@ -12,12 +11,13 @@ use axum::{
     http::{HeaderMap, HeaderValue, header},
     response::{IntoResponse as _, Response},
 };
-use tokio::{fs, io::AsyncWriteExt as _};
+use tokio::fs;
 use tokio_util::io::ReaderStream;
 use uuid::Uuid;
 
 use super::{Shim, answer};
 use crate::{
+    disk,
     error::{Error, ErrorKind, Result},
     images::Pieces,
     pb::ImageFormat,
@@ -40,45 +40,19 @@ impl Files {
     pub async fn keep(&self, image: &Pieces, format: ImageFormat) -> Result<String> {
         // Random, not ordered by time: the name is all that protects the image.
         let name = format!("{}.{}", Uuid::new_v4().simple(), format.name());
-        self.write(image, &name).await.map_err(|error| {
+        disk::write(&self.folder, &name, image.iter()).await.map_err(|error| {
             tracing::error!(%error, folder = %self.folder.display(), "an image cannot be kept");
             Error::new(ErrorKind::Internal, "the image was made but cannot be kept for its URL")
         })?;
         Ok(name)
     }
 
-    async fn write(&self, image: &Pieces, name: &str) -> io::Result<()> {
-        fs::create_dir_all(&self.folder).await?;
-        let unfinished = self.folder.join(format!("{name}.part"));
-        let mut file = fs::File::create(&unfinished).await?;
-        for piece in image.iter() {
-            file.write_all(piece).await?;
-        }
-        file.flush().await?;
-        fs::rename(unfinished, self.folder.join(name)).await
-    }
-
     /// Removes what is older than its lifetime, again and again.
     pub async fn keep_swept(&self) {
         loop {
-            self.sweep().await;
+            disk::sweep(&self.folder, self.lifetime).await;
             tokio::time::sleep(self.lifetime.clamp(Duration::from_secs(1), Duration::from_secs(60))).await;
         }
-    }
-
-    async fn sweep(&self) {
-        if let Ok(mut entries) = fs::read_dir(&self.folder).await {
-            while let Ok(Some(entry)) = entries.next_entry().await {
-                let modified = entry.metadata().await.and_then(|metadata| metadata.modified());
-                if modified.is_ok_and(|at| self.is_over(at)) {
-                    _ = fs::remove_file(entry.path()).await;
-                }
-            }
-        }
-    }
-
-    fn is_over(&self, modified: SystemTime) -> bool {
-        modified.elapsed().is_ok_and(|age| age > self.lifetime)
     }
 
     async fn open(&self, name: &str) -> Option<(fs::File, ImageFormat, u64, Duration)> {

@@ -7,7 +7,7 @@ use std::time::UNIX_EPOCH;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::NAME;
+use super::{NAME, base64};
 use crate::{
     error::{Error, Result},
     images::{convert, mask, probe},
@@ -269,10 +269,6 @@ fn opaque(input: &pb::InputImage) -> Result<Value> {
         Some(ImageFormat::Png) => Ok(base64(&data)),
         _ => convert::encode(&picture, ImageFormat::Png, None).map(|png| base64(&png)).map_err(unusable),
     }
-}
-
-fn base64(data: &[u8]) -> Value {
-    base64_simd::STANDARD.encode_to_string(data).into()
 }
 
 fn config(job: &Job, sized: bool) -> Map<String, Value> {

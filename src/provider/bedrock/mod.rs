@@ -16,6 +16,7 @@ use http::{
 };
 use secrecy::ExposeSecret as _;
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::{
     Answer, Job, Login, Output, Provider, Step, authorized, catalog, json_request, no_such_model,
@@ -80,10 +81,10 @@ impl Provider for Bedrock {
     }
 
     fn login(&self, job: &Job) -> Result<Option<Box<dyn Login>>> {
-        if option(job, "aws_auth_type") != Some("assumedRole") {
+        if job.option("aws_auth_type") != Some("assumedRole") {
             return Ok(None);
         }
-        let Some(role_arn) = option(job, "aws_role_arn") else {
+        let Some(role_arn) = job.option("aws_role_arn") else {
             let message = "aws_auth_type \"assumedRole\" needs an aws_role_arn";
             return Err(Error::invalid("aws_role_arn", message));
         };
@@ -91,7 +92,7 @@ impl Provider for Bedrock {
             keys: configured_keys(job)?,
             region: region(job)?.to_owned(),
             role_arn: role_arn.to_owned(),
-            external_id: option(job, "aws_external_id").map(str::to_owned),
+            external_id: job.option("aws_external_id").map(str::to_owned),
         })))
     }
 
@@ -157,7 +158,7 @@ fn dialect(model: &str) -> Result<Dialect<'_>> {
 
 fn address(job: &Job) -> Result<String> {
     // Profiles and provisioned models have ids that do not tell which model it is.
-    let model = option(job, "aws_model_arn").unwrap_or(&job.request.model);
+    let model = job.option("aws_model_arn").unwrap_or(&job.request.model);
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':' | '/');
     if !model.starts_with(|c: char| c.is_ascii_alphanumeric())
         || !model.chars().all(allowed)
@@ -175,12 +176,12 @@ fn address(job: &Job) -> Result<String> {
     Ok(format!("{base}/model/{encoded}/invoke"))
 }
 
-fn option<'a>(job: &'a Job, name: &str) -> Option<&'a str> {
-    job.options.get(name).map(String::as_str).filter(|text| !text.is_empty())
+fn base64(data: &[u8]) -> Value {
+    base64_simd::STANDARD.encode_to_string(data).into()
 }
 
 fn region(job: &Job) -> Result<&str> {
-    let region = option(job, "aws_region").unwrap_or(DEFAULT_REGION);
+    let region = job.option("aws_region").unwrap_or(DEFAULT_REGION);
     // It becomes part of the host: a dot or a slash in it would send the request elsewhere.
     if !region.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-') {
         return Err(Error::invalid("aws_region", format!("aws_region {region:?} is no region's name")));
@@ -189,8 +190,8 @@ fn region(job: &Job) -> Result<&str> {
 }
 
 fn auth(job: &Job) -> Result<Auth> {
-    match option(job, "aws_auth_type") {
-        None if option(job, "aws_access_key_id").is_none() && job.api_key.is_some() => Ok(Auth::ApiKey),
+    match job.option("aws_auth_type") {
+        None if job.option("aws_access_key_id").is_none() && job.api_key.is_some() => Ok(Auth::ApiKey),
         None | Some("accessKey") => configured_keys(job).map(Auth::Keys),
         Some("apiKey") if job.api_key.is_some() => Ok(Auth::ApiKey),
         Some("apiKey") => Err(Error::invalid("api_key", "aws_auth_type \"apiKey\" needs an api_key")),
@@ -208,13 +209,13 @@ fn auth(job: &Job) -> Result<Auth> {
 }
 
 fn configured_keys(job: &Job) -> Result<Keys> {
-    let (Some(id), Some(secret)) = (option(job, "aws_access_key_id"), option(job, "aws_secret_access_key"))
+    let (Some(id), Some(secret)) = (job.option("aws_access_key_id"), job.option("aws_secret_access_key"))
     else {
         let message =
             format!("{NAME} needs aws_access_key_id and aws_secret_access_key, or an api_key of {NAME}");
         return Err(Error::invalid("aws_access_key_id", message));
     };
-    let session = option(job, "aws_session_token").map(Into::into);
+    let session = job.option("aws_session_token").map(Into::into);
     Ok(Keys { id: id.to_owned(), secret: secret.into(), session })
 }
 

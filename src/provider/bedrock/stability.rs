@@ -7,7 +7,7 @@
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::NAME;
+use super::{NAME, base64};
 use crate::{
     error::{Error, ErrorKind, Result},
     pb::{self, BillingClass, FinishReason, MaskPolarity, Operation, warning::Action},
@@ -135,10 +135,6 @@ fn put_images(job: &Job, names: &[&str], body: &mut Map<String, Value>) -> Resul
         body.insert((*name).to_owned(), base64(&bytes_of(input)?));
     }
     Ok(())
-}
-
-fn base64(data: &[u8]) -> Value {
-    base64_simd::STANDARD.encode_to_string(data).into()
 }
 
 /// The images of a success.

@@ -9,7 +9,7 @@ use rustls::pki_types::{PrivatePkcs8KeyDer, pem::PemObject as _};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::{Map, Value, json};
 
-use super::{NAME, option};
+use super::NAME;
 use crate::{
     digest::Framed,
     error::{Error, ErrorKind, Result},
@@ -43,7 +43,7 @@ impl Account {
     /// # Errors
     /// It is no service account, with the field that is wrong.
     pub(super) fn of(job: &Job) -> Result<Option<Self>> {
-        option(job, SETTING).map(Self::read).transpose()
+        job.option(SETTING).map(Self::read).transpose()
     }
 
     fn read(text: &str) -> Result<Self> {

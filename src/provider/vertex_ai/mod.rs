@@ -78,10 +78,6 @@ impl Provider for VertexAi {
 }
 
 /// A setting that says something.
-fn option<'a>(job: &'a Job, name: &str) -> Option<&'a str> {
-    job.options.get(name).map(String::as_str).filter(|text| !text.is_empty())
-}
-
 /// The reference's configs may name the publisher in front of the model.
 fn model(job: &Job) -> &str {
     let model = job.request.model.as_str();
@@ -112,7 +108,7 @@ fn address(job: &Job, model_and_verb: &str) -> Result<String> {
 
 /// It becomes part of the host: a dot or a slash in it would send the token elsewhere.
 fn region(job: &Job) -> Result<&str> {
-    let Some(region) = option(job, "vertex_region") else {
+    let Some(region) = job.option("vertex_region") else {
         let message = format!("{NAME} needs a vertex_region, such as us-central1 or global");
         return Err(Error::invalid("vertex_region", message));
     };
@@ -126,7 +122,7 @@ fn region(job: &Job) -> Result<&str> {
 
 /// The project's id or number; old ids begin with a domain (`example.com:art`).
 fn project(job: &Job) -> Result<String> {
-    let project = match option(job, "vertex_project_id") {
+    let project = match job.option("vertex_project_id") {
         Some(project) => project.to_owned(),
         None => Account::of(job)?.map(|account| account.project_id).unwrap_or_default(),
     };
