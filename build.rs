@@ -17,6 +17,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         // In order, so that the same message is always the same bytes, and can be known again by them.
         .btree_map(".imagegate.v1")
         .generate_default_stubs(false)
+        // Clients connect through `src/pool`.
+        .build_transport(false)
         // These carry prompts, images or credentials. Their `Debug` is written by hand in `src/pb.rs`.
         .skip_debug([".imagegate.v1.Credential", ".imagegate.v1.Upstream", ".imagegate.v1.ImageRequest"])
         .compile_fds(descriptors)?;

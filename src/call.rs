@@ -23,6 +23,7 @@ use crate::{
         identity::Identity,
         plan::{BaseUrl, Upstream},
     },
+    digest::scramble,
     error::{Error, Result},
     health::{Elsewhere, Health},
     images::Pieces,
@@ -219,13 +220,9 @@ impl AtRisk {
 impl RequestContext {
     /// A number of 0 to 1 by chance: another for another `n` or another place, always the same in one request.
     pub fn dice(&self, place: Identity, n: u64) -> f64 {
-        // SplitMix64, whose every output bit depends on every input bit.
-        let mut x = self.seed ^ place.to_u64().rotate_left(17) ^ n.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        for factor in [0xbf58_476d_1ce4_e5b9, 0x94d0_49bb_1331_11eb] {
-            x = (x ^ (x >> 30)).wrapping_mul(factor);
-            x ^= x >> 27;
-        }
-        (x >> 11) as f64 / (1_u64 << 53) as f64
+        let place = place.to_u64().rotate_left(17);
+        (scramble(self.seed ^ place ^ n.wrapping_mul(0x9e37_79b9_7f4a_7c15)) >> 11) as f64
+            / (1_u64 << 53) as f64
     }
 
     /// Whether the caller has already seen part of an answer.

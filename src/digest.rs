@@ -13,6 +13,15 @@ pub struct Framed(Sha256);
 #[derive(Debug, Default)]
 pub struct Images(Vec<(Bytes, Bytes)>);
 
+/// Another number whose every bit depends on every bit of this one (SplitMix64).
+pub fn scramble(mut x: u64) -> u64 {
+    for factor in [0xbf58_476d_1ce4_e5b9, 0x94d0_49bb_1331_11eb] {
+        x = (x ^ (x >> 30)).wrapping_mul(factor);
+        x ^= x >> 27;
+    }
+    x
+}
+
 impl Framed {
     /// Adds one part.
     pub fn add(&mut self, part: impl AsRef<[u8]>) {

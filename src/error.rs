@@ -430,24 +430,9 @@ impl Error {
             }
             _ => BillingClass::RejectedUnbilled,
         };
-        match status.code() {
+        if status.code() == Code::Unauthenticated {
             // A worker that says so means the provider's credential, see worker.proto.
-            Code::Unauthenticated => error.status = 401,
-            // tonic ends a call whose connection broke with one of these and a source. It is the connection's
-            // word, not the peer's: HTTP/2's ENHANCE_YOUR_CALM is no provider's rate limit.
-            Code::Unknown | Code::Unavailable | Code::Internal | Code::ResourceExhausted
-                if std::error::Error::source(status).is_some() =>
-            {
-                error = Self::transport(
-                    ErrorKind::Unavailable,
-                    BillingClass::Unknown,
-                    "the process behind this one is not reachable",
-                );
-                if is_connect_failure(status) {
-                    error.billing = BillingClass::NotSent;
-                }
-            }
-            _ => {}
+            error.status = 401;
         }
         let google = tonic_types::pb::Status::decode(status.details()).unwrap_or_default();
         if let Some(detail) = google.details.iter().find(|any| any.type_url == RETRY_INFO) {
@@ -583,20 +568,6 @@ fn cut(text: &mut String, bytes: usize) {
         text.truncate(text.floor_char_boundary(bytes));
         text.push_str("...");
     }
-}
-
-/// The worker was never reached, so nothing was sent.
-fn is_connect_failure(status: &Status) -> bool {
-    let mut source = std::error::Error::source(status);
-    while let Some(error) = source {
-        if error.downcast_ref::<std::io::Error>().is_some_and(|io| {
-            matches!(io.kind(), std::io::ErrorKind::ConnectionRefused | std::io::ErrorKind::NotFound)
-        }) {
-            return true;
-        }
-        source = error.source();
-    }
-    false
 }
 
 fn any(type_url: &str, message: &impl prost::Message) -> prost_types::Any {

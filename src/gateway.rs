@@ -13,12 +13,14 @@ use arc_swap::ArcSwap;
 use tracing::{error, info, warn};
 
 use crate::{
-    config::{Origin, Settings, file::Listen, plan::Credential, providers::Providers},
+    config::{Origin, Settings, file::Listen, plan::Credential, providers::Providers, tls::TlsFiles},
     egress::Egress,
+    pool::{Address, Pool, Service},
     provider::{self, sandbox::Sandbox},
     router::{Router, State},
     serve::Hangups,
-    telemetry, transport,
+    telemetry,
+    tls::Tls,
     worker::{
         SharedWorker, Workers,
         drive::{Held, HttpWorker, Options, Secrets},
@@ -39,9 +41,14 @@ pub struct Gateway {
     local: BTreeMap<String, SharedWorker>,
     http: Arc<Http>,
     secrets: Arc<ArcSwap<Secrets>>,
-    /// By address, so that a change of configuration keeps connections.
-    remote: Mutex<BTreeMap<String, SharedWorker>>,
+    /// What the file says of TLS; it is read once.
+    tls: Option<Arc<Tls>>,
+    /// As they are configured, so that a change of configuration keeps connections.
+    remote: Mutex<Remotes>,
 }
+
+/// Workers elsewhere, by provider and addresses.
+type Remotes = BTreeMap<(String, Vec<Address>), SharedWorker>;
 
 impl Gateway {
     /// Reads the configuration and makes the workers of this process.
@@ -55,7 +62,9 @@ impl Gateway {
         let built_in = built_in();
         let local = local_workers(&http, &secrets);
         let settings = Arc::new(origin.read(&built_in)?);
-        let gateway = Self { origin, built_in, local, http, secrets, remote: Mutex::default() };
+        let tls = settings.tls.files().cloned().map(Tls::try_new).transpose();
+        let tls = tls.map_err(|reason| anyhow!("tls: {reason}"))?;
+        let gateway = Self { origin, built_in, local, http, secrets, tls, remote: Mutex::default() };
         gateway.apply(&settings);
         Ok((gateway, settings))
     }
@@ -78,10 +87,20 @@ impl Gateway {
         for (name, worker) in &self.local {
             workers.insert(name, Arc::clone(worker));
         }
-        for (name, uri) in &settings.workers {
-            workers.insert(name, self.remote(uri).with_context(|| format!("workers.{name}"))?);
+        let mut remotes = Remotes::new();
+        for (name, addresses) in &settings.workers {
+            let worker = self.remote(name, addresses).with_context(|| format!("workers.{name}"))?;
+            remotes.insert((name.clone(), addresses.clone()), Arc::clone(&worker));
+            workers.insert(name, worker);
         }
+        // Connections to those that are no longer named end with the requests that use them.
+        *self.remote.lock().unwrap_or_else(PoisonError::into_inner) = remotes;
         Ok(workers)
+    }
+
+    /// The certificates of this process, if it has any.
+    pub fn tls(&self) -> Option<&Arc<Tls>> {
+        self.tls.as_ref()
     }
 
     /// The workers of some providers, as one to be served.
@@ -107,21 +126,24 @@ impl Gateway {
     }
 
     /// Puts every valid change of the file into force. An invalid one is logged, and the old one stays.
-    pub async fn watch(self, router: Option<(Router, Listen)>) {
+    pub fn watch(self, router: Option<(Router, Listen)>) -> impl Future<Output = ()> + Send {
+        // From now on: one that comes before anybody listens ends the process.
         let mut hangups = Hangups::new();
-        let mut seen = self.origin.path().and_then(fingerprint);
-        loop {
-            tokio::select! {
-                () = tokio::time::sleep(LOOK_EVERY) => {
-                    let now = self.origin.path().and_then(fingerprint);
-                    if now == seen || now.is_none() {
-                        continue;
+        async move {
+            let mut seen = self.origin.path().and_then(fingerprint);
+            loop {
+                tokio::select! {
+                    () = tokio::time::sleep(LOOK_EVERY) => {
+                        let now = self.origin.path().and_then(fingerprint);
+                        if now == seen || now.is_none() {
+                            continue;
+                        }
+                        seen = now;
                     }
-                    seen = now;
+                    () = hangups.next() => seen = self.origin.path().and_then(fingerprint),
                 }
-                () = hangups.next() => seen = self.origin.path().and_then(fingerprint),
+                self.reload(router.as_ref());
             }
-            self.reload(router.as_ref());
         }
     }
 
@@ -164,15 +186,27 @@ impl Gateway {
         self.secrets.store(Arc::new(held.collect()));
     }
 
-    fn remote(&self, uri: &str) -> Result<SharedWorker> {
-        let mut known = self.remote.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(worker) = known.get(uri) {
+    fn remote(&self, name: &str, addresses: &[Address]) -> Result<SharedWorker> {
+        let known = self.remote.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(worker) = known.get(&(name.to_owned(), addresses.to_vec())) {
             return Ok(Arc::clone(worker));
         }
-        let channel = transport::channel(uri).map_err(|reason| anyhow!(reason))?;
-        let worker: SharedWorker = Arc::new(Remote::new(channel));
-        known.insert(uri.to_owned(), Arc::clone(&worker));
-        Ok(worker)
+        let tls = client_tls(addresses, self.tls.as_ref())?;
+        Ok(Arc::new(Remote::new(Pool::new(Service::Worker(name.to_owned()), addresses.to_vec(), tls))))
+    }
+}
+
+/// How https among these addresses is spoken: as is configured, else as any client would.
+///
+/// # Errors
+/// The system's CAs cannot be had.
+pub fn client_tls(addresses: &[Address], configured: Option<&Arc<Tls>>) -> Result<Option<Arc<Tls>>> {
+    match configured {
+        Some(tls) => Ok(Some(Arc::clone(tls))),
+        None if addresses.iter().any(|address| address.tls) => {
+            Ok(Some(Tls::try_new(TlsFiles::default()).map_err(anyhow::Error::msg)?))
+        }
+        None => Ok(None),
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 use tracing_subscriber::EnvFilter;
 
 use crate::{error::Error, pb};
@@ -30,6 +30,13 @@ const JOBS_RUNNING: &str = "imagegate_jobs_running";
 const JOBS: &str = "imagegate_jobs_total";
 const WEBHOOKS: &str = "imagegate_webhooks_total";
 const CONFIG_RELOADS: &str = "imagegate_config_reloads_total";
+const HTTP_IN_FLIGHT: &str = "imagegate_http_requests_in_flight";
+const CALLS_IN_FLIGHT: &str = "imagegate_worker_calls_in_flight";
+const CALLS: &str = "imagegate_worker_calls_total";
+const ENDPOINTS: &str = "imagegate_endpoints";
+const ENDPOINT_EJECTIONS: &str = "imagegate_endpoint_ejections_total";
+const CERTIFICATE_EXPIRES: &str = "imagegate_tls_certificate_expiry_timestamp_seconds";
+const TLS_REFUSALS: &str = "imagegate_tls_refusals_total";
 
 /// Seconds: an image takes from one second to several minutes.
 const BUCKETS: &[f64] =
@@ -83,6 +90,13 @@ pub fn init_metrics() -> Result<PrometheusHandle, String> {
     describe_counter!(JOBS, "Jobs that are over, by state.");
     describe_counter!(WEBHOOKS, "Webhooks, by whether they were taken in the end.");
     describe_counter!(CONFIG_RELOADS, "Configuration changes seen, by outcome.");
+    describe_gauge!(HTTP_IN_FLIGHT, "HTTP requests being worked on.");
+    describe_gauge!(CALLS_IN_FLIGHT, "Calls that this worker is working on.");
+    describe_counter!(CALLS, "Calls that this worker has begun.");
+    describe_gauge!(ENDPOINTS, "Endpoints of the processes behind this one, by service and state.");
+    describe_counter!(ENDPOINT_EJECTIONS, "Endpoints that were left alone for a while, by service.");
+    describe_gauge!(CERTIFICATE_EXPIRES, "When this process's certificate ends.");
+    describe_counter!(TLS_REFUSALS, "Connections whose TLS handshake failed, by reason.");
     Ok(handle)
 }
 
@@ -188,6 +202,71 @@ pub fn embeddings_failed(reason: &str) {
 /// Notes that the configuration was read again.
 pub fn config_reload(ok: bool) {
     counter!(CONFIG_RELOADS, "outcome" => if ok { "ok" } else { "rejected" }).increment(1);
+}
+
+/// Notes how many endpoints of a service stand so, more than before.
+pub fn endpoints(service: &str, state: &'static str, more: f64) {
+    if more != 0.0 {
+        gauge!(ENDPOINTS, "service" => service.to_owned(), "state" => state).increment(more);
+    }
+}
+
+/// Notes that an endpoint is left alone for a while.
+pub fn endpoint_ejected(service: &str, endpoint: &str, reason: &str) {
+    counter!(ENDPOINT_EJECTIONS, "service" => service.to_owned()).increment(1);
+    warn!(service, endpoint, reason, "endpoint ejected");
+}
+
+/// Notes that an endpoint cannot be connected to.
+pub fn endpoint_unreachable(service: &str, endpoint: &str, reason: &str) {
+    warn!(service, endpoint, reason, "endpoint unreachable");
+}
+
+/// Notes that an endpoint was found, left, or is back.
+pub fn endpoint_changed(service: &str, endpoint: &str, what: &'static str) {
+    info!(service, endpoint, "{what}");
+}
+
+/// Notes that a service's name stands for nothing now.
+pub fn name_unresolved(service: &str, host: &str, reason: &str) {
+    warn!(service, host, reason, "name not resolved; what is known of it stays in use");
+}
+
+/// Notes new certificates.
+pub fn certificate_reloaded() {
+    info!("certificate reloaded");
+}
+
+/// Notes certificates that cannot be used.
+pub fn certificate_refused(reason: &str) {
+    error!(reason, "certificate refused; the old one stays in force");
+}
+
+/// Notes when our certificate ends, in seconds since 1970.
+pub fn certificate_expires(at: i64) {
+    gauge!(CERTIFICATE_EXPIRES).set(at as f64);
+}
+
+/// Notes a connection that was not accepted.
+pub fn handshake_refused(peer: &str, kind: &'static str, reason: &str) {
+    counter!(TLS_REFUSALS, "reason" => kind).increment(1);
+    warn!(peer, reason, "TLS handshake refused");
+}
+
+/// A call to this worker begins.
+pub fn call_begins() {
+    counter!(CALLS).increment(1);
+    gauge!(CALLS_IN_FLIGHT).increment(1.0);
+}
+
+/// A call to this worker ends.
+pub fn call_ends() {
+    gauge!(CALLS_IN_FLIGHT).decrement(1.0);
+}
+
+/// HTTP requests more, or less, are being worked on.
+pub fn http_in_flight(more: f64) {
+    gauge!(HTTP_IN_FLIGHT).increment(more);
 }
 
 /// A request begins.

@@ -1,21 +1,23 @@
 //! gRPC connections between roles: one place for their limits, so that no image meets a default of 4 MiB.
 
-use std::time::Duration;
+use std::{io, time::Duration};
 
 use futures::{Stream, StreamExt as _, stream};
+use h2::client;
 use http::HeaderMap;
-use tokio::time::timeout;
-use tonic::{
-    Status,
-    transport::{Channel, Endpoint, Server},
-};
+use socket2::{SockRef, TcpKeepalive};
+use tokio::{net::TcpStream, time::timeout};
+use tonic::{Status, transport::Server};
 
-use crate::pb::{
-    CHUNK_BYTES, ImageChunk,
-    router_service_client::RouterServiceClient,
-    router_service_server::{RouterService, RouterServiceServer},
-    worker_service_client::WorkerServiceClient,
-    worker_service_server::{WorkerService, WorkerServiceServer},
+use crate::{
+    pb::{
+        CHUNK_BYTES, ImageChunk,
+        router_service_client::RouterServiceClient,
+        router_service_server::{RouterService, RouterServiceServer},
+        worker_service_client::WorkerServiceClient,
+        worker_service_server::{WorkerService, WorkerServiceServer},
+    },
+    pool::Pool,
 };
 
 /// Largest HTTP/2 frame accepted. h2 writes one frame per system call: with the usual 16 KiB a 2 MB image
@@ -32,9 +34,22 @@ const HEADER_LIST_BYTES: u32 = 64 << 10;
 /// Largest message. Edits carry their inputs whole: 16 images of 50 MB are more than anybody sends.
 const MESSAGE_BYTES: usize = 1 << 30;
 
-/// A peer that is partitioned away is noticed after an interval and a timeout, instead of never.
+/// A caller that is partitioned away is noticed after an interval and a timeout, instead of never.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(20);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A connection on which nothing moves is noticed to be dead by the kernel after 15 s, and three probes 5 s apart.
+const TCP_KEEP_ALIVE: TcpKeepalive = TcpKeepalive::new()
+    .with_time(Duration::from_secs(15))
+    .with_interval(Duration::from_secs(5))
+    .with_retries(3);
+
+/// Calls of one connection at once. Our own callers open another connection long before.
+const STREAMS: u32 = 10_000;
+
+/// A caller's connection is asked to end after this, so that callers behind a load balancer of connections, too,
+/// come to endpoints that were added.
+const CONNECTION_AGE: Duration = Duration::from_secs(1800);
 
 /// Streams of a connection that may end in a reset.
 const MAX_RESETS: usize = 1 << 20;
@@ -42,30 +57,33 @@ const MAX_RESETS: usize = 1 << 20;
 /// How long a finished call may take to end. Its trailers come with the last message.
 const END_WITHIN: Duration = Duration::from_millis(100);
 
-/// A channel that connects when it is first used, and again whenever it must.
+/// HTTP/2 as a client.
+pub fn client() -> client::Builder {
+    let mut client = client::Builder::new();
+    client
+        .enable_push(false)
+        .max_frame_size(FRAME_BYTES)
+        .initial_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_header_list_size(HEADER_LIST_BYTES);
+    client
+}
+
+/// What all connections between the roles have in common.
 ///
 /// # Errors
-/// The address is not a URI.
-pub fn channel(uri: &str) -> Result<Channel, String> {
-    let endpoint = Endpoint::from_shared(uri.to_owned()).map_err(|error| format!("\"{uri}\": {error}"))?;
-    Ok(endpoint
-        .connect_timeout(Duration::from_secs(2))
-        .tcp_nodelay(true)
-        .max_frame_size(FRAME_BYTES)
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .http2_max_header_list_size(HEADER_LIST_BYTES)
-        .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
-        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
-        .keep_alive_while_idle(true)
-        .connect_lazy())
+/// The socket is not one.
+pub fn tune(wire: &TcpStream) -> io::Result<()> {
+    wire.set_nodelay(true)?;
+    SockRef::from(wire).set_tcp_keepalive(&TCP_KEEP_ALIVE)
 }
 
 /// A gRPC server without services.
 pub fn server() -> Server {
     Server::builder()
-        .tcp_nodelay(true)
         .max_frame_size(FRAME_BYTES)
+        .max_concurrent_streams(STREAMS)
+        .max_connection_age(CONNECTION_AGE)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .http2_max_header_list_size(HEADER_LIST_BYTES)
@@ -84,15 +102,15 @@ pub async fn end<S: Stream + Unpin>(mut events: S) {
 }
 
 /// A worker's client without the default limit of messages.
-pub fn worker_client(channel: Channel) -> WorkerServiceClient<Channel> {
-    WorkerServiceClient::new(channel)
+pub fn worker_client(pool: Pool) -> WorkerServiceClient<Pool> {
+    WorkerServiceClient::new(pool)
         .max_decoding_message_size(MESSAGE_BYTES)
         .max_encoding_message_size(MESSAGE_BYTES)
 }
 
 /// A router's client without the default limit of messages.
-pub fn router_client(channel: Channel) -> RouterServiceClient<Channel> {
-    RouterServiceClient::new(channel)
+pub fn router_client(pool: Pool) -> RouterServiceClient<Pool> {
+    RouterServiceClient::new(pool)
         .max_decoding_message_size(MESSAGE_BYTES)
         .max_encoding_message_size(MESSAGE_BYTES)
 }

@@ -5,14 +5,15 @@ use std::{path::PathBuf, sync::Arc};
 use anyhow::{Context as _, Result, anyhow};
 use tonic::{Request, Status, metadata::MetadataValue};
 
+use super::connect::{self, TlsArgs};
 use crate::{
     config::Origin,
     error::Error,
     gateway::Gateway,
     params,
     pb::{self, attempts_text},
+    pool::Service,
     router::{Router, SharedRouter, remote::Remote},
-    transport,
 };
 
 /// A request and whom it goes to.
@@ -45,6 +46,9 @@ pub struct Ask {
     #[arg(long, env = "IMAGEGATE_ROUTER", value_name = "URI", default_value = "http://127.0.0.1:50051")]
     router: String,
 
+    #[command(flatten)]
+    tls: TlsArgs,
+
     /// API key for the router
     #[arg(long, env = "IMAGEGATE_API_KEY", value_name = "KEY", hide_env_values = true)]
     api_key: Option<String>,
@@ -62,9 +66,11 @@ impl Ask {
                 let (gateway, settings) = Gateway::try_new(Origin::File(file.clone()))?;
                 Arc::new(Router::new(gateway.state(&settings)?))
             }
-            None => Arc::new(Remote::new(
-                transport::channel(&self.router).map_err(|reason| anyhow!("--router: {reason}"))?,
-            )),
+            None => {
+                let uris = std::slice::from_ref(&self.router);
+                let tls = self.tls.read()?;
+                Arc::new(Remote::new(connect::pool("--router", Service::Router, uris, tls.as_ref())?))
+            }
         })
     }
 

@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::{Result, anyhow};
 
+use super::connect::{self, TlsArgs};
 use crate::{
     config,
     conform::{
@@ -16,6 +17,7 @@ use crate::{
         report::{Outcome, Report},
     },
     pb::credential::Credential,
+    pool::Service,
 };
 
 /// Nothing could be checked.
@@ -53,6 +55,9 @@ pub struct Conform {
     /// For programs
     #[arg(long)]
     json: bool,
+
+    #[command(flatten)]
+    tls: TlsArgs,
 }
 
 impl Conform {
@@ -82,7 +87,9 @@ impl Conform {
             max_models: self.max_models,
             credentials: self.credentials()?,
         };
-        conform::run(&self.uri, &settings).await.map_err(anyhow::Error::msg)
+        let (uris, tls) = (std::slice::from_ref(&self.uri), self.tls.read()?);
+        let pool = connect::pool("URI", Service::Worker(self.uri.clone()), uris, tls.as_ref())?;
+        conform::run(pool, &self.uri, &settings).await.map_err(anyhow::Error::msg)
     }
 
     fn credentials(&self) -> Result<BTreeMap<String, Credential>> {

@@ -3,6 +3,7 @@
 mod ask;
 mod check;
 mod conform;
+mod connect;
 mod explain;
 mod generate;
 mod providers;

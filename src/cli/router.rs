@@ -43,14 +43,14 @@ pub async fn serve(origin: Origin, defaults: Listen) -> Result<()> {
     };
     settings.check_exposure(listen).map_err(anyhow::Error::msg)?;
     let router = router::Router::new(gateway.state(&settings)?);
-    let mut servers = Servers::new(settings.shutdown_grace);
+    let mut servers = Servers::new(settings.shutdown);
     if let Some(address) = listen.admin {
         servers.admin(address, metrics).await?;
     }
     if let Some(address) = listen.grpc {
         let served = Served(Arc::new(router.clone()));
         let service = Grpc::<_, worker::remote::Served>::Router(served, settings.limits.max_body_bytes);
-        servers.grpc("grpc", address, service).await?;
+        servers.grpc("grpc", address, service, gateway.tls()).await?;
     }
     if let Some(address) = listen.http {
         let files = Arc::new(Files::new(&settings.data_dir, settings.image_lifetime));
@@ -63,6 +63,9 @@ pub async fn serve(origin: Origin, defaults: Listen) -> Result<()> {
     let jobs = router.clone();
     servers.until_drained(|draining| async move { jobs.run_jobs(draining.cancelled()).await });
     servers.background(gateway.give_up_jobs());
+    if let Some(tls) = gateway.tls() {
+        servers.background(Arc::clone(tls).watch());
+    }
     servers.background(gateway.watch(Some((router, listen))));
     servers.run().await
 }

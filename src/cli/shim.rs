@@ -2,21 +2,24 @@
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 
+use super::connect::{self, TlsArgs};
 use crate::{
+    config::file::Shutdown,
+    pool::Service,
     router::remote::Remote,
     serve::Servers,
     shim::{self, Files},
-    telemetry, transport,
+    telemetry,
 };
 
 /// Run the HTTP shim in front of a router elsewhere.
 #[derive(Debug, clap::Args)]
 pub struct Shim {
-    /// The router's address
-    #[arg(long, env = "IMAGEGATE_ROUTER", value_name = "URI")]
-    router: String,
+    /// The router's address; several are balanced, and so are several addresses of a name
+    #[arg(long, env = "IMAGEGATE_ROUTER", value_name = "URI", value_delimiter = ',', required = true)]
+    router: Vec<String>,
 
     /// Address for clients
     #[arg(long, env = "IMAGEGATE_LISTEN_HTTP", value_name = "ADDR", default_value = "127.0.0.1:8787")]
@@ -42,7 +45,15 @@ pub struct Shim {
     #[arg(long, value_name = "BYTES", default_value_t = 64 << 20)]
     max_body_bytes: usize,
 
-    /// How long in-flight requests may take to finish after SIGTERM
+    /// Certificates for the connection to the router
+    #[command(flatten)]
+    tls: TlsArgs,
+
+    /// How long new requests are still answered after SIGTERM
+    #[arg(long, env = "IMAGEGATE_SHUTDOWN_DELAY_S", value_name = "SECONDS", default_value_t = 0)]
+    shutdown_delay_s: u64,
+
+    /// How long in-flight requests may then take to finish
     #[arg(long, value_name = "SECONDS", default_value_t = 330)]
     shutdown_grace_s: u64,
 }
@@ -51,12 +62,18 @@ impl Shim {
     /// Runs until it is asked to stop.
     pub async fn run(self) -> Result<()> {
         let metrics = telemetry::init_metrics().map_err(anyhow::Error::msg)?;
-        let router =
-            Remote::new(transport::channel(&self.router).map_err(|reason| anyhow!("--router: {reason}"))?);
+        let tls = self.tls.read()?;
+        let router = Remote::new(connect::pool("--router", Service::Router, &self.router, tls.as_ref())?);
         let files = Arc::new(Files::new(&self.data_dir, Duration::from_secs(self.image_lifetime_s)));
         let public_url = self.public_url.as_deref().map(|url| url.trim_end_matches('/'));
         let shim = shim::Shim::new(Arc::new(router), Arc::clone(&files), public_url, self.max_body_bytes);
-        let mut servers = Servers::new(Duration::from_secs(self.shutdown_grace_s));
+        let mut servers = Servers::new(Shutdown {
+            delay: Duration::from_secs(self.shutdown_delay_s),
+            grace: Duration::from_secs(self.shutdown_grace_s),
+        });
+        if let Some(tls) = tls {
+            servers.background(tls.watch());
+        }
         if let Some(address) = self.admin {
             servers.admin(address, metrics).await?;
         }

@@ -1,11 +1,12 @@
 //! `imagegate worker`: the worker of one or several providers over gRPC.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, sync::Arc};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use super::ConfigArg;
 use crate::{
+    config::tls::TlsChoice,
     gateway::Gateway,
     router,
     serve::{Grpc, Servers},
@@ -27,9 +28,19 @@ pub struct Worker {
     #[arg(long, env = "IMAGEGATE_LISTEN_ADMIN", value_name = "ADDR")]
     admin: Option<SocketAddr>,
 
-    /// For `egress`, and for virtual keys that the router's file marks `held_by: worker`
+    /// Plain text, also where others can read it
+    #[arg(long, value_enum)]
+    tls: Option<Off>,
+
+    /// For `tls`, `egress`, and virtual keys that the router's file marks `held_by: worker`
     #[command(flatten)]
     config: ConfigArg,
+}
+
+/// What can be said on the command line.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Off {
+    Off,
 }
 
 impl Worker {
@@ -37,13 +48,26 @@ impl Worker {
     pub async fn run(self) -> Result<()> {
         let metrics = telemetry::init_metrics().map_err(anyhow::Error::msg)?;
         let (gateway, settings) = Gateway::try_new(self.config.origin())?;
+        let choice = self.tls.map_or(&settings.tls, |Off::Off| &TlsChoice::Off);
+        choice.check_exposure("--listen", self.listen).map_err(anyhow::Error::msg)?;
+        let tls = gateway.tls().filter(|_| choice.files().is_some());
+        if let Some(files) = choice.files() {
+            // Whoever reaches a worker can spend what it holds.
+            ensure!(
+                !files.clients.is_empty(),
+                "tls.clients: Required: the names of those who may call this worker"
+            );
+        }
         let served = worker::remote::Served(gateway.worker(&self.provider)?);
-        let mut servers = Servers::new(settings.shutdown_grace);
+        let mut servers = Servers::new(settings.shutdown);
         if let Some(address) = self.admin {
             servers.admin(address, metrics).await?;
         }
-        servers.grpc("worker", self.listen, Grpc::<router::remote::Served, _>::Worker(served)).await?;
+        servers.grpc("worker", self.listen, Grpc::<router::remote::Served, _>::Worker(served), tls).await?;
         servers.background(gateway.give_up_jobs());
+        if let Some(tls) = tls {
+            servers.background(Arc::clone(tls).watch());
+        }
         servers.background(gateway.watch(None));
         servers.run().await
     }

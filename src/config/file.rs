@@ -10,11 +10,12 @@ use super::{
     providers::Providers,
     read::{Object, Problems, suggestion},
     spec::{self, Secret},
-    yaml::join,
+    tls::TlsChoice,
 };
 use crate::{
     egress::Egress,
     pb,
+    pool::Address,
     provider::{canonical_name, catalog},
 };
 
@@ -33,8 +34,10 @@ pub struct Settings {
     pub default_config: Option<String>,
     /// Who may call.
     pub callers: Callers,
-    /// Workers elsewhere, by provider.
-    pub workers: BTreeMap<String, String>,
+    /// Workers elsewhere, by provider: all addresses of each.
+    pub workers: BTreeMap<String, Vec<Address>>,
+    /// How the connections between the roles are protected.
+    pub tls: TlsChoice,
     /// What hosts that come with a request may reach.
     pub egress: Arc<Egress>,
     /// Bounds of a request.
@@ -49,8 +52,8 @@ pub struct Settings {
     pub public_url: Option<String>,
     /// How long an image asked for as `url` can be fetched.
     pub image_lifetime: Duration,
-    /// How long in-flight requests may take to finish after SIGTERM.
-    pub shutdown_grace: Duration,
+    /// What happens after SIGTERM.
+    pub shutdown: Shutdown,
 }
 
 /// Addresses to listen on. Port 0 takes any free one.
@@ -62,6 +65,15 @@ pub struct Listen {
     pub grpc: Option<SocketAddr>,
     /// Probes and metrics.
     pub admin: Option<SocketAddr>,
+}
+
+/// What happens after SIGTERM.
+#[derive(Clone, Copy, Debug)]
+pub struct Shutdown {
+    /// How long new requests are still answered, while load balancers notice that they should go elsewhere.
+    pub delay: Duration,
+    /// How long requests in flight may then take to finish.
+    pub grace: Duration,
 }
 
 /// Bounds of a request.
@@ -122,7 +134,8 @@ impl Settings {
     pub fn read(value: &Value, built_in: &Providers, problems: &Problems) -> Option<Self> {
         let mut file = Object::open(value, "", problems)?;
         let listen = file.object("listen").map(read_listen).unwrap_or_default();
-        let workers = file.object("workers").map(read_workers).unwrap_or_default();
+        let workers = read_workers(&mut file);
+        let tls = TlsChoice::read(&mut file);
         let egress = Arc::new(file.object("egress").map(read_egress).unwrap_or_default());
         let providers = workers.keys().fold(built_in.clone(), |all, name| all.with_own(name));
         let virtual_keys = read_virtual_keys(&mut file, &providers, &workers);
@@ -162,6 +175,7 @@ impl Settings {
             default_config,
             callers,
             workers,
+            tls,
             egress,
             limits,
             embeddings,
@@ -170,7 +184,10 @@ impl Settings {
             public_url,
             // OpenAI's own links live as long.
             image_lifetime: seconds(file.whole("image_lifetime_s", 1, 31_536_000), 3600),
-            shutdown_grace: seconds(file.whole("shutdown_grace_s", 0, 86_400), 330),
+            shutdown: Shutdown {
+                delay: seconds(file.whole("shutdown_delay_s", 0, 3600), 0),
+                grace: seconds(file.whole("shutdown_grace_s", 0, 86_400), 330),
+            },
             virtual_keys,
         };
         file.finish();
@@ -184,6 +201,9 @@ impl Settings {
     /// # Errors
     /// The address that is reachable, and what to write.
     pub fn check_exposure(&self, listen: Listen) -> Result<(), String> {
+        if let Some(address) = listen.grpc {
+            self.tls.check_exposure("listen.grpc", address)?;
+        }
         if self.callers.open || !self.callers.is_empty() {
             return Ok(());
         }
@@ -218,13 +238,21 @@ fn read_listen(mut object: Object<'_>) -> Listen {
     listen
 }
 
-fn read_workers(mut object: Object<'_>) -> BTreeMap<String, String> {
-    let path = object.path().to_owned();
+fn read_workers(file: &mut Object<'_>) -> BTreeMap<String, Vec<Address>> {
     let mut workers = BTreeMap::new();
-    for (name, uri) in object.texts_where(|_| true) {
-        match plan::operator_host(&uri) {
-            Ok(host) => _ = workers.insert(canonical_name(&name).to_owned(), host.url),
-            Err(message) => object.problems().add(join(&path, &name), message),
+    for (name, value) in file.map("workers").into_iter().flatten() {
+        let uris: Option<Vec<&str>> = match value {
+            Value::String(uri) => Some(vec![uri]),
+            Value::Array(uris) => uris.iter().map(Value::as_str).collect(),
+            _ => None,
+        };
+        let addresses = match uris {
+            Some(uris) => Address::parse_all(&uris),
+            None => Err("not allowed; allowed: an address, or a list of them".into()),
+        };
+        match addresses {
+            Ok(addresses) => _ = workers.insert(canonical_name(name).to_owned(), addresses),
+            Err(message) => file.problems().add(file.at(&format!("workers.{name}")), message),
         }
     }
     workers
@@ -308,7 +336,7 @@ fn read_webhooks(mut object: Object<'_>) -> Option<SigningKey> {
 fn read_virtual_keys(
     file: &mut Object<'_>,
     providers: &Providers,
-    workers: &BTreeMap<String, String>,
+    workers: &BTreeMap<String, Vec<Address>>,
 ) -> BTreeMap<String, Arc<Upstream>> {
     let mut keys = BTreeMap::new();
     let Some(entries) = file.map("virtual_keys") else { return keys };
@@ -330,7 +358,7 @@ fn read_virtual_key(
     id: &str,
     mut object: Object<'_>,
     providers: &Providers,
-    workers: &BTreeMap<String, String>,
+    workers: &BTreeMap<String, Vec<Address>>,
 ) -> Option<Upstream> {
     object.required("provider");
     let provider = object.text("provider").map(canonical_name);

@@ -15,6 +15,7 @@ pub mod read;
 mod secrets;
 pub mod spec;
 pub mod strategy;
+pub mod tls;
 pub mod yaml;
 
 use std::{
@@ -37,6 +38,7 @@ const OVERRIDES: &[(&str, &[&str])] = &[
     ("IMAGEGATE_LISTEN_ADMIN", &["listen", "admin"]),
     ("IMAGEGATE_DATA_DIR", &["data_dir"]),
     ("IMAGEGATE_PUBLIC_URL", &["public_url"]),
+    ("IMAGEGATE_TLS", &["tls"]),
 ];
 
 /// One thing wrong with a config.
@@ -276,7 +278,7 @@ mod tests {
     fn a_worker_of_ones_own_is_a_provider() {
         let settings =
             check("workers: {gradient: http://127.0.0.1:1}\nconfigs: {g: {provider: gradient}}\n").unwrap();
-        assert_eq!(settings.workers["gradient"], "http://127.0.0.1:1");
+        assert_eq!(settings.workers["gradient"][0].to_string(), "http://127.0.0.1:1");
     }
 
     #[test]

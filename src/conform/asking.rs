@@ -6,11 +6,12 @@ use std::{
 };
 
 use tokio::time::timeout;
-use tonic::{Code, Request, Status, transport::Channel};
+use tonic::{Code, Request, Status};
 
 use super::{CALL_LIMIT, answer::Answer, samples, trigger::Trigger};
 use crate::{
     pb::{self, credential::Credential},
+    pool::Pool,
     transport,
 };
 
@@ -25,7 +26,7 @@ pub struct Subject {
     pub record: pb::Provider,
     /// As whom it is asked.
     pub credential: Option<Credential>,
-    channel: Channel,
+    pool: Pool,
     calls: AtomicUsize,
 }
 
@@ -42,8 +43,8 @@ pub struct Usual {
 
 impl Subject {
     /// Nothing is asked yet.
-    pub fn new(channel: Channel, uri: &str, record: pb::Provider, credential: Option<Credential>) -> Self {
-        Self { uri: uri.to_owned(), record, credential, channel, calls: AtomicUsize::new(0) }
+    pub fn new(pool: Pool, uri: &str, record: pb::Provider, credential: Option<Credential>) -> Self {
+        Self { uri: uri.to_owned(), record, credential, pool, calls: AtomicUsize::new(0) }
     }
 
     /// As the worker calls the provider.
@@ -81,7 +82,7 @@ impl Subject {
         let mut request = Request::new(message);
         request.set_timeout(CALL_LIMIT);
         let answered = async {
-            let events = transport::worker_client(self.channel.clone()).generate(request).await?;
+            let events = transport::worker_client(self.pool.clone()).generate(request).await?;
             Answer::read(events.into_inner(), wanted).await
         };
         let nothing = |_| Err(Status::deadline_exceeded(format!("no end within {} s", CALL_LIMIT.as_secs())));

@@ -4,12 +4,13 @@ use std::{collections::BTreeSet, time::Duration};
 
 use serde_json::Value;
 use tokio::time::timeout;
-use tonic::{Request, Status, transport::Channel};
+use tonic::{Request, Status};
 
 use super::{asking::told, check::Check, report::Report, samples};
 use crate::{
     params,
     pb::{self, ImageFormat, ImageRequest, ModelCapability, Operation, size_rule::Rule},
+    pool::Pool,
     route::size,
     transport,
 };
@@ -22,16 +23,16 @@ const ITEMS: [&str; 6] =
     ["image", "input_text_token", "input_image_token", "output_text_token", "output_image_token", "credit"];
 
 /// Asks once.
-pub async fn ask(channel: &Channel) -> Result<pb::DescribeResponse, Status> {
+pub async fn ask(pool: &Pool) -> Result<pb::DescribeResponse, Status> {
     let answer =
-        transport::worker_client(channel.clone()).describe(Request::new(pb::DescribeRequest {})).await?;
+        transport::worker_client(pool.clone()).describe(Request::new(pb::DescribeRequest {})).await?;
     Ok(answer.into_inner())
 }
 
 /// Asks again, and looks at everything it says. The first time may have been the worker's first call ever, over
 /// a connection that had to be made: only the second is timed.
-pub async fn check(channel: &Channel, record: &pb::DescribeResponse, report: &mut Report) {
-    let again = match timeout(PATIENCE, ask(channel)).await {
+pub async fn check(pool: &Pool, record: &pb::DescribeResponse, report: &mut Report) {
+    let again = match timeout(PATIENCE, ask(pool)).await {
         Ok(Ok(again)) if again == *record => Ok(()),
         Ok(Ok(_)) => Err("asked again, it says something else".to_owned()),
         Ok(Err(status)) => Err(format!("asked again, it answers {}", told(&status))),

@@ -26,7 +26,7 @@ use std::{collections::BTreeMap, time::Duration};
 use tokio::time::timeout;
 
 use self::{asking::Subject, check::Check, report::Report};
-use crate::{error::Error, pb::credential::Credential, route::fit::is_retired, transport};
+use crate::{error::Error, pb::credential::Credential, pool::Pool, route::fit::is_retired};
 
 /// How long any one call may take: as long as an attempt of the router does by default.
 const CALL_LIMIT: Duration = Duration::from_secs(120);
@@ -58,10 +58,9 @@ impl std::fmt::Debug for Settings {
 ///
 /// # Errors
 /// Why nothing could be checked: the address is none, nobody answers there, or the provider is not served.
-pub async fn run(uri: &str, settings: &Settings) -> Result<Report, String> {
-    let channel = transport::channel(uri)?;
+pub async fn run(pool: Pool, uri: &str, settings: &Settings) -> Result<Report, String> {
     let mut report = Report::default();
-    let described = timeout(REACH_LIMIT, describe::ask(&channel)).await;
+    let described = timeout(REACH_LIMIT, describe::ask(&pool)).await;
     let record = match described {
         Err(_) => return Err(format!("{uri} does not answer within {} s", REACH_LIMIT.as_secs())),
         Ok(Err(status)) if Error::from_status(&status).transport => {
@@ -73,8 +72,8 @@ pub async fn run(uri: &str, settings: &Settings) -> Result<Report, String> {
         }
         Ok(Ok(described)) => described,
     };
-    describe::check(&channel, &record, &mut report).await;
-    health::check(&channel, &mut report).await;
+    describe::check(&pool, &record, &mut report).await;
+    health::check(&pool, &mut report).await;
     let chosen = |name: &str| settings.provider.as_deref().is_none_or(|wanted| wanted == name);
     let providers: Vec<_> = record.providers.into_iter().filter(|provider| chosen(&provider.name)).collect();
     if let (Some(wanted), true) = (&settings.provider, providers.is_empty()) {
@@ -83,7 +82,7 @@ pub async fn run(uri: &str, settings: &Settings) -> Result<Report, String> {
     for provider in providers {
         let credential =
             settings.credentials.get(&provider.name).or_else(|| settings.credentials.get("")).cloned();
-        let subject = Subject::new(channel.clone(), uri, provider, credential);
+        let subject = Subject::new(pool.clone(), uri, provider, credential);
         check_provider(&subject, settings.max_models, &mut report).await;
     }
     Ok(report)

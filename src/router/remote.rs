@@ -1,7 +1,7 @@
 //! A router elsewhere, as if it were here; and this one, as others see it through a connection.
 
 use futures::{StreamExt as _, stream};
-use tonic::{Request, Response, Status, transport::Channel};
+use tonic::{Request, Response, Status};
 
 use super::{EventStream, SharedRouter};
 use crate::{
@@ -11,17 +11,18 @@ use crate::{
         self, router_service_client::RouterServiceClient, router_service_server::RouterService,
         stream_image_response::Event, watch_job_response::Event as JobEvent,
     },
+    pool::Pool,
     transport,
 };
 
 /// The adapter of a router in another process.
 #[derive(Clone, Debug)]
-pub struct Remote(RouterServiceClient<Channel>);
+pub struct Remote(RouterServiceClient<Pool>);
 
 impl Remote {
-    /// Connects when it is first used.
-    pub fn new(channel: Channel) -> Self {
-        Self(transport::router_client(channel))
+    /// At the endpoints of a pool.
+    pub fn new(pool: Pool) -> Self {
+        Self(transport::router_client(pool))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use futures::{StreamExt as _, stream};
 use tokio::time::{Instant, timeout_at};
-use tonic::{Request, Response, Status, transport::Channel};
+use tonic::{Request, Response, Status};
 
 use super::{EventStream, SharedWorker};
 use crate::{
@@ -10,17 +10,18 @@ use crate::{
         self, generate_response::Event, worker_service_client::WorkerServiceClient,
         worker_service_server::WorkerService,
     },
-    transport,
+    pool::Pool,
+    telemetry, transport,
 };
 
 /// The adapter of a worker in another process.
 #[derive(Clone, Debug)]
-pub struct Remote(WorkerServiceClient<Channel>);
+pub struct Remote(WorkerServiceClient<Pool>);
 
 impl Remote {
-    /// Connects when it is first used.
-    pub fn new(channel: Channel) -> Self {
-        Self(transport::worker_client(channel))
+    /// At the endpoints of a pool.
+    pub fn new(pool: Pool) -> Self {
+        Self(transport::worker_client(pool))
     }
 }
 
@@ -56,6 +57,7 @@ impl WorkerService for Served {
     }
 
     async fn generate(&self, request: Request<pb::GenerateRequest>) -> Result<Response<EventStream>, Status> {
+        let working = Working::begin();
         let limit = transport::grpc_timeout(request.metadata().as_ref());
         let deadline = limit.and_then(|limit| Instant::now().checked_add(limit));
         let events = match deadline {
@@ -66,15 +68,34 @@ impl WorkerService for Served {
             None => self.0.generate(request).await?,
         };
         Ok(events.map(|events| {
-            let cut = events.flat_map(|event| match event {
+            let cut = events.flat_map(move |event| match event {
                 Ok(pb::GenerateResponse { event: Some(Event::ImageChunk(chunk)) }) => {
                     let message = |chunk| pb::GenerateResponse { event: Some(Event::ImageChunk(chunk)) };
                     transport::cut(chunk, message).left_stream()
                 }
-                other => stream::iter([other]).right_stream(),
+                other => {
+                    _ = &working;
+                    stream::iter([other]).right_stream()
+                }
             });
             Box::pin(cut) as _
         }))
+    }
+}
+
+/// Counts a call as long as it is worked on.
+struct Working;
+
+impl Working {
+    fn begin() -> Self {
+        telemetry::call_begins();
+        Self
+    }
+}
+
+impl Drop for Working {
+    fn drop(&mut self) {
+        telemetry::call_ends();
     }
 }
 

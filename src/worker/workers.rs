@@ -96,7 +96,11 @@ impl Entry {
         let answer = timeout(PATIENCE, self.worker.describe(request))
             .await
             .map_err(|_| unreachable("does not describe itself in time"))?
-            .map_err(|_| unreachable("is not reachable"))?;
+            .map_err(|status| match Error::from_status(&status) {
+                // It says why.
+                error if error.transport => error.billed(BillingClass::NotSent),
+                _ => unreachable("does not describe itself"),
+            })?;
         let mut providers = answer.into_inner().providers.into_iter();
         providers.find(|record| record.name == provider).ok_or_else(|| {
             Error::unsupported("provider", format!("the worker configured for {provider} does not serve it"))

@@ -12,7 +12,6 @@ use std::{
 
 use bytes::Bytes;
 use futures::{StreamExt as _, stream};
-use hyper_util::rt::TokioIo;
 use imagegate::{
     config::{self, providers::Providers},
     egress::Egress,
@@ -22,6 +21,7 @@ use imagegate::{
         Operation, generate_response::Event, stream_image_response::Event as Answer,
         worker_service_server::WorkerService,
     },
+    pool::{Pool, Service},
     router::{self, Router, SharedRouter, State},
     transport,
     worker::{self, EventStream, SharedWorker, Workers},
@@ -34,10 +34,7 @@ use tokio::{
     time::timeout,
 };
 use tokio_stream::wrappers::UnboundedReceiverStream;
-use tonic::{
-    Request, Response, Status,
-    transport::{Channel, Endpoint},
-};
+use tonic::{Request, Response, Status};
 
 /// How the roles meet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -530,8 +527,13 @@ impl Gateway {
             Mode::OneProcess => here,
             Mode::Connected => {
                 let served = transport::router_server(router::remote::Served(here), max_body_bytes);
-                let channel = connect(&mut servers, transport::server().add_service(served), &connections);
-                Arc::new(router::remote::Remote::new(channel))
+                let server = transport::server().add_service(served);
+                Arc::new(router::remote::Remote::new(connect(
+                    Service::Router,
+                    &mut servers,
+                    server,
+                    &connections,
+                )))
             }
         };
         Self { router, mode, local, connections, servers }
@@ -618,17 +620,17 @@ fn state(
             Mode::Connected => {
                 let served = transport::worker_server(worker::remote::Served(here));
                 let server = transport::server().add_service(served);
-                let channel = connect(servers, server, connections);
-                Arc::new(worker::remote::Remote::new(channel))
+                let service = Service::Worker(worker.record.name.clone());
+                Arc::new(worker::remote::Remote::new(connect(service, servers, server, connections)))
             }
         };
         known.insert(worker.record.name.clone(), worker_service);
     }
     // A worker given to the harness serves its provider, wherever the configuration says it is.
     let elsewhere = settings.workers.iter().filter(|(provider, _)| !built_in.contains(provider));
-    for (provider, uri) in elsewhere {
-        let channel = transport::channel(uri).unwrap();
-        known.insert(provider.clone(), Arc::new(worker::remote::Remote::new(channel)));
+    for (provider, addresses) in elsewhere {
+        let pool = Pool::new(Service::Worker(provider.clone()), addresses.clone(), None);
+        known.insert(provider.clone(), Arc::new(worker::remote::Remote::new(pool)));
     }
     let max_body_bytes = settings.limits.max_body_bytes;
     let has_embeddings = settings.embeddings.is_some();
@@ -643,24 +645,23 @@ fn state(
 
 /// A client's end of a server without sockets, so that both follow the paused clock.
 fn connect(
+    service: Service,
     servers: &mut JoinSet<()>,
     server: tonic::transport::server::Router,
     connections: &Arc<AtomicUsize>,
-) -> Channel {
+) -> Pool {
     let connections = Arc::clone(connections);
     let (sender, receiver) = mpsc::unbounded_channel::<std::io::Result<DuplexStream>>();
     servers.spawn(async move {
         server.serve_with_incoming(UnboundedReceiverStream::new(receiver)).await.unwrap();
     });
-    Endpoint::from_static("http://peer").connect_with_connector_lazy(tower::service_fn(move |_| {
+    Pool::in_memory(service, move || {
         let (here, there) = tokio::io::duplex(64 * 1024);
         connections.fetch_add(1, Ordering::Relaxed);
         let sent = sender.send(Ok(there));
-        async move {
-            sent.map_err(|_| std::io::Error::from(std::io::ErrorKind::ConnectionRefused))?;
-            Ok::<_, std::io::Error>(TokioIo::new(here))
-        }
-    }))
+        sent.map_err(|_| std::io::Error::from(std::io::ErrorKind::ConnectionRefused))?;
+        Ok(here)
+    })
 }
 
 impl Drop for Trying {

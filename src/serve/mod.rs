@@ -2,6 +2,9 @@
 //!
 //! The only place that spawns tasks.
 
+mod accept;
+mod http;
+
 use std::{
     future::{Future, IntoFuture as _},
     net::SocketAddr,
@@ -9,7 +12,6 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -17,30 +19,35 @@ use axum::{
     Router,
     extract::State,
     http::{StatusCode, header},
+    middleware,
     response::IntoResponse,
     routing::get,
     serve::ListenerExt as _,
 };
-use futures::TryStreamExt as _;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::{
     net::TcpListener,
     signal::unix::{Signal, SignalKind, signal},
     task::JoinSet,
 };
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic_health::{ServingStatus, server::HealthReporter};
 use tracing::{info, warn};
 
 use crate::{
+    config::file::Shutdown,
     pb::{
         DESCRIPTORS,
         router_service_server::{RouterService, SERVICE_NAME as ROUTER},
         worker_service_server::{SERVICE_NAME as WORKER, WorkerService},
     },
+    tls::Tls,
     transport,
 };
+
+/// Services that a probe can ask for: whether to send requests here, and whether to let this process live.
+const READINESS: &str = "readiness";
+const LIVENESS: &str = "liveness";
 
 /// Descriptors of the health service, so that reflection can show it.
 const HEALTH_DESCRIPTORS: &[u8] = tonic_health::pb::FILE_DESCRIPTOR_SET;
@@ -55,8 +62,11 @@ pub struct Servers {
     /// Cancelled when draining begins.
     draining: CancellationToken,
     ready: Arc<AtomicBool>,
-    health: Vec<HealthReporter>,
-    grace: Duration,
+    /// Of the gRPC listeners, with their service.
+    health: Vec<(&'static str, HealthReporter)>,
+    /// Of the admin listener.
+    probes: Option<HealthReporter>,
+    shutdown: Shutdown,
 }
 
 /// What a gRPC listener serves.
@@ -69,15 +79,16 @@ pub enum Grpc<R, W> {
 }
 
 impl Servers {
-    /// No servers yet. In-flight requests get `grace` to finish.
-    pub fn new(grace: Duration) -> Self {
+    /// No servers yet.
+    pub fn new(shutdown: Shutdown) -> Self {
         Self {
             tasks: JoinSet::new(),
             admin: JoinSet::new(),
             draining: CancellationToken::new(),
             ready: Arc::new(AtomicBool::new(false)),
             health: Vec::new(),
-            grace,
+            probes: None,
+            shutdown,
         }
     }
 
@@ -91,17 +102,19 @@ impl Servers {
         let (listener, bound) = bind(role, address).await?;
         let listener = listener.tap_io(|stream| _ = stream.set_nodelay(true));
         let draining = self.draining.clone().cancelled_owned();
+        let routes = routes.layer(middleware::from_fn_with_state(Arc::clone(&self.ready), http::watched));
         let server = axum::serve(listener, routes).with_graceful_shutdown(draining).into_future();
         self.tasks.spawn(async move { server.await.context("HTTP server") });
         Ok(bound)
     }
 
-    /// Serves gRPC with health and reflection.
+    /// Serves gRPC with health and reflection, over TLS if there is any.
     pub async fn grpc<R: RouterService, W: WorkerService>(
         &mut self,
         role: &'static str,
         address: SocketAddr,
         service: Grpc<R, W>,
+        tls: Option<&Arc<Tls>>,
     ) -> Result<SocketAddr> {
         let (listener, bound) = bind(role, address).await?;
         let (health, health_service) = tonic_health::server::health_reporter();
@@ -123,28 +136,29 @@ impl Servers {
             .add_service(reflection().build_v1alpha().context("reflection")?);
         let server = match service {
             Grpc::Router(router, max_request_bytes) => {
-                health.set_service_status(ROUTER, ServingStatus::Serving).await;
                 server.add_service(transport::router_server(router, max_request_bytes))
             }
-            Grpc::Worker(worker) => {
-                health.set_service_status(WORKER, ServingStatus::Serving).await;
-                server.add_service(transport::worker_server(worker))
-            }
+            Grpc::Worker(worker) => server.add_service(transport::worker_server(worker)),
         };
-        self.health.push(health);
-        // tonic sets this only on connections that it accepts itself; without it a small answer waits 40 ms for
-        // the other side's acknowledgement.
-        let incoming = TcpListenerStream::new(listener).inspect_ok(|stream| _ = stream.set_nodelay(true));
+        self.health.push((name, health));
+        let incoming = accept::connections(listener, tls.cloned());
         let draining = self.draining.clone().cancelled_owned();
         let server = server.serve_with_incoming_shutdown(incoming, draining);
         self.tasks.spawn(async move { server.await.context("gRPC server") });
         Ok(bound)
     }
 
-    /// Serves probes and metrics.
+    /// Serves probes and metrics. Probes may also ask over gRPC, in plain text whatever the roles speak.
     pub async fn admin(&mut self, address: SocketAddr, metrics: PrometheusHandle) -> Result<SocketAddr> {
         let ready = Arc::clone(&self.ready);
+        let (health, health_service) = tonic_health::server::health_reporter();
+        for service in [READINESS, ""] {
+            health.set_service_status(service, ServingStatus::NotServing).await;
+        }
+        health.set_service_status(LIVENESS, ServingStatus::Serving).await;
+        self.probes = Some(health);
         let routes = Router::new()
+            .route_service(&health_path(&health_service), health_service)
             .route("/livez", get(|| async { "ok\n" }))
             .route("/readyz", get(readyz))
             .with_state(ready)
@@ -176,21 +190,32 @@ impl Servers {
         });
     }
 
-    /// Runs until SIGTERM or SIGINT, then lets in-flight requests finish.
+    /// Runs until SIGTERM or SIGINT, answers on while load balancers notice, then lets in-flight requests finish.
     ///
     /// # Errors
     /// A server failed, or requests were still in flight after the grace period.
     pub async fn run(mut self) -> Result<()> {
+        let mut signals = Signals::new();
         self.ready.store(true, Ordering::Relaxed);
+        self.say(ServingStatus::Serving).await;
         let failed = tokio::select! {
-            () = asked_to_stop() => None,
+            () = signals.next() => None,
             failed = self.failure() => Some(failed),
         };
-        info!("draining");
         self.ready.store(false, Ordering::Relaxed);
-        for health in &mut self.health {
-            for service in [ROUTER, WORKER, ""] {
-                health.set_service_status(service, ServingStatus::NotServing).await;
+        self.say(ServingStatus::NotServing).await;
+        let delay = self.shutdown.delay;
+        if failed.is_none() && !delay.is_zero() {
+            info!(delay_s = delay.as_secs(), "not ready any more, still answering");
+            tokio::select! {
+                () = tokio::time::sleep(delay) => {}
+                // Somebody is in a hurry.
+                () = signals.next() => {}
+            }
+        }
+        info!("draining");
+        for (service, health) in &mut self.health {
+            for service in [service, ""] {
                 // Ends the streams of those who watch it, which would hold up draining.
                 health.clear_service_status(service).await;
             }
@@ -200,6 +225,17 @@ impl Servers {
             return Err(error);
         }
         self.drain().await
+    }
+
+    /// Tells everybody who asks.
+    async fn say(&self, status: ServingStatus) {
+        let listeners = self.health.iter().map(|(service, health)| (*service, health));
+        let probes = self.probes.iter().map(|health| (READINESS, health));
+        for (service, health) in listeners.chain(probes) {
+            for service in [service, ""] {
+                health.set_service_status(service, status).await;
+            }
+        }
     }
 
     /// Waits for a server to fail. Background work may end.
@@ -215,7 +251,7 @@ impl Servers {
     }
 
     async fn drain(mut self) -> Result<()> {
-        let grace = self.grace;
+        let grace = self.shutdown.grace;
         let finished = async {
             while let Some(ended) = self.tasks.join_next().await {
                 if let Ok(Err(error)) = ended {
@@ -253,18 +289,33 @@ fn render(metrics: &PrometheusHandle) -> impl IntoResponse + use<> {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], metrics.render())
 }
 
-/// SIGTERM is Kubernetes', SIGINT a person's.
-async fn asked_to_stop() {
-    let (Ok(mut terminate), Ok(mut interrupt)) =
-        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
-        warn!("signals cannot be received; the process can only be killed");
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+/// Requests to stop: SIGTERM is Kubernetes', SIGINT a person's.
+struct Signals(Option<(Signal, Signal)>);
+
+impl Signals {
+    fn new() -> Self {
+        let both =
+            signal(SignalKind::terminate()).and_then(|one| Ok((one, signal(SignalKind::interrupt())?)));
+        if both.is_err() {
+            warn!("signals cannot be received; the process can only be killed");
+        }
+        Self(both.ok())
     }
+
+    async fn next(&mut self) {
+        match &mut self.0 {
+            Some((terminate, interrupt)) => tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            },
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// Where a health service answers.
+fn health_path<T: tonic::server::NamedService>(_: &T) -> String {
+    format!("/{}/{{*method}}", T::NAME)
 }
 
 /// Every SIGHUP from now on, also one that comes while nobody waits.

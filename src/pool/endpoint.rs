@@ -1,0 +1,257 @@
+//! One endpoint: an address with its connections, its load and its health.
+
+use std::{
+    fmt,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::{
+    connection::{CALLS_PER_CONNECTION, Connection},
+    load::Load,
+};
+use crate::telemetry;
+
+/// An endpoint that cannot be connected to is tried again after this, twice as late each time, up to a limit.
+const RETRY_AT_FIRST: Duration = Duration::from_millis(250);
+const RETRY_AT_MOST: Duration = Duration::from_secs(5);
+
+/// With somebody waiting it is tried again sooner, but not sooner than this.
+const RETRY_FOR_CALLS: Duration = Duration::from_millis(500);
+
+/// Connections to one endpoint.
+const MOST_CONNECTIONS: usize = 64;
+
+/// Where an endpoint is.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Place {
+    /// What is connected to.
+    pub address: SocketAddr,
+    /// Whether connections are encrypted.
+    pub tls: bool,
+    /// The name that it goes by, which its certificate must have.
+    pub host: Arc<str>,
+    /// The same with its port, for requests.
+    pub authority: Arc<str>,
+}
+
+/// An endpoint.
+#[derive(Debug)]
+pub struct Endpoint {
+    /// For logs and metrics.
+    pub service: Arc<str>,
+    /// Where it is.
+    pub place: Place,
+    calls: AtomicUsize,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    load: Load,
+    connections: Vec<Arc<Connection>>,
+    is_connecting: bool,
+    /// Failed attempts to connect in a row, when the last one was, and why it failed.
+    attempts_failed: u32,
+    last_failure: Option<(Instant, String)>,
+}
+
+/// How an endpoint stands, for metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Standing {
+    /// It takes its share.
+    Ready,
+    /// It takes a growing part of its share.
+    Warming,
+    /// It is left alone, or cannot be connected to.
+    Ejected,
+}
+
+impl Endpoint {
+    /// An endpoint without connections.
+    pub fn new(service: Arc<str>, place: Place) -> Self {
+        let state = State {
+            load: Load::new(Instant::now()),
+            connections: Vec::new(),
+            is_connecting: false,
+            attempts_failed: 0,
+            last_failure: None,
+        };
+        Self { service, place, calls: AtomicUsize::new(0), state: Mutex::new(state) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing that holds this lock can leave it half changed.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a call can be sent to it now, and whether it should be.
+    pub fn is_open(&self, now: Instant) -> Option<bool> {
+        let state = self.lock();
+        state.connections.iter().any(|one| one.is_open()).then(|| !state.load.is_ejected(now))
+    }
+
+    /// What one more call costs.
+    pub fn cost(&self, now: Instant) -> f64 {
+        self.lock().load.cost(self.calls.load(Ordering::Relaxed), now)
+    }
+
+    /// The connection with the fewest calls.
+    pub fn connection(&self) -> Option<Arc<Connection>> {
+        let state = self.lock();
+        let open = state.connections.iter().filter(|one| one.is_open());
+        open.min_by_key(|one| one.calls()).map(Arc::clone)
+    }
+
+    /// A call begins.
+    pub fn begin(self: &Arc<Self>) -> Calling {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        Calling { endpoint: Arc::clone(self), begun: Instant::now(), is_waiting: true }
+    }
+
+    /// Whether its connections are so full that another one is wanted.
+    pub fn is_crowded(&self) -> bool {
+        self.calls.load(Ordering::Relaxed) >= CALLS_PER_CONNECTION && self.lock().is_crowded()
+    }
+
+    /// Whether it cannot be reached, as far as is known: why, if an attempt failed just now.
+    pub fn just_failed(&self, now: Instant) -> Option<String> {
+        let state = self.lock();
+        let (at, reason) = state.last_failure.as_ref()?;
+        let recent = now.saturating_duration_since(*at) < RETRY_FOR_CALLS;
+        (recent && !state.is_connecting).then(|| reason.clone())
+    }
+
+    /// Whether to connect now; from when on, if not. `wanted`: a call waits for it. None: it needs nothing.
+    /// `generation`: connections with other certificates are replaced.
+    pub fn connects_at(&self, now: Instant, wanted: bool, generation: u64) -> Option<Instant> {
+        let mut state = self.lock();
+        state.connections.retain(|one| one.is_open());
+        if state.is_connecting {
+            return None;
+        }
+        let good = |one: &&Arc<Connection>| !one.is_old(now) && one.generation == generation;
+        let due = match state.connections.iter().filter(good).map(|one| one.retires()).min() {
+            Some(_) if state.is_crowded() && state.connections.len() < MOST_CONNECTIONS => now,
+            Some(retires) => retires,
+            None => now,
+        };
+        let Some((at, _)) = &state.last_failure else { return Some(due) };
+        let pause = if wanted {
+            RETRY_FOR_CALLS
+        } else {
+            RETRY_AT_FIRST * 2_u32.saturating_pow(state.attempts_failed.saturating_sub(1).min(8))
+        };
+        Some(due.max(*at + pause.min(RETRY_AT_MOST)))
+    }
+
+    /// An attempt to connect begins.
+    pub fn connecting(&self) {
+        self.lock().is_connecting = true;
+    }
+
+    /// A connection is there. Those that it replaces get no more calls. True if the endpoint is back.
+    pub fn connected(&self, connection: Arc<Connection>) -> bool {
+        let now = Instant::now();
+        let mut state = self.lock();
+        let was_lost = state.connections.is_empty();
+        let is_back = state.attempts_failed > 0;
+        state.is_connecting = false;
+        (state.attempts_failed, state.last_failure) = (0, None);
+        let generation = connection.generation;
+        state.connections.retain(|one| one.is_open() && !one.is_old(now) && one.generation == generation);
+        state.connections.push(connection);
+        if was_lost && is_back {
+            state.load.begin(now);
+        }
+        is_back
+    }
+
+    /// It could not be connected to. True if that is news.
+    pub fn not_connected(&self, reason: String) -> bool {
+        let mut state = self.lock();
+        state.is_connecting = false;
+        state.attempts_failed += 1;
+        let is_news = state.last_failure.as_ref().is_none_or(|(_, known)| *known != reason);
+        state.last_failure = Some((Instant::now(), reason));
+        is_news
+    }
+
+    /// How it stands.
+    pub fn standing(&self, now: Instant) -> Standing {
+        let state = self.lock();
+        if state.connections.iter().all(|one| !one.is_open()) || state.load.is_ejected(now) {
+            Standing::Ejected
+        } else if state.load.warmth(now) < 1.0 {
+            Standing::Warming
+        } else {
+            Standing::Ready
+        }
+    }
+
+    fn ejected(&self, reason: &str) {
+        telemetry::endpoint_ejected(&self.service, &self.place.address.to_string(), reason);
+    }
+
+    /// No more calls: those that run end by themselves.
+    pub fn leave(&self) {
+        self.lock().connections.clear();
+    }
+}
+
+impl State {
+    fn is_crowded(&self) -> bool {
+        self.connections.iter().all(|one| one.calls() >= CALLS_PER_CONNECTION)
+    }
+}
+
+/// A call to an endpoint, in flight. Dropped before it was accepted, it may show that the endpoint is silent.
+#[derive(Debug)]
+pub struct Calling {
+    endpoint: Arc<Endpoint>,
+    begun: Instant,
+    is_waiting: bool,
+}
+
+impl Calling {
+    /// The head of the answer is there.
+    pub fn accepted(&mut self) {
+        self.is_waiting = false;
+        self.endpoint.lock().load.accepted(self.begun.elapsed(), Instant::now());
+    }
+
+    /// It broke, before its answer began or after.
+    pub fn broken(&mut self) {
+        self.is_waiting = false;
+        let ejects = self.endpoint.lock().load.broken(Instant::now());
+        if ejects {
+            self.endpoint.ejected("calls to it break");
+        }
+    }
+
+    /// It was not sent, which says nothing that the connection does not say itself.
+    pub fn not_sent(mut self) {
+        self.is_waiting = false;
+    }
+}
+
+impl Drop for Calling {
+    fn drop(&mut self) {
+        self.endpoint.calls.fetch_sub(1, Ordering::Relaxed);
+        if self.is_waiting && self.endpoint.lock().load.unheard(self.begun.elapsed(), Instant::now()) {
+            self.endpoint.ejected("it does not answer");
+        }
+    }
+}
+
+impl fmt::Debug for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} at {}", self.authority, self.address)
+    }
+}
