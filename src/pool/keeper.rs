@@ -92,7 +92,7 @@ impl Keeper {
         let now = Instant::now();
         let is_wanted = self.inner.waiting.load(std::sync::atomic::Ordering::Relaxed) > 0;
         let mut next = now + COUNT_EVERY;
-        if let Some(at) = self.looks_up_at(is_wanted) {
+        if let Some(at) = self.looks_up_at(is_wanted, now) {
             if at <= now {
                 self.look_up(now);
             } else {
@@ -125,13 +125,13 @@ impl Keeper {
     }
 
     /// When names are looked up next. Never, if there are none or it is being done.
-    fn looks_up_at(&self, is_wanted: bool) -> Option<Instant> {
+    fn looks_up_at(&self, is_wanted: bool, now: Instant) -> Option<Instant> {
         let Dialer::Network { addresses, .. } = &self.inner.dialer else { return None };
         if self.looking.is_some() || addresses.iter().all(|address| address.ip().is_some()) {
             return None;
         }
         let pause = if is_wanted { LOOK_UP_AGAIN } else { LOOK_UP_EVERY };
-        Some(self.looked.map_or_else(Instant::now, |looked| looked + pause))
+        Some(self.looked.map_or(now, |looked| looked + pause))
     }
 
     fn look_up(&mut self, now: Instant) {

@@ -55,6 +55,8 @@ const HEALTH_DESCRIPTORS: &[u8] = tonic_health::pb::FILE_DESCRIPTOR_SET;
 /// The servers of one process.
 #[derive(Debug)]
 pub struct Servers {
+    /// From the beginning: process 1 of a container would not notice one that comes before anybody listens.
+    signals: Signals,
     /// End by themselves when draining begins.
     tasks: JoinSet<Result<()>>,
     /// Answers to the very end.
@@ -82,6 +84,7 @@ impl Servers {
     /// No servers yet.
     pub fn new(shutdown: Shutdown) -> Self {
         Self {
+            signals: Signals::new(),
             tasks: JoinSet::new(),
             admin: JoinSet::new(),
             draining: CancellationToken::new(),
@@ -195,12 +198,11 @@ impl Servers {
     /// # Errors
     /// A server failed, or requests were still in flight after the grace period.
     pub async fn run(mut self) -> Result<()> {
-        let mut signals = Signals::new();
         self.ready.store(true, Ordering::Relaxed);
         self.say(ServingStatus::Serving).await;
         let failed = tokio::select! {
-            () = signals.next() => None,
-            failed = self.failure() => Some(failed),
+            () = self.signals.next() => None,
+            failed = failure(&mut self.tasks) => Some(failed),
         };
         self.ready.store(false, Ordering::Relaxed);
         self.say(ServingStatus::NotServing).await;
@@ -210,7 +212,7 @@ impl Servers {
             tokio::select! {
                 () = tokio::time::sleep(delay) => {}
                 // Somebody is in a hurry.
-                () = signals.next() => {}
+                () = self.signals.next() => {}
             }
         }
         info!("draining");
@@ -238,18 +240,6 @@ impl Servers {
         }
     }
 
-    /// Waits for a server to fail. Background work may end.
-    async fn failure(&mut self) -> anyhow::Error {
-        loop {
-            match self.tasks.join_next().await {
-                Some(Ok(Ok(()))) => {}
-                Some(Ok(Err(error))) => return error,
-                Some(Err(error)) => return error.into(),
-                None => std::future::pending().await,
-            }
-        }
-    }
-
     async fn drain(mut self) -> Result<()> {
         let grace = self.shutdown.grace;
         let finished = async {
@@ -264,6 +254,18 @@ impl Servers {
         }
         info!("drained");
         Ok(())
+    }
+}
+
+/// Waits for a server to fail. Background work may end.
+async fn failure(tasks: &mut JoinSet<Result<()>>) -> anyhow::Error {
+    loop {
+        match tasks.join_next().await {
+            Some(Ok(Ok(()))) => {}
+            Some(Ok(Err(error))) => return error,
+            Some(Err(error)) => return error.into(),
+            None => std::future::pending().await,
+        }
     }
 }
 
@@ -290,6 +292,7 @@ fn render(metrics: &PrometheusHandle) -> impl IntoResponse + use<> {
 }
 
 /// Requests to stop: SIGTERM is Kubernetes', SIGINT a person's.
+#[derive(Debug)]
 struct Signals(Option<(Signal, Signal)>);
 
 impl Signals {

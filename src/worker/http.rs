@@ -101,7 +101,8 @@ impl Http {
                 // lie, `fetch` follows them itself.
                 .redirect(reqwest::redirect::Policy::none())
         };
-        let text = |error: reqwest::Error| error.to_string();
+        // Its own words end before they say what is wrong, such as that there are no CA certificates.
+        let text = |error: reqwest::Error| format!("{:#}", anyhow::Error::from(error));
         let (sender, receiver) = mpsc::channel(LATER_WAITING);
         Ok(Self {
             later: (sender, tokio::sync::Mutex::new(receiver)),
