@@ -41,16 +41,16 @@ def eventually(condition, timeout=10, what="the condition"):
 
 
 class Process:
-    """One imagegate process."""
+    """One imagegate process: the binary with `args`, or whatever `command` makes of them."""
 
-    def __init__(self, args, cwd, env=None):
+    def __init__(self, args, cwd, env=None, command=None):
         self.args = [str(arg) for arg in args]
         self._lines, self._out = [], []
         self._changed = threading.Condition()
         clean = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LANG", "TMPDIR", "LLVM_PROFILE_FILE")}
         clean |= {"IMAGEGATE_LOG_FORMAT": "json", "RUST_LOG": "info", **(env or {})}
         self.popen = subprocess.Popen(
-            [binary(), *self.args],
+            command or [binary(), *self.args],
             cwd=cwd,
             env=clean,
             stdin=subprocess.DEVNULL,
