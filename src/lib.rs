@@ -45,6 +45,7 @@ pub mod digest;
 mod disk;
 pub mod egress;
 pub mod error;
+pub mod fleet;
 pub mod gateway;
 pub mod health;
 pub mod images;

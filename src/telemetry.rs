@@ -36,6 +36,8 @@ const CALLS: &str = "imagegate_worker_calls_total";
 const ENDPOINTS: &str = "imagegate_endpoints";
 const ENDPOINT_EJECTIONS: &str = "imagegate_endpoint_ejections_total";
 const CERTIFICATE_EXPIRES: &str = "imagegate_tls_certificate_expiry_timestamp_seconds";
+const REDIS_UP: &str = "imagegate_redis_up";
+const REDIS_ERRORS: &str = "imagegate_redis_errors_total";
 const TLS_REFUSALS: &str = "imagegate_tls_refusals_total";
 
 /// Seconds: an image takes from one second to several minutes.
@@ -96,6 +98,8 @@ pub fn init_metrics() -> Result<PrometheusHandle, String> {
     describe_gauge!(ENDPOINTS, "Endpoints of the processes behind this one, by service and state.");
     describe_counter!(ENDPOINT_EJECTIONS, "Endpoints that were left alone for a while, by service.");
     describe_gauge!(CERTIFICATE_EXPIRES, "When this process's certificate ends.");
+    describe_gauge!(REDIS_UP, "Whether Redis answers in time: 1 or 0.");
+    describe_counter!(REDIS_ERRORS, "What was asked of Redis in vain, by operation.");
     describe_counter!(TLS_REFUSALS, "Connections whose TLS handshake failed, by reason.");
     Ok(handle)
 }
@@ -245,6 +249,27 @@ pub fn certificate_refused(reason: &str) {
 /// Notes when our certificate ends, in seconds since 1970.
 pub fn certificate_expires(at: i64) {
     gauge!(CERTIFICATE_EXPIRES).set(at as f64);
+}
+
+/// Notes something asked of Redis in vain.
+pub fn redis_failed(operation: &'static str, reason: &str) {
+    counter!(REDIS_ERRORS, "operation" => operation).increment(1);
+    debug!(operation, reason, "redis");
+}
+
+/// Notes that Redis does not answer any more.
+pub fn redis_away(reason: &str) {
+    warn!(reason, "redis is away: what routers share is each router's own until it is back");
+}
+
+/// Notes that Redis answers again.
+pub fn redis_back() {
+    info!("redis is back");
+}
+
+/// Notes whether Redis answers.
+pub fn redis_up(is_up: bool) {
+    gauge!(REDIS_UP).set(if is_up { 1.0 } else { 0.0 });
 }
 
 /// Notes a connection that was not accepted.

@@ -20,10 +20,14 @@ use tokio::sync::watch;
 
 use self::store::Store;
 pub use self::{embeddings::Embedder, key::Key, semantic::Vector, store::Answer};
-use crate::{error::Error, health::ejected::Elsewhere, images::made::Made, telemetry};
+use crate::{error::Error, fleet::Fleet, health::ejected::Elsewhere, images::made::Made, telemetry};
 
 /// Answers of past requests, and the calls that are under way.
-pub struct Cache(Mutex<Inner>);
+pub struct Cache {
+    inner: Mutex<Inner>,
+    /// Where other routers' answers are.
+    fleet: Option<Arc<Fleet>>,
+}
 
 struct Inner {
     store: Store,
@@ -92,7 +96,14 @@ pub struct Flight {
 impl Cache {
     /// A cache that takes at most `capacity` bytes; with 0 it is off.
     pub fn new(capacity: usize) -> Self {
-        Self(Mutex::new(Inner { store: Store::new(capacity), flights: HashMap::new(), count: 0 }))
+        let inner = Inner { store: Store::new(capacity), flights: HashMap::new(), count: 0 };
+        Self { inner: Mutex::new(inner), fleet: None }
+    }
+
+    /// The same, sharing its answers with other routers.
+    #[must_use]
+    pub fn shared(self, fleet: Option<Arc<Fleet>>) -> Self {
+        Self { fleet, ..self }
     }
 
     /// Whether it keeps anything at all.
@@ -107,9 +118,21 @@ impl Cache {
         telemetry::cache_bytes(inner.store.bytes());
     }
 
-    /// Whether an answer not older than `max_age` is there. Does not count as its use.
-    pub fn has(&self, key: &Key, max_age: Duration) -> bool {
-        self.lock().store.has(key, max_age)
+    /// Whether an answer not older than `max_age` is there, as far as can be told without fetching it. Does not count
+    /// as its use.
+    pub async fn has(&self, key: &Key, max_age: Duration) -> bool {
+        if self.lock().store.has(key, max_age) {
+            return true;
+        }
+        match &self.fleet {
+            Some(fleet) => fleet.has_cached(key).await,
+            None => false,
+        }
+    }
+
+    /// The answer that another router made, and its age.
+    pub async fn of_another_router(&self, key: &Key, max_age: Duration) -> Option<(Made, Duration)> {
+        self.fleet.as_ref()?.cached(key, max_age).await
     }
 
     /// What a request comes to that takes answers not older than `max_age`.
@@ -152,7 +175,7 @@ impl Cache {
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         // Nothing that holds this lock can leave it half changed.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -170,8 +193,16 @@ impl Flight {
         self.number
     }
 
-    /// It was made, and is kept.
+    /// It was made, and is kept, here and for other routers.
     pub fn made(self, answer: Answer) {
+        if let Some(fleet) = &self.cache.fleet {
+            fleet.keep_cached(&self.terms.key, &answer.made, answer.max_age);
+        }
+        self.found(answer);
+    }
+
+    /// It was found, and is kept here.
+    pub fn found(self, answer: Answer) {
         self.sender.send_replace(Some(Landed::Made(answer.made.clone())));
         let mut inner = self.cache.lock();
         inner.store.put(self.terms.key, answer);

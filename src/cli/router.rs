@@ -10,6 +10,7 @@ use anyhow::Result;
 use super::ConfigArg;
 use crate::{
     config::{Origin, file::Listen},
+    fleet::Fleet,
     gateway::Gateway,
     router::{self, remote::Served},
     serve::{Grpc, Servers},
@@ -42,7 +43,8 @@ pub async fn serve(origin: Origin, defaults: Listen) -> Result<()> {
         admin: settings.listen.admin.or(defaults.admin),
     };
     settings.check_exposure(listen).map_err(anyhow::Error::msg)?;
-    let router = router::Router::new(gateway.state(&settings)?);
+    let fleet = settings.redis.as_ref().map(Fleet::try_new).transpose().map_err(anyhow::Error::msg)?;
+    let router = router::Router::in_fleet(gateway.state(&settings)?, fleet);
     let mut servers = Servers::new(settings.shutdown);
     if let Some(address) = listen.admin {
         servers.admin(address, metrics).await?;
@@ -62,6 +64,7 @@ pub async fn serve(origin: Origin, defaults: Listen) -> Result<()> {
     }
     let jobs = router.clone();
     servers.until_drained(|draining| async move { jobs.run_jobs(draining.cancelled()).await });
+    servers.background(router.clone().run_fleet());
     servers.background(gateway.give_up_jobs());
     if let Some(tls) = gateway.tls() {
         servers.background(Arc::clone(tls).watch());

@@ -9,6 +9,7 @@ use super::{
     plan::{self, Credential, Known, Plan, Upstream},
     providers::Providers,
     read::{Object, Problems, suggestion},
+    redis::RedisSettings,
     spec::{self, Secret},
     tls::TlsChoice,
 };
@@ -42,6 +43,8 @@ pub struct Settings {
     pub egress: Arc<Egress>,
     /// Bounds of a request.
     pub limits: Limits,
+    /// What several routers share.
+    pub redis: Option<RedisSettings>,
     /// Who compares prompts for `cache.mode: semantic`.
     pub embeddings: Option<Embeddings>,
     /// What a model that its provider has retired does.
@@ -149,6 +152,7 @@ impl Settings {
         check_config_id(&file, "default_config", default_config.as_deref(), &names);
         let data_dir = file.text("data_dir").unwrap_or("./data").into();
         let limits = read_limits(file.object("limits"));
+        let redis = file.object("redis").and_then(RedisSettings::read);
         let embeddings = file.object("embeddings").and_then(read_embeddings);
         let public_url = file.text("public_url").map(|url| url.trim_end_matches('/').to_owned());
         if let Some(Err(message)) = public_url.as_deref().map(plan::operator_host) {
@@ -178,6 +182,7 @@ impl Settings {
             tls,
             egress,
             limits,
+            redis,
             embeddings,
             retired_models,
             webhook_key,

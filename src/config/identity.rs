@@ -37,6 +37,11 @@ impl Identity {
         Self(self.0.rotate_left(1) ^ other.0)
     }
 
+    /// The identity that another process shows so.
+    pub fn parse(shown: &str) -> Option<Self> {
+        (shown.len() == 32).then(|| u128::from_str_radix(shown, 16).ok().map(Self)).flatten()
+    }
+
     /// A number for choosing among a few.
     pub fn to_u64(self) -> u64 {
         self.0 as u64
@@ -61,5 +66,7 @@ mod tests {
         assert_ne!(of(&["a"]).with("x"), of(&["a"]).with("y"));
         assert_ne!(of(&["a"]).with("x"), of(&["b"]).with("x"));
         assert_ne!(of(&["a"]).and(of(&["b"])), of(&["b"]).and(of(&["a"])));
+        assert_eq!(Identity::parse(&format!("{:?}", of(&["a"]))), Some(of(&["a"])));
+        assert_eq!(Identity::parse("a"), None);
     }
 }

@@ -12,6 +12,7 @@ pub mod plan;
 pub mod policies;
 pub mod providers;
 pub mod read;
+pub mod redis;
 mod secrets;
 pub mod spec;
 pub mod strategy;

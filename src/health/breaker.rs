@@ -63,6 +63,24 @@ impl Breaker {
         Self { state: State::Closed { since: None }, row: Row::default(), results: Window::default() }
     }
 
+    /// When it will be probed, if it is open.
+    pub fn open_until(&self) -> Option<Instant> {
+        match self.state {
+            State::Open { until } => Some(until),
+            State::Closed { .. } | State::HalfOpen { .. } => None,
+        }
+    }
+
+    /// Opens it for what somebody else has seen.
+    pub fn open(&mut self, until: Instant) -> Option<Transition> {
+        let was_closed = matches!(self.state, State::Closed { .. });
+        if was_closed {
+            self.state = State::Open { until };
+            self.row = Row::default();
+        }
+        was_closed.then_some(Transition::Opened)
+    }
+
     /// Whether a call would be let through now, and if so, whether it would be a probe.
     pub fn look(&self, policy: &Policy, now: Instant) -> Result<bool, Ejected> {
         match self.state {

@@ -17,7 +17,7 @@ use self::known::Known;
 pub use self::{
     ejected::{Ejected, Elsewhere},
     node::NodeHealth,
-    target::{Permit, Standing, TargetHealth, Verdict},
+    target::{Permit, Standing, TargetHealth, Trouble, Verdict},
 };
 use crate::config::identity::Identity;
 
@@ -37,6 +37,22 @@ impl Health {
     /// What a strategy remembers.
     pub fn node(&self, id: Identity) -> Arc<NodeHealth> {
         self.nodes.get(id, NodeHealth::default)
+    }
+
+    /// Targets that should be left alone, with their provider, for what this router has found out itself.
+    pub fn troubles(&self) -> Vec<(Identity, String, Trouble)> {
+        self.targets.read(|entries| {
+            let troubles = entries.iter().filter_map(|(id, entry)| {
+                let trouble = entry.trouble()?;
+                Some((*id, entry.provider().to_owned(), trouble))
+            });
+            troubles.collect()
+        })
+    }
+
+    /// Takes over what another router has found out.
+    pub fn learn(&self, id: Identity, provider: &str, trouble: Trouble) {
+        self.target(id, provider).learn(trouble);
     }
 
     /// Calls in flight, over all targets.

@@ -44,9 +44,20 @@ struct State {
     running: BTreeMap<u64, Instant>,
     begun: u64,
     paused_until: Option<Instant>,
+    /// What another router said last.
+    learned: Trouble,
     latency: Latency,
     retries: Bucket,
     used: Instant,
+}
+
+/// Until when a target should be left alone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Trouble {
+    /// Its breaker is open.
+    pub open_until: Option<Instant>,
+    /// It asked for it.
+    pub paused_until: Option<Instant>,
 }
 
 /// How a target stands now.
@@ -107,6 +118,7 @@ impl TargetHealth {
             running: BTreeMap::new(),
             begun: 0,
             paused_until: None,
+            learned: Trouble::default(),
             latency: Latency::new(),
             retries: Bucket::new(RETRIES_AT_ONCE, RETRIES_PER_SECOND),
             used: Instant::now(),
@@ -121,6 +133,44 @@ impl TargetHealth {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Who is called, for metrics.
+    pub fn provider(&self) -> &str {
+        &self.provider
+    }
+
+    /// Until when it should be left alone, but for what others have said.
+    pub fn trouble(&self) -> Option<Trouble> {
+        let (now, state) = (Instant::now(), self.lock());
+        let own =
+            |until: Option<Instant>, learned| until.filter(|until| *until > now && Some(*until) != learned);
+        let trouble = Trouble {
+            open_until: own(state.breaker.open_until(), state.learned.open_until),
+            paused_until: own(state.paused_until, state.learned.paused_until),
+        };
+        (trouble != Trouble::default()).then_some(trouble)
+    }
+
+    /// Believes what another router has found out, for no longer than what this one finds out itself.
+    pub fn learn(&self, trouble: Trouble) {
+        let longest = Instant::now() + LONGEST_PAUSE;
+        let mut state = self.lock();
+        if let Some(until) = trouble.paused_until.map(|until| until.min(longest))
+            && state.paused_until.is_none_or(|known| known < until)
+        {
+            state.paused_until = Some(until);
+            state.learned.paused_until = Some(until);
+        }
+        let mut transition = None;
+        if let Some(until) = trouble.open_until.map(|until| until.min(longest)) {
+            transition = state.breaker.open(until);
+            if transition.is_some() {
+                state.learned.open_until = Some(until);
+            }
+        }
+        drop(state);
+        self.transition(transition);
     }
 
     /// Calls in flight.
@@ -356,6 +406,23 @@ mod tests {
         assert!(health.admit(Some(&policy), 0.05).is_ok());
         tokio::time::advance(Duration::from_secs(30)).await;
         assert!(health.admit(Some(&policy), 0.9).is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_another_router_says_opens_the_breaker_and_is_not_passed_on() {
+        let (health, policy) = (Arc::new(TargetHealth::new("p")), policy());
+        let until = Instant::now() + policy.cooldown;
+        health.learn(Trouble { open_until: Some(until), paused_until: None });
+        assert_eq!(health.standing(Some(&policy)).ejected, Some(Ejected::Open(policy.cooldown)));
+        assert_eq!(health.trouble(), None);
+        tokio::time::advance(policy.cooldown).await;
+        let probe = health.admit(Some(&policy), 0.0).unwrap();
+        probe.finish(Verdict::Failure, Some(&policy), None);
+        let own = health.trouble().unwrap();
+        assert_eq!(own.open_until, Some(Instant::now() + policy.cooldown), "this router has seen for itself");
+        health.learn(Trouble { open_until: None, paused_until: Some(Instant::now() + 2 * LONGEST_PAUSE) });
+        assert_eq!(health.standing(None).ejected, Some(Ejected::Paused(LONGEST_PAUSE)));
+        assert_eq!(health.trouble().unwrap().paused_until, None);
     }
 
     #[tokio::test(start_paused = true)]

@@ -61,10 +61,11 @@ pub async fn run(ready: &Ready<'_>, call: &Call) -> Result<Reply> {
 }
 
 /// Whether the answer to exactly this request is there already.
-pub fn is_cached(ready: &Ready<'_>, call: &Call) -> bool {
-    policy(ready.target, call)
-        .filter(|_| !call.ctx.overrides.cache_refresh)
-        .is_some_and(|policy| call.ctx.cache.has(&Asked::new(ready, call, policy).terms.key, policy.max_age))
+pub async fn is_cached(ready: &Ready<'_>, call: &Call) -> bool {
+    match policy(ready.target, call).filter(|_| !call.ctx.overrides.cache_refresh) {
+        Some(policy) => call.ctx.cache.has(&Asked::new(ready, call, policy).terms.key, policy.max_age).await,
+        None => false,
+    }
 }
 
 fn policy<'a>(target: &'a Target, call: &Call) -> Option<&'a CachePolicy> {
@@ -158,9 +159,20 @@ impl<'a> Asked<'a> {
         embedder.embed(prompt, self.call.deadline).await.map(Arc::new)
     }
 
-    /// The answer to a prompt that means the same, or else a new one. Only here is an embedding paid for: the
+    /// The answer that another router made, or to a prompt that means the same, or else a new one. Only here is an embedding paid for: the
     /// same prompt is found without, and those who wait need none of their own.
     async fn find_or_make(&self, flight: Flight) -> (CacheStatus, Result<Tried>) {
+        let (cache, max_age) = (&self.call.ctx.cache, self.policy.max_age);
+        if let Some((made, age)) = cache.of_another_router(&self.terms.key, max_age).await {
+            flight.found(Answer {
+                made: made.clone(),
+                max_age: max_age - age,
+                vector: None,
+                bucket: self.bucket,
+                number: 0,
+            });
+            return (CacheStatus::Hit, Ok(again(made)));
+        }
         let vector = self.embed().await;
         if let (Some(vector), Some((_, threshold))) = (&vector, self.comparer()) {
             let cache = &self.call.ctx.cache;

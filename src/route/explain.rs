@@ -129,7 +129,7 @@ impl Walk {
         planned.calls = u32::try_from(ready.fitted.calls.len()).unwrap_or(u32::MAX);
         planned.max_tries = target.retry.as_ref().map_or(0, |retry| retry.attempts) + 1;
         planned.price_usd = ready.price();
-        planned.cached = cached::is_cached(&ready, call);
+        planned.cached = cached::is_cached(&ready, call).await;
         // What is in the cache is given whatever the target's health.
         let error = match tries::left_alone(target, call).filter(|_| !planned.cached) {
             Some(ejected) => {

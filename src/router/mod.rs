@@ -38,6 +38,7 @@ use crate::{
     call::{Call, Events, Record, RequestContext},
     config::{Settings, callers::Scope, plan::Plan, providers::Providers},
     error::{Error, Result},
+    fleet::Fleet,
     health::Health,
     images::Pieces,
     jobs::{self, JobStream, Jobs, Made, Webhook},
@@ -79,6 +80,8 @@ struct Shared {
     replays: Replays,
     cache: Arc<Cache>,
     jobs: Jobs,
+    /// What is shared with other routers.
+    fleet: Option<Arc<Fleet>>,
     /// Where chance comes from: the next seed, or the system's own.
     seeds: Option<AtomicU64>,
 }
@@ -113,16 +116,21 @@ impl State {
 impl Router {
     /// A router with its first state.
     pub fn new(state: State) -> Self {
-        Self::with(state, None)
+        Self::with(state, None, None)
+    }
+
+    /// A router that shares what it can with others.
+    pub fn in_fleet(state: State, fleet: Option<Arc<Fleet>>) -> Self {
+        Self::with(state, fleet, None)
     }
 
     /// A router that leaves nothing to chance: the same requests in the same order, the same choices.
     pub fn seeded(state: State, seed: u64) -> Self {
-        Self::with(state, Some(AtomicU64::new(seed)))
+        Self::with(state, None, Some(AtomicU64::new(seed)))
     }
 
-    fn with(state: State, seeds: Option<AtomicU64>) -> Self {
-        let shared = Arc::new(Shared::new(&state, seeds));
+    fn with(state: State, fleet: Option<Arc<Fleet>>, seeds: Option<AtomicU64>) -> Self {
+        let shared = Arc::new(Shared::new(&state, fleet, seeds));
         Self { state: Arc::new(ArcSwap::from_pointee(state)), shared }
     }
 
@@ -139,6 +147,13 @@ impl Router {
     /// Carries out jobs until `draining`, and then those that run to their end.
     pub async fn run_jobs(&self, draining: impl Future<Output = ()>) {
         self.shared.jobs.run(draining).await;
+    }
+
+    /// Shares with other routers as long as it runs.
+    pub async fn run_fleet(self) {
+        if let Some(fleet) = &self.shared.fleet {
+            fleet.run(&self.shared.health).await;
+        }
     }
 
     /// Replaces settings and workers. Requests in flight finish with the old ones.
@@ -289,13 +304,14 @@ impl Ids {
 }
 
 impl Shared {
-    fn new(state: &State, seeds: Option<AtomicU64>) -> Self {
+    fn new(state: &State, fleet: Option<Arc<Fleet>>, seeds: Option<AtomicU64>) -> Self {
         let limits = &state.settings.limits;
-        let cache = Arc::new(Cache::new(limits.cache_bytes));
+        let cache = Arc::new(Cache::new(limits.cache_bytes).shared(fleet.clone()));
         Self {
             health: Arc::default(),
-            replays: Replays::new(limits.idempotency_bytes),
+            replays: Replays::new(limits.idempotency_bytes, fleet.clone()),
             cache,
+            fleet,
             jobs: Jobs::new(&state.settings.data_dir),
             seeds,
         }

@@ -1,10 +1,11 @@
 //! `Idempotency-Key`: the same key and the same request get the same answer, and one provider call.
 //!
-//! Kept for a day in memory. If the room for answers is used up, the oldest are dropped but their keys are not:
+//! Kept for a day in memory, and in Redis where routers share it: then a key belongs to the one router that claims it. If the room for answers is used up, the oldest are dropped but their keys are not:
 //! a request whose answer is gone is refused, never paid for a second time.
 
 use std::{future::Future, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use http::HeaderMap;
 use moka::{policy::EvictionPolicy, sync::Cache};
 use prost::Message as _;
@@ -17,6 +18,7 @@ use crate::{
     call::{Call, Reply},
     digest::{Framed, Images},
     error::{Error, ErrorKind, Result},
+    fleet::{Claimed, Fleet, stored},
     pb::{self, BillingClass, RouteReport},
 };
 
@@ -30,6 +32,12 @@ const KEYS: u64 = 1_000_000;
 
 /// As long as those of other services that have them.
 const LONGEST_KEY: usize = 255;
+
+/// Larger answers are not shared: only that there was one.
+const LARGEST_SHARED: usize = 32 << 20;
+
+/// When to ask again for what nobody knows now.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
 
 /// An answer's own size beside its images, roughly.
 const OVERHEAD: usize = 2048;
@@ -49,6 +57,7 @@ const ROUTE: &[&str] = &[
 pub struct Replays {
     keys: Cache<Key, Arc<Entry>>,
     answers: Cache<Key, Arc<Answered>>,
+    fleet: Option<Arc<Fleet>>,
 }
 
 /// A caller's key. Nobody meets the keys of another caller.
@@ -100,7 +109,7 @@ impl Idempotency {
 
 impl Replays {
     /// No answers yet; room for `max_bytes` of them.
-    pub fn new(max_bytes: usize) -> Self {
+    pub fn new(max_bytes: usize, fleet: Option<Arc<Fleet>>) -> Self {
         let answers = Cache::builder()
             .weigher(|_, answered: &Arc<Answered>| u32::try_from(answered.bytes()).unwrap_or(u32::MAX))
             .max_capacity(max_bytes as u64)
@@ -109,7 +118,7 @@ impl Replays {
             .build();
         let keys =
             Cache::builder().max_capacity(KEYS).eviction_policy(EvictionPolicy::lru()).time_to_live(KEPT);
-        Self { keys: keys.build(), answers }
+        Self { keys: keys.build(), answers, fleet }
     }
 
     /// Answers a request as it was answered before, or runs it. One that runs already is waited for; if it
@@ -126,22 +135,63 @@ impl Replays {
         let Idempotency { key, digest } = idempotency;
         let entry = self.entry(key, digest);
         if entry.digest != digest {
-            let message = format!("{HEADER}: this key was used for another request; use a new one");
-            return Err(Error::invalid(HEADER, message).with_status(422).with_code("idempotency_key_reused"));
+            return Err(another());
         }
         let Ok(mut answered) = timeout_at(call.deadline, entry.answered.lock()).await else {
-            let message = "the request with this idempotency key is still running";
-            return Err(Error::transport(ErrorKind::Timeout, BillingClass::NotSent, message).with_status(504));
+            return Err(still_running());
         };
         if *answered {
             let known = self.answers.get(&key).ok_or_else(gone)?;
             return Ok(known.replayed(call));
         }
-        let answer = run.await?;
+        let answer = match &self.fleet {
+            Some(fleet) => self.once_in(fleet, idempotency, call, run).await?,
+            None => run.await?,
+        };
         self.answers.insert(key, Arc::new(answer.clone()));
         // Else it drops what is too much some writes later, and that may be a lot of images.
         self.answers.run_pending_tasks();
         *answered = true;
+        Ok(answer)
+    }
+
+    /// The same among all routers.
+    async fn once_in(
+        &self,
+        fleet: &Arc<Fleet>,
+        Idempotency { key, digest }: Idempotency,
+        call: &Call,
+        run: impl Future<Output = Result<Answered>>,
+    ) -> Result<Answered> {
+        let mut only_here = false;
+        let claim = match fleet.claim(&key, &digest, call.deadline).await {
+            Claimed::Mine(claim) => Some(claim),
+            Claimed::Answered(Some(answer)) => {
+                return Ok(Answered::read(answer).ok_or_else(gone)?.replayed(call));
+            }
+            Claimed::Answered(None) => return Err(gone()),
+            Claimed::Another => return Err(another()),
+            Claimed::Running => return Err(still_running()),
+            // Whoever runs it may yet be paid for.
+            Claimed::Away(true) => return Err(nobody_knows()),
+            Claimed::Away(false) => {
+                only_here = true;
+                None
+            }
+        };
+        let mut answer = run.await?;
+        if let Some(claim) = claim {
+            let kept = (answer.bytes() <= LARGEST_SHARED).then(|| answer.write());
+            only_here = !claim.answered(kept).await;
+        }
+        if only_here {
+            answer.report.warnings.push(pb::Warning {
+                field: HEADER.into(),
+                action: pb::warning::Action::Notice.into(),
+                detail: "other routers could not be told: at them this key may pay again".into(),
+                target: answer.report.target.clone(),
+            });
+        }
         Ok(answer)
     }
 
@@ -163,6 +213,34 @@ impl Answered {
         self.reply.images.iter().map(|(_, pieces)| pieces.len()).sum::<usize>() + OVERHEAD
     }
 
+    fn write(&self) -> Vec<u8> {
+        let result = pb::ImageResult {
+            applied: Some(self.reply.applied),
+            usage: self.reply.usage,
+            report: Some(self.report.clone()),
+            ..Default::default()
+        };
+        stored::write(&result, &self.reply.images)
+    }
+
+    fn read(bytes: Bytes) -> Option<Self> {
+        let (result, images) = stored::read(bytes)?;
+        let report = result.report.unwrap_or_default();
+        let reply = Reply {
+            target: report.target.clone(),
+            provider: report.provider.clone(),
+            model: report.model.clone(),
+            images,
+            usage: result.usage,
+            applied: result.applied.unwrap_or_default(),
+            warnings: Vec::new(),
+            retry_count: report.retry_count,
+            cache_status: report.cache_status(),
+            strict_open_ai_compliance: report.strict_open_ai_compliance,
+        };
+        Some(Self { report, reply })
+    }
+
     /// The same answer to another request: nothing was tried for this one, and nothing paid.
     fn replayed(&self, call: &Call) -> Self {
         let report = RouteReport {
@@ -175,6 +253,24 @@ impl Answered {
         };
         Self { report, reply: self.reply.clone() }
     }
+}
+
+fn another() -> Error {
+    let message = format!("{HEADER}: this key was used for another request; use a new one");
+    Error::invalid(HEADER, message).with_status(422).with_code("idempotency_key_reused")
+}
+
+fn still_running() -> Error {
+    let message = "the request with this idempotency key is still running";
+    Error::transport(ErrorKind::Timeout, BillingClass::NotSent, message).with_status(504)
+}
+
+fn nobody_knows() -> Error {
+    let message =
+        "another router has the request with this idempotency key, and cannot be asked what became of it";
+    let mut error = Error::transport(ErrorKind::Unavailable, BillingClass::NotSent, message);
+    error.retry_after = Some(ASK_AGAIN);
+    error
 }
 
 fn gone() -> Error {
