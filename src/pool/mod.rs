@@ -56,7 +56,7 @@ use crate::{
 const CONNECT_WITHIN: Duration = Duration::from_secs(2);
 
 /// How often a call that was not sent moves on. Each time it has met a connection that was about to end.
-const MOST_MOVES: u32 = 10;
+const MOST_MOVES: usize = 10;
 
 /// What a pool's endpoints do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -164,9 +164,9 @@ impl tower::Service<Request<Body>> for Pool {
 impl Inner {
     async fn exchange(&self, parts: Parts, body: Body) -> Result<Response<Answer>, Status> {
         let pieces = gather(body).await?;
-        let mut moves = 0;
+        let mut turned_away: Vec<Arc<Endpoint>> = Vec::new();
         loop {
-            let found = self.find().await;
+            let found = self.find(&turned_away).await;
             let (endpoint, connection) = found.map_err(|reason| self.service.not_reached(&reason))?;
             if endpoint.is_crowded() {
                 self.wake.notify_one();
@@ -185,8 +185,8 @@ impl Inner {
                 Failure::NotSent(reason) => {
                     calling.not_sent();
                     self.wake.notify_one();
-                    moves += 1;
-                    if moves > MOST_MOVES {
+                    turned_away.push(endpoint);
+                    if turned_away.len() > MOST_MOVES {
                         return Err(self.service.not_reached(&reason));
                     }
                 }
@@ -198,16 +198,17 @@ impl Inner {
         }
     }
 
-    /// The connection for one more call: now, or as soon as there is one.
-    async fn find(&self) -> Result<(Arc<Endpoint>, Arc<Connection>), String> {
-        if let Some(found) = self.choose() {
+    /// The connection for one more call: now, or as soon as there is one. Not at those who have turned it away, if there
+    /// are others.
+    async fn find(&self, turned_away: &[Arc<Endpoint>]) -> Result<(Arc<Endpoint>, Arc<Connection>), String> {
+        if let Some(found) = self.choose(turned_away) {
             return Ok(found);
         }
         let _waiting = Waiting::new(&self.waiting);
         let mut news = self.news.subscribe();
         let deadline = Instant::now() + CONNECT_WITHIN;
         loop {
-            if let Some(found) = self.choose() {
+            if let Some(found) = self.choose(turned_away) {
                 return Ok(found);
             }
             if let Some(reason) = self.is_hopeless() {
@@ -220,20 +221,22 @@ impl Inner {
         }
     }
 
-    fn choose(&self) -> Option<(Arc<Endpoint>, Arc<Connection>)> {
+    fn choose(&self, turned_away: &[Arc<Endpoint>]) -> Option<(Arc<Endpoint>, Arc<Connection>)> {
         let now = Instant::now();
         let endpoints = self.endpoints.load();
-        let mut open: Vec<&Arc<Endpoint>> = Vec::with_capacity(endpoints.len());
-        let mut ejected: Vec<&Arc<Endpoint>> = Vec::new();
+        let mut good: Vec<&Arc<Endpoint>> = Vec::with_capacity(endpoints.len());
+        let mut others: Vec<&Arc<Endpoint>> = Vec::new();
         for endpoint in endpoints.iter() {
             match endpoint.is_open(now) {
-                Some(true) => open.push(endpoint),
-                Some(false) => ejected.push(endpoint),
+                Some(true) if !turned_away.iter().any(|one| Arc::ptr_eq(one, endpoint)) => {
+                    good.push(endpoint)
+                }
+                Some(_) => others.push(endpoint),
                 None => {}
             }
         }
         // Whatever is known of them: there are no others.
-        let among = if open.is_empty() { ejected } else { open };
+        let among = if good.is_empty() { others } else { good };
         let chosen = self.dice.cheaper(&among, |endpoint| endpoint.cost(now))?;
         Some((Arc::clone(chosen), chosen.connection()?))
     }

@@ -31,6 +31,8 @@ mod limits;
 #[cfg(test)]
 mod outages;
 #[cfg(test)]
+mod pool;
+#[cfg(test)]
 mod promises;
 #[cfg(test)]
 mod random;
