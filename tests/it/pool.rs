@@ -337,13 +337,13 @@ async fn an_old_connection_is_replaced_and_its_calls_end_by_themselves() {
     let (peer, mut tasks) = (Peer::new(SocketAddr::from(([127, 0, 0, 1], 1))), JoinSet::new());
     let pool = in_memory(&peer, &mut tasks);
     peer.acts(Act::Slowly(Duration::from_secs(900)));
-    let old = tokio::spawn({
-        let pool = pool.clone();
-        async move { call(&pool).await }
-    });
-    tokio::time::sleep(Duration::from_secs(700)).await;
+    let mut old = std::pin::pin!(call(&pool));
+    tokio::select! {
+        answer = &mut old => panic!("{answer:?}"),
+        () = tokio::time::sleep(Duration::from_secs(700)) => {}
+    }
     assert_eq!(peer.connections.load(Ordering::Relaxed), 2);
     peer.acts(Act::Answer);
     call(&pool).await.unwrap();
-    assert_eq!(old.await.unwrap().unwrap(), "image");
+    assert_eq!(old.await.unwrap(), "image");
 }
