@@ -12,9 +12,11 @@ const LEAST_LATENCY: f64 = 0.25;
 /// How long a slow answer is remembered, in seconds.
 const LATENCY_DECAY: f64 = 10.0;
 
-/// An endpoint that is new, or back, gets a tenth of its share at first and all of it after this.
+/// An endpoint that is new, or back, gets a tenth of its share at first and all of it after this, in so many steps:
+/// where nothing is in flight, those of nearly the same age must cost the same, or one of them gets every call.
 const WARM_UP: Duration = Duration::from_secs(10);
 const LEAST_WARMTH: f64 = 0.1;
+const STEPS: f64 = 10.0;
 
 /// Broken or silent calls in a row that eject an endpoint.
 const FAILURES: u32 = 3;
@@ -56,7 +58,8 @@ impl Load {
     /// The share of its load that it should get, 0.1 to 1.
     pub fn warmth(&self, now: Instant) -> f64 {
         let age = now.saturating_duration_since(self.since).as_secs_f64();
-        (age / WARM_UP.as_secs_f64()).clamp(LEAST_WARMTH, 1.0)
+        let step = (age / WARM_UP.as_secs_f64() * STEPS).floor() / STEPS;
+        step.clamp(LEAST_WARMTH, 1.0)
     }
 
     /// Whether it should be left alone.
@@ -154,6 +157,10 @@ mod tests {
         let load = Load::new(now);
         assert_eq!(load.warmth(now), LEAST_WARMTH);
         assert_eq!(load.warmth(now + WARM_UP / 2), 0.5);
+        assert_eq!(
+            load.cost(0, now + WARM_UP / 2),
+            Load::new(now + SECOND / 10).cost(0, now + WARM_UP / 2 + SECOND / 2)
+        );
         assert_eq!(load.warmth(now + WARM_UP), 1.0);
     }
 
