@@ -6,6 +6,9 @@
 //! - [`gateway`]: puts a process together from its configuration, and again when that changes
 //! - [`config`]: what a person configures, read and checked: the file, routing configs, secrets
 //! - [`serve`]: listening, health, probes, draining
+//! - [`pool`]: a service in other processes, at all the endpoints that answer for it
+//! - [`tls`]: certificates between the roles
+//! - [`fleet`]: what routers share through Redis
 //! - [`shim`]: OpenAI's HTTP format in front of a router
 //! - [`router`]: `RouterService`: who calls, which plan, what happened
 //! - [`route`]: executes a plan: strategies, the target, fitting, retries, cost
@@ -35,7 +38,9 @@
 //! - `shim` knows nothing about strategies: it only calls the `RouterService` trait.
 //! - A deadline never grows. After the first preview of an image there is no retry and no fallback.
 //! - Prompts, images and keys never reach a log, an error message or a metric label.
-//! - Only `serve` and, for jobs, `jobs` spawn tasks: dropping a request's future stops everything below it.
+//! - Only `serve`, for jobs `jobs`, and for connections `pool` spawn tasks: dropping a request's future stops
+//!   everything below it.
+//! - `pool` repeats a call only if it was not sent or its endpoint has not begun; nothing waits long for Redis.
 pub mod cache;
 pub mod call;
 pub mod cli;
