@@ -210,9 +210,24 @@ pub fn config_reload(ok: bool) {
 
 /// Notes how many endpoints of a service stand so, more than before.
 pub fn endpoints(service: &str, state: &'static str, more: f64) {
-    if more != 0.0 {
-        gauge!(ENDPOINTS, "service" => service.to_owned(), "state" => state).increment(more);
-    }
+    gauge!(ENDPOINTS, "service" => service.to_owned(), "state" => state).increment(more);
+}
+
+/// A role begins: what it counts is there from the beginning, as autoscalers take what is not there for unknown.
+pub fn router_begins() {
+    gauge!(IN_FLIGHT).increment(0.0);
+    ["ok", "rejected"].map(|outcome| counter!(CONFIG_RELOADS, "outcome" => outcome).increment(0));
+}
+
+/// A role begins, see [`router_begins`].
+pub fn shim_begins() {
+    gauge!(HTTP_IN_FLIGHT).increment(0.0);
+}
+
+/// A role begins, see [`router_begins`].
+pub fn worker_begins() {
+    gauge!(CALLS_IN_FLIGHT).increment(0.0);
+    counter!(CALLS).increment(0);
 }
 
 /// Notes that an endpoint is left alone for a while.

@@ -10,7 +10,10 @@ mod load;
 mod system;
 mod upstream;
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
@@ -68,11 +71,29 @@ struct Args {
 }
 
 /// One measurement.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 struct Sample {
     per_second: f64,
+    /// Of each process.
+    parts: Vec<Part>,
+}
+
+/// What one process took.
+#[derive(Clone)]
+struct Part {
+    role: &'static str,
     cpu_ms: f64,
     peak_mb: f64,
+}
+
+impl Sample {
+    fn cpu_ms(&self) -> f64 {
+        self.parts.iter().map(|part| part.cpu_ms).sum()
+    }
+
+    fn peak_mb(&self) -> f64 {
+        self.parts.iter().map(|part| part.peak_mb).sum()
+    }
 }
 
 fn main() -> Result<()> {
@@ -109,27 +130,44 @@ async fn compare(args: &Args) -> Result<()> {
     println!("| image | system | requests/s | × | CPU ms/request | × | (from–to) | peak MB | × |");
     println!("|---|---|---:|---:|---:|---:|---:|---:|---:|");
     let [small, large, slow] = &WORKLOADS;
+    let mut all = Vec::new();
     for workload in [small, large] {
         let samples = measure(args, workload, &kinds, &systems).await?;
         print(workload, &kinds, &samples);
+        all.push((workload, samples));
     }
     drop(systems);
-    if args.no_memory {
-        return Ok(());
+    if !args.no_memory {
+        let peaks = measure_memory(slow, &kinds, &mock, folder.path()).await?;
+        print(slow, &kinds, &peaks);
+        all.push((slow, peaks));
     }
+    println!("\n| image | role | CPU ms/request | peak MB |\n|---|---|---:|---:|");
+    for (workload, samples) in &all {
+        samples.iter().for_each(|of_one| print_roles(workload, of_one));
+    }
+    Ok(())
+}
+
+/// Samples of each system with many images at once.
+async fn measure_memory(
+    slow: &Workload,
+    kinds: &[Kind],
+    mock: &str,
+    folder: &Path,
+) -> Result<Vec<Vec<Sample>>> {
     let mut peaks = Vec::with_capacity(kinds.len());
-    for kind in &kinds {
+    for kind in kinds {
         let mut samples = Vec::with_capacity(3);
         for _ in 0..3 {
             // Fresh, so that nothing is left over in its heap.
-            let system = kind.start(&mock, folder.path()).await?;
+            let system = kind.start(mock, folder).await?;
             let (target, length) = verified(slow, kind, &system).await?;
             samples.push(sample(&system, &target, CROWD, Until::Answered(CROWD_ROUNDS), length).await?);
         }
         peaks.push(samples);
     }
-    print(slow, &kinds, &peaks);
-    Ok(())
+    Ok(peaks)
 }
 
 /// Samples of each system, taken in turn so that the machine's moods fall on all of them alike.
@@ -171,14 +209,17 @@ async fn sample(
     system.reset_peak()?;
     let before = system.cpu()?;
     let (answered, duration) = target.run(connections, until, length).await?;
-    let cpu = system.cpu()?.saturating_sub(before);
+    let after = system.cpu()?;
     ensure!(answered > 0, "no answer in the time of one measurement");
     let answered = answered as f64;
-    Ok(Sample {
-        per_second: answered / duration.as_secs_f64(),
+    let spent = before.into_iter().zip(after).map(|(before, after)| after.saturating_sub(before));
+    let peaks = system.peak_memory()?;
+    let parts = system.roles().into_iter().zip(spent).zip(peaks).map(|((role, cpu), peak)| Part {
+        role,
         cpu_ms: cpu.as_secs_f64() * 1000.0 / answered,
-        peak_mb: system.peak_memory()? as f64 / 1e6,
-    })
+        peak_mb: peak as f64 / 1e6,
+    });
+    Ok(Sample { per_second: answered / duration.as_secs_f64(), parts: parts.collect() })
 }
 
 /// Where the requests go, and the length of an answer whose image was compared byte for byte.
@@ -204,7 +245,7 @@ fn print(workload: &Workload, kinds: &[Kind], samples: &[Vec<Sample>]) {
         let ratio = |value: fn(&Sample) -> f64| {
             median(samples.iter().zip(limit).map(|(sample, limit)| value(sample) / value(limit)).collect())
         };
-        let cpu = samples.iter().map(|sample| sample.cpu_ms);
+        let cpu = samples.iter().map(Sample::cpu_ms);
         let (least, most) = cpu.fold((f64::MAX, 0.0_f64), |(least, most), ms| (least.min(ms), most.max(ms)));
         println!(
             "| {} | {} | {:.0} | {:.2} | {:.3} | {:.2} | ({least:.3}–{most:.3}) | {:.0} | {:.1} |",
@@ -212,11 +253,22 @@ fn print(workload: &Workload, kinds: &[Kind], samples: &[Vec<Sample>]) {
             kind.name(),
             values(|sample| sample.per_second),
             ratio(|sample| sample.per_second),
-            values(|sample| sample.cpu_ms),
-            ratio(|sample| sample.cpu_ms),
-            values(|sample| sample.peak_mb),
-            ratio(|sample| sample.peak_mb),
+            values(Sample::cpu_ms),
+            ratio(Sample::cpu_ms),
+            values(Sample::peak_mb),
+            ratio(Sample::peak_mb),
         );
+    }
+}
+
+/// What each role takes, where they are apart.
+fn print_roles(workload: &Workload, samples: &[Sample]) {
+    let roles: Vec<&str> = samples[0].parts.iter().map(|part| part.role).collect();
+    for (i, role) in roles.iter().enumerate().filter(|_| roles.len() > 1) {
+        let values =
+            |value: fn(&Part) -> f64| median(samples.iter().map(|sample| value(&sample.parts[i])).collect());
+        let (cpu_ms, peak_mb) = (values(|part| part.cpu_ms), values(|part| part.peak_mb));
+        println!("| {} | {role} | {cpu_ms:.3} | {peak_mb:.0} |", workload.name);
     }
 }
 

@@ -36,7 +36,8 @@ pub enum Kind {
 /// A running system.
 #[derive(Debug)]
 pub struct System {
-    processes: Vec<Process>,
+    /// By their roles.
+    processes: Vec<(&'static str, Process)>,
     /// Where clients go.
     pub address: String,
 }
@@ -64,7 +65,7 @@ impl Kind {
         match self {
             Self::Proxy => {
                 let (process, address) = Process::of_this_program(&["proxy", mock])?;
-                Ok(System { processes: vec![process], address })
+                Ok(System { processes: vec![("proxy", process)], address })
             }
             Self::Serve => serve(Path::new(IMAGEGATE), mock, &folder).await,
             Self::Other(binary) => serve(binary, mock, &folder).await,
@@ -77,7 +78,7 @@ async fn serve(binary: &Path, mock: &str, folder: &Path) -> Result<System> {
     let config = write_config(folder, mock, "http: 127.0.0.1:0, grpc: 127.0.0.1:0, admin: 127.0.0.1:0", "")?;
     let (process, address) =
         Process::of_ours(binary, folder, "http", &["serve", "--config", &config]).await?;
-    Ok(System { processes: vec![process], address })
+    Ok(System { processes: vec![("serve", process)], address })
 }
 
 async fn split(mock: &str, folder: &Path) -> Result<System> {
@@ -92,7 +93,7 @@ async fn split(mock: &str, folder: &Path) -> Result<System> {
     let uri = format!("http://{address}");
     let arguments = ["shim", "--router", &uri, "--listen", "127.0.0.1:0"];
     let (shim, address) = Process::of_ours(binary, folder, "http", &arguments).await?;
-    Ok(System { processes: vec![worker, router, shim], address })
+    Ok(System { processes: vec![("shim", shim), ("router", router), ("worker", worker)], address })
 }
 
 /// One virtual key for each thing that the mock does.
@@ -112,19 +113,24 @@ fn write_config(folder: &Path, mock: &str, listen: &str, workers: &str) -> Resul
 }
 
 impl System {
-    /// CPU time so far, of all threads of all processes.
-    pub fn cpu(&self) -> Result<Duration> {
-        self.processes.iter().map(Process::cpu).sum()
+    /// The roles of its processes, in the order of the figures below.
+    pub fn roles(&self) -> Vec<&'static str> {
+        self.processes.iter().map(|(role, _)| *role).collect()
     }
 
-    /// Largest resident memory in bytes since the start or the last reset, summed over the processes.
-    pub fn peak_memory(&self) -> Result<u64> {
-        self.processes.iter().map(Process::peak_memory).sum()
+    /// CPU time so far, of all threads of each process.
+    pub fn cpu(&self) -> Result<Vec<Duration>> {
+        self.processes.iter().map(|(_, process)| process.cpu()).collect()
+    }
+
+    /// Largest resident memory of each process in bytes since the start or the last reset.
+    pub fn peak_memory(&self) -> Result<Vec<u64>> {
+        self.processes.iter().map(|(_, process)| process.peak_memory()).collect()
     }
 
     /// Begins the peak anew.
     pub fn reset_peak(&self) -> Result<()> {
-        self.processes.iter().try_for_each(|process| {
+        self.processes.iter().try_for_each(|(_, process)| {
             fs::write(format!("/proc/{}/clear_refs", process.0.id()), "5").context("the peak cannot be reset")
         })
     }

@@ -60,6 +60,8 @@ struct State {
     /// Failed attempts to connect in a row, when the last one was, and why it failed.
     attempts_failed: u32,
     last_failure: Option<(Instant, String)>,
+    /// When a connection was last made: those that end at once are not made again at once.
+    last_made: Option<Instant>,
 }
 
 /// How an endpoint stands, for metrics.
@@ -82,6 +84,7 @@ impl Endpoint {
             is_connecting: false,
             attempts_failed: 0,
             last_failure: None,
+            last_made: None,
         };
         Self { service, place, calls: AtomicUsize::new(0), state: Mutex::new(state) }
     }
@@ -136,19 +139,20 @@ impl Endpoint {
         if state.is_connecting {
             return None;
         }
-        let good = |one: &&Arc<Connection>| !one.is_old(now) && one.generation == generation;
-        let due = match state.connections.iter().filter(good).map(|one| one.retires()).min() {
+        let is_good = |one: &Arc<Connection>| !one.is_old(now) && one.generation == generation;
+        let first_to_retire =
+            state.connections.iter().filter(|one| is_good(one)).map(|one| one.retires()).min();
+        if first_to_retire.is_some() {
+            state.connections.retain(is_good);
+        }
+        let due = match first_to_retire {
             Some(_) if state.is_crowded() && state.connections.len() < MOST_CONNECTIONS => now,
             Some(retires) => retires,
-            None => now,
+            None => state.last_made.map_or(now, |made| made + RETRY_AT_FIRST),
         };
         let Some((at, _)) = &state.last_failure else { return Some(due) };
-        let pause = if wanted {
-            RETRY_FOR_CALLS
-        } else {
-            RETRY_AT_FIRST * 2_u32.saturating_pow(state.attempts_failed.saturating_sub(1).min(8))
-        };
-        Some(due.max(*at + pause.min(RETRY_AT_MOST)))
+        let pause = RETRY_AT_FIRST * 2_u32.saturating_pow(state.attempts_failed.saturating_sub(1).min(8));
+        Some(due.max(*at + pause.min(if wanted { RETRY_FOR_CALLS } else { RETRY_AT_MOST })))
     }
 
     /// An attempt to connect begins.
@@ -163,9 +167,8 @@ impl Endpoint {
         let was_lost = state.connections.is_empty();
         let is_back = state.attempts_failed > 0;
         state.is_connecting = false;
+        state.last_made = Some(now);
         (state.attempts_failed, state.last_failure) = (0, None);
-        let generation = connection.generation;
-        state.connections.retain(|one| one.is_open() && !one.is_old(now) && one.generation == generation);
         state.connections.push(connection);
         if was_lost && is_back {
             state.load.begin(now);

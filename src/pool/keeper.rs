@@ -287,6 +287,8 @@ impl Counts {
         [(Standing::Ready, "ready"), (Standing::Warming, "warming"), (Standing::Ejected, "ejected")];
 
     fn new(inner: &Inner) -> Self {
+        // Zeros, too, are there from the beginning.
+        Self::STANDINGS.iter().for_each(|(_, name)| telemetry::endpoints(&inner.label, name, 0.0));
         Self { label: Arc::clone(&inner.label), counted: [0; 3] }
     }
 
@@ -298,6 +300,9 @@ impl Counts {
     }
 
     fn set(&mut self, counts: [usize; 3]) {
+        if counts == self.counted {
+            return;
+        }
         for ((_, name), (new, old)) in Self::STANDINGS.iter().zip(counts.iter().zip(&self.counted)) {
             telemetry::endpoints(&self.label, name, *new as f64 - *old as f64);
         }
