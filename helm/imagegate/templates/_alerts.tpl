@@ -7,83 +7,107 @@
   for: 5m
   labels: { severity: critical }
   annotations:
-    summary: No router of imagegate is running
-    description: No router in {{ .Release.Namespace }} has reported metrics for 5 minutes. No image is made.
+    summary: >-
+      No router of imagegate is running
+    description: >-
+      No router in {{ .Release.Namespace }} has reported metrics for 5 minutes. No image is made.
 - alert: ImagegateNoReadyEndpoints
   expr: 'sum by (namespace, pod, service) (imagegate_endpoints{ {{- $series -}} ,state=~"ready|warming"}) == 0'
   for: 1m
   labels: { severity: critical }
   annotations:
-    summary: {{`{{ $labels.pod }} has no endpoint of {{ $labels.service }}`}}
-    description: {{`For a minute {{ $labels.pod }} has known no ready endpoint of {{ $labels.service }}: its targets fail at once, and requests without another target fail with them.`}}
+    summary: >-
+      {{`{{ $labels.pod }} has no endpoint of {{ $labels.service }}`}}
+    description: >-
+      {{`For a minute {{ $labels.pod }} has known no ready endpoint of {{ $labels.service }}: its targets fail at once, and requests without another target fail with them.`}}
 - alert: ImagegateEndpointsEjected
   expr: 'sum by (namespace, service) (increase(imagegate_endpoint_ejections_total{ {{- $series -}} }[15m])) > 5'
   for: 5m
   labels: { severity: warning }
   annotations:
-    summary: {{`Endpoints of {{ $labels.service }} are ejected again and again`}}
-    description: {{`{{ $value | printf "%.0f" }} times in 15 minutes an endpoint of {{ $labels.service }} was left alone because it failed where others did not.`}}
+    summary: >-
+      {{`Endpoints of {{ $labels.service }} are ejected again and again`}}
+    description: >-
+      {{`{{ $value | printf "%.0f" }} times in 15 minutes an endpoint of {{ $labels.service }} was left alone because it failed where others did not.`}}
 - alert: ImagegateErrorRate
   expr: 'sum by (namespace) (rate(imagegate_requests_total{ {{- $series -}} ,outcome=~"unavailable|timeout|bad_answer|internal|rate_limited|quota_exhausted"}[10m])) / sum by (namespace) (rate(imagegate_requests_total{ {{- $series -}} }[10m])) > {{ $thresholds.errorRatio }}'
   for: 10m
   labels: { severity: critical }
   annotations:
-    summary: {{`{{ $value | humanizePercentage }} of the image requests fail`}}
-    description: {{`All targets of these requests failed, for reasons that are not the callers'. imagegate_attempts_total tells by provider and outcome.`}}
+    summary: >-
+      {{`{{ $value | humanizePercentage }} of the image requests fail`}}
+    description: >-
+      {{`All targets of these requests failed, for reasons that are not the callers'. imagegate_attempts_total tells by provider and outcome.`}}
 - alert: ImagegateProviderFails
   expr: 'sum by (namespace, provider) (rate(imagegate_attempts_total{ {{- $series -}} ,outcome=~"unavailable|timeout|bad_answer|internal|rate_limited|quota_exhausted|unauthenticated|permission_denied"}[15m])) / sum by (namespace, provider) (rate(imagegate_attempts_total{ {{- $series -}} }[15m])) > 0.5'
   for: 15m
   labels: { severity: warning }
   annotations:
-    summary: {{`{{ $value | humanizePercentage }} of the calls to {{ $labels.provider }} fail`}}
-    description: {{`More than half of the calls to {{ $labels.provider }} have failed for 15 minutes. Fallbacks answer where there are any.`}}
+    summary: >-
+      {{`{{ $value | humanizePercentage }} of the calls to {{ $labels.provider }} fail`}}
+    description: >-
+      {{`More than half of the calls to {{ $labels.provider }} have failed for 15 minutes. Fallbacks answer where there are any.`}}
 - alert: ImagegateCredentialRefused
   expr: 'sum by (namespace, provider) (increase(imagegate_attempts_total{ {{- $series -}} ,outcome=~"unauthenticated|permission_denied|quota_exhausted"}[10m])) > 0'
   for: 5m
   labels: { severity: critical }
   annotations:
-    summary: {{`{{ $labels.provider }} refuses the credential`}}
-    description: {{`{{ $labels.provider }} says that the credential is wrong, may not do this, or has no money left. That does not pass by itself.`}}
+    summary: >-
+      {{`{{ $labels.provider }} refuses the credential`}}
+    description: >-
+      {{`{{ $labels.provider }} says that the credential is wrong, may not do this, or has no money left. That does not pass by itself.`}}
 - alert: ImagegateFallbacksRise
   expr: 'sum by (namespace) (rate(imagegate_rescued_requests_total{ {{- $series -}} }[15m])) / sum by (namespace) (rate(imagegate_requests_total{ {{- $series -}} }[15m])) > {{ $thresholds.rescuedRatio }}'
   for: 15m
   labels: { severity: warning }
   annotations:
-    summary: {{`{{ $value | humanizePercentage }} of the image requests need a fallback`}}
-    description: Callers get their images from a later target, after the time and perhaps the money that the first one took.
+    summary: >-
+      {{`{{ $value | humanizePercentage }} of the image requests need a fallback`}}
+    description: >-
+      Callers get their images from a later target, after the time and perhaps the money that the first one took.
 - alert: ImagegateBreakerOpen
   expr: 'max by (namespace, provider) (imagegate_breakers_open{ {{- $series -}} }) > 0'
   for: 15m
   labels: { severity: warning }
   annotations:
-    summary: {{`Targets of {{ $labels.provider }} are left alone`}}
-    description: {{`A circuit breaker of {{ $labels.provider }} has been open for 15 minutes: its targets are not called.`}}
+    summary: >-
+      {{`Targets of {{ $labels.provider }} are left alone`}}
+    description: >-
+      {{`A circuit breaker of {{ $labels.provider }} has been open for 15 minutes: its targets are not called.`}}
 - alert: ImagegateCertificateExpires
   expr: 'min by (namespace, pod) (imagegate_tls_certificate_expiry_timestamp_seconds{ {{- $series -}} }) - time() < {{ $thresholds.certificateDays }} * 86400'
   for: 1h
   labels: { severity: warning }
   annotations:
-    summary: {{`The certificate of {{ $labels.pod }} expires in {{ $value | humanizeDuration }}`}}
-    description: When it has expired the roles no longer talk to each other. A renewed one is taken over from its Secret by itself.
+    summary: >-
+      {{`The certificate of {{ $labels.pod }} expires in {{ $value | humanizeDuration }}`}}
+    description: >-
+      When it has expired the roles no longer talk to each other. A renewed one is taken over from its Secret by itself.
 - alert: ImagegateHandshakesRefused
   expr: 'sum by (namespace, pod, reason) (increase(imagegate_tls_refusals_total{ {{- $series -}} }[10m])) > 0'
   for: 10m
   labels: { severity: warning }
   annotations:
-    summary: {{`{{ $labels.pod }} refuses TLS handshakes: {{ $labels.reason }}`}}
-    description: Somebody calls without a certificate that is let in. The log line "TLS handshake refused" names the peer.
+    summary: >-
+      {{`{{ $labels.pod }} refuses TLS handshakes: {{ $labels.reason }}`}}
+    description: >-
+      Somebody calls without a certificate that is let in. The log line "TLS handshake refused" names the peer.
 - alert: ImagegateRedisErrors
   expr: 'sum by (namespace, operation) (rate(imagegate_redis_errors_total{ {{- $series -}} }[10m])) > 0.1'
   for: 10m
   labels: { severity: warning }
   annotations:
-    summary: {{`Redis fails for {{ $labels.operation }}`}}
-    description: Requests go on without what routers share. An image may be made, and paid for, twice for one idempotency key.
+    summary: >-
+      {{`Redis fails for {{ $labels.operation }}`}}
+    description: >-
+      Requests go on without what routers share. An image may be made, and paid for, twice for one idempotency key.
 - alert: ImagegateConfigRefused
   expr: 'sum by (namespace, pod) (increase(imagegate_config_reloads_total{ {{- $series -}} ,outcome="rejected"}[15m])) > 0'
   for: 0m
   labels: { severity: warning }
   annotations:
-    summary: {{`{{ $labels.pod }} refuses its changed file`}}
-    description: The old settings stay in force. The log names every problem of the new file.
+    summary: >-
+      {{`{{ $labels.pod }} refuses its changed file`}}
+    description: >-
+      The old settings stay in force. The log names every problem of the new file.
 {{- end }}

@@ -293,6 +293,8 @@ IPv6, Alibaba's and Oracle's.
 {{/* What a ServiceMonitor and a PodMonitor have in common. */}}
 {{- define "imagegate.scraping" -}}
 path: /metrics
+# `service` is a label of ours; the target's own would displace it.
+honorLabels: true
 interval: {{ .interval }}
 {{- with .scrapeTimeout }}
 scrapeTimeout: {{ . }}

@@ -51,7 +51,9 @@ spec:
       automountServiceAccountToken: false
       # Variables of Services could be taken for the binary's own, which begin with IMAGEGATE_ too.
       enableServiceLinks: false
-      {{- include "imagegate.pullSecrets" $root | nindent 6 }}
+      {{- with include "imagegate.pullSecrets" $root | trim }}
+      {{- . | nindent 6 }}
+      {{- end }}
       terminationGracePeriodSeconds: {{ $values.terminationGracePeriodSeconds | default (include "imagegate.terminationSeconds" .) | int }}
       {{- with $values.podSecurityContext }}
       securityContext:
@@ -89,7 +91,9 @@ spec:
       affinity:
         {{- toYaml . | nindent 8 }}
       {{- end }}
-      {{- include "imagegate.topologySpread" . | nindent 6 }}
+      {{- with include "imagegate.topologySpread" . | trim }}
+      {{- . | nindent 6 }}
+      {{- end }}
       {{- $check := and $root.Values.configCheck.enabled (ne .role "shim") }}
       {{- if or $check $values.initContainers }}
       initContainers:
@@ -173,7 +177,7 @@ spec:
         {{- toYaml . | nindent 8 }}
         {{- end }}
       volumes:
-        {{- include "imagegate.volumes" . | nindent 8 }}
+        {{- include "imagegate.volumes" . | trim | nindent 8 }}
 {{- end }}
 
 {{/* Whether a component's file comes from this chart. */}}

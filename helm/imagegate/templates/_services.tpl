@@ -14,7 +14,9 @@ spec:
   clusterIP: None
   # A pod that drains still answers, but nobody new shall find it.
   publishNotReadyAddresses: false
-  {{- include "imagegate.ipFamilies" .root | nindent 2 }}
+  {{- with include "imagegate.ipFamilies" .root | trim }}
+  {{- . | nindent 2 }}
+  {{- end }}
   ports:
     - name: grpc
       port: {{ $port }}
