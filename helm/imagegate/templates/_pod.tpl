@@ -101,10 +101,13 @@ spec:
         {{- toYaml . | nindent 8 }}
         {{- end }}
         {{- if $check }}
+        {{- /* A worker of one's own may not know `check`. */}}
+        {{- $own := ne $values.image.repository "" }}
+        {{- $checker := ternary (dict "root" $root "values" dict) . $own }}
         - name: check-config
-          image: {{ include "imagegate.image" . | quote }}
-          imagePullPolicy: {{ include "imagegate.pullPolicy" . }}
-          {{- with $values.command }}
+          image: {{ include "imagegate.image" $checker | quote }}
+          imagePullPolicy: {{ include "imagegate.pullPolicy" $checker }}
+          {{- with ternary list $values.command $own }}
           command:
             {{- toYaml . | nindent 12 }}
           {{- end }}
