@@ -3,14 +3,14 @@
 {{- $series := include "imagegate.series" . -}}
 {{- $thresholds := .Values.metrics.prometheusRule.thresholds -}}
 - alert: ImagegateNoRouter
-  expr: 'absent(imagegate_requests_in_flight{ {{- $series -}} })'
+  expr: 'absent(up{namespace="{{ .Release.Namespace }}",pod=~"{{ include "imagegate.named" (dict "root" . "suffix" "router") }}-.+"} == 1)'
   for: 5m
   labels: { severity: critical }
   annotations:
     summary: >-
       No router of imagegate is running
     description: >-
-      No router in {{ .Release.Namespace }} has reported metrics for 5 minutes. No image is made.
+      No router in {{ .Release.Namespace }} has answered a scrape for 5 minutes. No image is made.
 - alert: ImagegateNoReadyEndpoints
   expr: 'sum by (namespace, pod, service) (imagegate_endpoints{ {{- $series -}} ,state=~"ready|warming"}) == 0'
   for: 1m
