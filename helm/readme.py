@@ -4,8 +4,8 @@
     python helm/readme.py            write it
     python helm/readme.py --check    exit 1 if it is not current
 
-The comment of a key is the lines right above it. Every key has one, down to maps whose keys are not the chart's own: there
-none has. Whether keys and values.schema.json agree is tested elsewhere.
+The comment of a key is the lines right above it. Every key has one, down to maps whose keys are not the chart's own:
+there none has. Whether keys and values.schema.json agree is tested elsewhere.
 """
 
 import json

@@ -190,14 +190,8 @@ DEFAULTS = yaml.safe_load((CHART / "values.yaml").read_text())
 
 
 def resolve(schema):
-    """The schema behind a $ref, and of something that may also be null."""
-    while True:
-        if "$ref" in schema:
-            schema = SCHEMA["definitions"][schema["$ref"].rpartition("/")[2]]
-        elif any(option.get("type") == "null" for option in schema.get("anyOf", ())):
-            (schema,) = [option for option in schema["anyOf"] if option.get("type") != "null"]
-        else:
-            return schema
+    """The schema behind a $ref."""
+    return SCHEMA["definitions"][schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
 
 
 def leaves(schema=SCHEMA, path=""):

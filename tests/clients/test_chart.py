@@ -1,4 +1,4 @@
-"""The Helm chart: every value of it, every example, what it refuses, and whether the binary takes the files that it makes."""
+"""The Helm chart: every value, every example, what it refuses, and whether the binary takes the files that it makes."""
 
 import fnmatch
 import functools
@@ -15,7 +15,7 @@ import yaml
 
 import chart
 from chart import DEFAULTS, EXAMPLES, HELMS, NAMESPACE, at, helm, kubernetes_problems, leaves, merged, notes, owned
-from chart import refusal, render, resolve
+from chart import refusal, render
 from gateway import ROOT, run
 
 NAME = f"{chart.RELEASE}-imagegate"
@@ -223,8 +223,7 @@ def other(path, schema):
 
 
 def other_text(schema):
-    options = [option for option in schema.get("anyOf", [schema]) if "const" not in option]
-    for option in options:
+    for option in schema.get("anyOf", [schema]):
         for text in TEXTS:
             if re.search(option.get("pattern", ""), text):
                 return text
@@ -249,11 +248,18 @@ def test_values_and_schema_have_the_same_keys():
         assert schema.get("additionalProperties") is not False or not schema.get("properties"), path
 
 
+def without_required(schema):
+    """A schema of which anything may be left out."""
+    if not isinstance(schema, dict):
+        return schema
+    return {key: without_required(value) for key, value in schema.items() if key != "required"}
+
+
 def test_a_worker_has_the_keys_of_worker_defaults():
     worker = chart.SCHEMA["definitions"]["worker"]["properties"]
-    assert {name: worker[name] for name in worker if name not in ("enabled", "provider")} == chart.SCHEMA["properties"][
-        "workerDefaults"
-    ]["properties"]
+    defaults = without_required(chart.SCHEMA["properties"]["workerDefaults"]["properties"])
+    own = {name: schema for name, schema in worker.items() if name not in ("enabled", "provider")}
+    assert without_required(own) == defaults
 
 
 @pytest.mark.parametrize("path", [*LEAVES, *WORKER_KEYS])
@@ -271,6 +277,15 @@ def test_every_value_changes_what_is_rendered(path):
     )
     assert before.text != after.text, f"{path}: {value} has no effect"
     assert not kubernetes_problems(after, ["1.34"])
+
+
+@pytest.mark.parametrize("path", [path for path, _ in owned() if path] + list(LEAVES))
+def test_null_is_nothing_or_refused_in_words(path):
+    """helm takes null for "without the default"."""
+    try:
+        assert not kubernetes_problems(render(at(path, None)), ["1.34"])
+    except chart.Refused as refused:
+        assert "schema" in str(refused), refused
 
 
 def test_a_worker_can_say_otherwise_in_everything():
@@ -295,22 +310,25 @@ def test_a_worker_can_switch_off_what_worker_defaults_switches_on():
 
 
 def test_misspelt_keys_and_wrong_types_are_refused():
-    for values in (
-        at("ruoter.replicas", 2),
-        at("router.replica", 2),
-        at("router.probes.startup.period", 2),
-        at("workers.openai.enable", True),
-        at("workers.Open_AI.enabled", True),
-        at("router.credentials.KEY", "a secret"),
-        at("router.credentials.KEY", {"existingSecret": "a"}),
-        at("router.replicas", "two"),
-        at("tls.mode", "on"),
-        at("image.digest", "sha256:123"),
-        at("httpRoute.timeout", "3 minutes"),
+    for values, word in (
+        (at("ruoter.replicas", 2), "ruoter"),
+        (at("router.replica", 2), "replica"),
+        (at("router.probes.startup.period", 2), "period"),
+        (at("workers.openai.enable", True), "enable"),
+        (at("workers.Open_AI.enabled", True), "Open_AI"),
+        (at("workers.openai.pdb", None), "pdb"),
+        (at("router.credentials.KEY", "a secret"), "KEY"),
+        (at("router.credentials.KEY", {"existingSecret": "a"}), "key"),
+        (at("router.replicas", "two"), "replicas"),
+        (at("router.pdb.maxUnavailable", "half"), "maxUnavailable"),
+        (at("tls.mode", "on"), "mode"),
+        (at("image.digest", "sha256:123"), "digest"),
+        (at("httpRoute.timeout", "3 minutes"), "timeout"),
+        (at("deadlines.totalSeconds", None), "totalSeconds"),
     ):
         for version in HELMS:
             said = refusal(values, version=version)
-            assert "schema" in said, said
+            assert "schema" in said and word in said, said
 
 
 def test_yaml_may_say_off_without_quotes():
@@ -630,7 +648,7 @@ def test_grace_follows_from_deadlines(sleep):
         pod, container = rendered.pod(component), rendered.container(component)
         assert pod["terminationGracePeriodSeconds"] == 7 + grace + 10
         if component == "shim":
-            arguments = dict(zip(container["args"][1::2], container["args"][2::2]))
+            arguments = dict(zip(container["args"][1::2], container["args"][2::2], strict=True))
             delay, told = int(arguments["--shutdown-delay-s"]), int(arguments["--shutdown-grace-s"])
         else:
             config = rendered.config(component)
@@ -736,8 +754,8 @@ REFUSALS = {
     ),
     "a short end": (
         at("router.terminationGracePeriodSeconds", 60),
-        "router.terminationGracePeriodSeconds: 60 s would kill requests in flight: drain.delaySeconds (10 s) + the longest "
-        "deadline (330 s) + 10 s are 350 s",
+        "router.terminationGracePeriodSeconds: 60 s would kill requests in flight: drain.delaySeconds (10 s) + the "
+        "longest deadline (330 s) + 10 s are 350 s",
     ),
     "a worker's short end": (at("workers.sandbox.terminationGracePeriodSeconds", 319), "+ 10 s are 320 s"),
     "a short ingress": (

@@ -38,7 +38,7 @@ spec:
         {{- with $values.podLabels }}
         {{- toYaml . | nindent 8 }}
         {{- end }}
-      {{- $annotations := deepCopy (mergeOverwrite (deepCopy $root.Values.commonAnnotations) $values.podAnnotations) }}
+      {{- $annotations := mergeOverwrite (deepCopy ($root.Values.commonAnnotations | default dict)) ($values.podAnnotations | default dict) }}
       {{- if and $root.Values.rollOnConfigChange (include "imagegate.ownConfigMap" .) }}
       {{- $_ := set $annotations "checksum/config" (include "imagegate.configFile" . | sha256sum) }}
       {{- end }}
@@ -159,7 +159,7 @@ spec:
             {{- include "imagegate.probe" (dict "service" "readiness" "timing" $values.probes.readiness) | nindent 12 }}
           livenessProbe:
             {{- include "imagegate.probe" (dict "service" "liveness" "timing" $values.probes.liveness) | nindent 12 }}
-          {{- $lifecycle := deepCopy $values.lifecycle }}
+          {{- $lifecycle := deepCopy ($values.lifecycle | default dict) }}
           {{- if and $root.Values.drain.preStopSleep (gt (int $root.Values.drain.delaySeconds) 0) }}
           {{- $_ := set $lifecycle "preStop" (dict "sleep" (dict "seconds" (int $root.Values.drain.delaySeconds))) }}
           {{- end }}
