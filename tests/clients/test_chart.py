@@ -11,12 +11,13 @@ import sys
 import tempfile
 
 import pytest
+import requests
 import yaml
 
 import chart
 from chart import DEFAULTS, EXAMPLES, HELMS, NAMESPACE, at, helm, kubernetes_problems, leaves, merged, notes, owned
 from chart import refusal, render
-from gateway import ROOT, run
+from gateway import ROOT, eventually, run
 
 NAME = f"{chart.RELEASE}-imagegate"
 COMPONENTS = ("router", "shim", "workerDefaults")
@@ -558,6 +559,45 @@ def test_the_binary_knows_the_arguments(case):
             # Arguments are read from left to right, so an unknown one is met before the last.
             finished = run([*container["args"], "--help"], "/")
             assert finished.returncode == 0, f"{name}: {shlex.join(container['args'])}\n{finished.stderr}"
+
+
+@needs("tls", "shutdown_delay_s")
+def test_what_the_chart_starts_makes_an_image(start, tmp_path):
+    """Every Deployment's container and the test pod, as processes on this machine instead of pods."""
+    rendered = render(at("drain.delaySeconds", 0))
+    moved = {"/tmp/": f"{tmp_path}/", "/var/lib/imagegate": f"{tmp_path}/data"}
+    moved |= {"0.0.0.0:": "127.0.0.1:", ":8787": ":0", ":9090": ":0"}
+
+    def here(text):
+        for old, new in moved.items():
+            text = text.replace(old, new)
+        return text
+
+    def started(component, role, port=None):
+        """Starts it, and lets what starts after it find it."""
+        moved[f"127.0.0.1:{port}"] = "127.0.0.1:0"
+        moved["/etc/imagegate"] = str(tmp_path / component)
+        (tmp_path / component).mkdir()
+        if port:
+            (tmp_path / component / "imagegate.yaml").write_text(here(rendered.config_text(component)))
+        process = start(*map(here, rendered.container(component)["args"]))
+        moved[f"{NAME}-{component}:{port}"] = process.address(role)
+        return process
+
+    processes = [
+        started("worker-sandbox", "worker", 50061),
+        started("router", "grpc", 50051),
+        started("shim", "http"),
+    ]
+    for process in processes:
+        eventually(lambda: requests.get(f"http://{process.address('admin')}/readyz", timeout=5).status_code == 200)
+    (container,) = rendered.named("Pod", f"{NAME}-test")["spec"]["containers"]
+    finished = run([here(argument) for argument in container["args"]], tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    assert (tmp_path / "lighthouse.png").read_bytes().startswith(b"\x89PNG")
+    body = {"prompt": "a lighthouse at dusk", "size": "256x256"}
+    answer = requests.post(f"http://{processes[2].address('http')}/v1/images/generations", json=body, timeout=30)
+    assert answer.status_code == 200 and answer.json()["provider"] == "sandbox", answer.text
 
 
 def test_the_router_s_file_has_what_the_chart_knows():
