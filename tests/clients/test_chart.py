@@ -1152,6 +1152,20 @@ def test_the_readme_is_current():
     assert finished.returncode == 0, finished.stderr
 
 
+def test_the_readme_s_example_is_taken():
+    (example,) = re.findall(r"```yaml\n(.*?)```", (chart.CHART / "README.md").read_text(), re.DOTALL)
+    rendered = render(yaml.safe_load(example))
+    assert not kubernetes_problems(rendered, ["1.34"])
+    assert rendered.config("router")["virtual_keys"] == {"openai": {"provider": "openai", "held_by": "worker"}}
+
+
+def test_objects_of_ones_own_are_filled_in():
+    text = "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: {{ include \"imagegate.fullname\" . }}-text"
+    mapped = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "{{ .Release.Name }}-map"}}
+    rendered = render({"extraObjects": [text, mapped]})
+    assert rendered.named("ConfigMap", f"{NAME}-text") and rendered.named("ConfigMap", f"{chart.RELEASE}-map")
+
+
 def test_notes_tell_the_first_request():
     said = notes()
     assert f"port-forward svc/{NAME}-shim 8787:8787" in said and "/v1/images/generations" in said
