@@ -2,6 +2,7 @@
 
 import fnmatch
 import functools
+import ipaddress
 import json
 import os
 import re
@@ -9,10 +10,14 @@ import shlex
 import subprocess
 import sys
 import tempfile
+from datetime import UTC, datetime, timedelta
 
 import pytest
 import requests
 import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 import chart
 from chart import DEFAULTS, EXAMPLES, HELMS, NAMESPACE, at, helm, kubernetes_problems, leaves, merged, notes, owned
@@ -65,8 +70,6 @@ CONTEXTS = [
     ("*.persistence.existingClaim", lambda c: at(f"{c}.persistence.enabled", True)),
     ("*.persistence.emptyDirSizeLimit", None),
     ("*.persistence.*", lambda c: at(f"{c}.persistence.enabled", True)),
-    ("*.defaultTopologySpread", None),
-    ("*.serviceAccount.*", None),
     ("router.clientService.enabled", lambda c: CALLERS),
     (
         "router.clientService.nodePort",
@@ -76,16 +79,10 @@ CONTEXTS = [
     ("shim.service.nodePort", lambda c: at("shim.service.type", "NodePort")),
     ("shim.service.externalTrafficPolicy", lambda c: at("shim.service.type", "LoadBalancer")),
     ("shim.service.loadBalancer*", lambda c: at("shim.service.type", "LoadBalancer")),
-    ("workerDefaults.networkPolicy.allowInternet", lambda c: at("workers.other.enabled", True)),
     ("workerDefaults.networkPolicy.*", lambda c: at("workers.other.enabled", True)),
-    ("global.imageRegistry", None),
-    ("existingConfigMap", None),
-    ("allowOpenWithCredentials", None),
-    ("configCheck.*", None),
-    ("drain.preStopSleep", None),
     ("network.clusterDomain", lambda c: MTLS),
     ("*.credentials", lambda c: OPEN),
-    ("caBundle.key", lambda c: at("caBundle.existingSecret", "authorities")),
+    ("caBundle.[kr]*", lambda c: at("caBundle.existingSecret", "authorities")),
     ("tls.mode", lambda c: ISSUER),
     ("tls.ca.key", lambda c: merged(MTLS, at("tls.ca.existingSecret", "authority"))),
     (
@@ -473,29 +470,44 @@ def test_pods_are_restricted_and_more(example):
 # --- Files of the binary ---
 
 
-def unpack(config, folder):
-    """Puts what a file mentions below a folder, as the pod has it below /etc/imagegate."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from datetime import datetime, timedelta, timezone
+class Authority:
+    """Issues what cert-manager would: a key and a certificate with these names, and who signed it."""
 
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "imagegate")])
-    now = datetime.now(timezone.utc)
-    made = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key()).serial_number(1)
-    made = made.not_valid_before(now - timedelta(hours=1)).not_valid_after(now + timedelta(hours=1))
-    made = made.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True).sign(
-        key, hashes.SHA256()
-    )
-    pem = serialization.Encoding.PEM
-    plain = (serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    files = {path: b"secret" for path in re.findall(r"/etc/imagegate/(\S+)", config)}
-    files |= {"tls/tls.crt": made.public_bytes(pem), "tls/ca.crt": made.public_bytes(pem)}
-    files |= {"tls/tls.key": key.private_bytes(pem, *plain)}
-    for path, content in files.items():
+    def __init__(self):
+        self.key, self.name = ec.generate_private_key(ec.SECP256R1()), self._name("authority")
+        self.certificate = self._certificate(self.name, self.key, x509.BasicConstraints(ca=True, path_length=None))
+
+    def write(self, folder, names):
+        """Puts tls.crt, tls.key and ca.crt into a folder. Everything is on this machine, so that is a name too."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        san = [*map(x509.DNSName, names), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+        certificate = self._certificate(self._name("role"), key, x509.SubjectAlternativeName(san))
+        pem = serialization.Encoding.PEM
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "tls.crt").write_bytes(certificate.public_bytes(pem))
+        (folder / "ca.crt").write_bytes(self.certificate.public_bytes(pem))
+        (folder / "tls.key").write_bytes(
+            key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        )
+
+    @staticmethod
+    def _name(text):
+        return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, text)])
+
+    def _certificate(self, name, key, extension):
+        now = datetime.now(UTC)
+        certificate = x509.CertificateBuilder().subject_name(name).issuer_name(self.name).public_key(key.public_key())
+        certificate = certificate.serial_number(x509.random_serial_number()).not_valid_before(now - timedelta(hours=1))
+        certificate = certificate.not_valid_after(now + timedelta(days=1)).add_extension(extension, critical=False)
+        return certificate.sign(self.key, hashes.SHA256())
+
+
+def unpack(config, folder):
+    """Puts what a file mentions into a folder, as the pod has it in /etc/imagegate."""
+    for path in re.findall(r"/etc/imagegate/(\S+)", config):
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_bytes(content)
+        (folder / path).write_text("secret")
+    Authority().write(folder / "tls", [])
     file = folder / "imagegate.yaml"
     file.write_text(config.replace("/etc/imagegate", str(folder)))
     return file
@@ -562,10 +574,12 @@ def test_the_binary_knows_the_arguments(case):
 
 
 @needs("tls", "shutdown_delay_s")
-def test_what_the_chart_starts_makes_an_image(start, tmp_path):
+@pytest.mark.parametrize("tls", [{}, MTLS], ids=["plain", "mutual TLS"])
+def test_what_the_chart_starts_makes_an_image(start, tmp_path, tls):
     """Every Deployment's container and the test pod, as processes on this machine instead of pods."""
-    rendered = render(at("drain.delaySeconds", 0))
-    moved = {"/tmp/": f"{tmp_path}/", "/var/lib/imagegate": f"{tmp_path}/data"}
+    rendered = render(merged(tls, at("drain.delaySeconds", 0)))
+    authority = Authority()
+    moved = {"/tmp/": f"{tmp_path}/", "/data": f"{tmp_path}/data"}
     moved |= {"0.0.0.0:": "127.0.0.1:", ":8787": ":0", ":9090": ":0"}
 
     def here(text):
@@ -578,25 +592,32 @@ def test_what_the_chart_starts_makes_an_image(start, tmp_path):
         moved[f"127.0.0.1:{port}"] = "127.0.0.1:0"
         moved["/etc/imagegate"] = str(tmp_path / component)
         (tmp_path / component).mkdir()
+        if tls:
+            names = rendered.named("Certificate", f"{NAME}-{component}")["spec"]["dnsNames"]
+            authority.write(tmp_path / component / "tls", names)
         if port:
             (tmp_path / component / "imagegate.yaml").write_text(here(rendered.config_text(component)))
         process = start(*map(here, rendered.container(component)["args"]))
         moved[f"{NAME}-{component}:{port}"] = process.address(role)
         return process
 
-    processes = [
+    worker, router, shim = (
         started("worker-sandbox", "worker", 50061),
         started("router", "grpc", 50051),
         started("shim", "http"),
-    ]
-    for process in processes:
-        eventually(lambda: requests.get(f"http://{process.address('admin')}/readyz", timeout=5).status_code == 200)
+    )
+    for process in (worker, router, shim):
+        ready = f"http://{process.address('admin')}/readyz"
+        eventually(lambda ready=ready: requests.get(ready, timeout=5).status_code == 200)
     (container,) = rendered.named("Pod", f"{NAME}-test")["spec"]["containers"]
-    finished = run([here(argument) for argument in container["args"]], tmp_path)
-    assert finished.returncode == 0, finished.stderr
+    finished = run(map(here, container["args"]), tmp_path)
+    assert finished.returncode == 0, f"{finished.stderr}\n{router.log}\n{worker.log}"
     assert (tmp_path / "lighthouse.png").read_bytes().startswith(b"\x89PNG")
+    if tls:
+        moved["/etc/imagegate"] = str(tmp_path / "worker-sandbox")
+        assert run(map(here, container["args"]), tmp_path).returncode, "the router took a worker for a caller"
     body = {"prompt": "a lighthouse at dusk", "size": "256x256"}
-    answer = requests.post(f"http://{processes[2].address('http')}/v1/images/generations", json=body, timeout=30)
+    answer = requests.post(f"http://{shim.address('http')}/v1/images/generations", json=body, timeout=30)
     assert answer.status_code == 200 and answer.json()["provider"] == "sandbox", answer.text
 
 
@@ -962,8 +983,6 @@ def test_workers_are_called_by_routers_alone():
 
 @pytest.mark.parametrize("private", [True, False])
 def test_workers_never_reach_metadata_services(private):
-    import ipaddress
-
     values = at("workers.openai", {"enabled": True, "networkPolicy": {"denyPrivateRanges": not private}})
     _, public = render(values).named("NetworkPolicy", f"{NAME}-worker-openai")["spec"]["egress"]
     blocks = [peer["ipBlock"] for peer in public["to"]]
@@ -1160,7 +1179,7 @@ def test_the_readme_s_example_is_taken():
 
 
 def test_objects_of_ones_own_are_filled_in():
-    text = "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: {{ include \"imagegate.fullname\" . }}-text"
+    text = 'apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: {{ include "imagegate.fullname" . }}-text'
     mapped = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "{{ .Release.Name }}-map"}}
     rendered = render({"extraObjects": [text, mapped]})
     assert rendered.named("ConfigMap", f"{NAME}-text") and rendered.named("ConfigMap", f"{chart.RELEASE}-map")

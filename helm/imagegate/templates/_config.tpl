@@ -72,7 +72,7 @@ open
 {{- $config := deepCopy .Values.config -}}
 {{- $host := include "imagegate.listenHost" . -}}
 {{- $_ := set $config "listen" (dict "grpc" (printf "%s:50051" $host) "admin" (printf "%s:9090" $host)) -}}
-{{- $_ := set $config "data_dir" "/var/lib/imagegate" -}}
+{{- $_ := set $config "data_dir" "/data" -}}
 {{- $workers := deepCopy ($config.workers | default dict) -}}
 {{- range $provider, $uri := include "imagegate.workerUris" . | fromJson -}}{{- $_ := set $workers $provider $uri -}}{{- end -}}
 {{- $_ := set $config "workers" $workers -}}

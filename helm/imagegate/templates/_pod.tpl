@@ -245,7 +245,7 @@ topologySpreadConstraints:
 - --admin
 - {{ printf "%s:9090" $host | quote }}
 - --data-dir
-- /var/lib/imagegate
+- /data
 - --image-lifetime-s
 - {{ int .values.imageLifetimeSeconds | quote }}
 - --max-body-bytes
@@ -282,6 +282,11 @@ env:
   {{- if include "imagegate.hasCaBundle" .root }}
   - name: SSL_CERT_FILE
     value: /etc/imagegate/ca-bundle/ca.crt
+  {{- if not .root.Values.caBundle.replace }}
+  # With the file alone the image's own authorities would not be read.
+  - name: SSL_CERT_DIR
+    value: /etc/ssl/certs
+  {{- end }}
   {{- end }}
   {{- range $name, $credential := .values.credentials }}
   {{- if and $credential (not $credential.asFile) }}
@@ -392,7 +397,7 @@ volumeMounts:
   {{- end }}
   {{- if .values.persistence }}
   - name: data
-    mountPath: /var/lib/imagegate
+    mountPath: /data
   {{- end }}
   - name: tmp
     mountPath: /tmp
