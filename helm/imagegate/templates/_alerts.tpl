@@ -92,6 +92,15 @@
       {{`{{ $labels.pod }} refuses TLS handshakes: {{ $labels.reason }}`}}
     description: >-
       Somebody calls without a certificate that is let in. The log line "TLS handshake refused" names the peer.
+- alert: ImagegateRedisDown
+  expr: 'max by (namespace, pod) (imagegate_redis_up{ {{- $series -}} }) == 0'
+  for: 5m
+  labels: { severity: warning }
+  annotations:
+    summary: >-
+      {{`Redis does not answer {{ $labels.pod }}`}}
+    description: >-
+      Every router is on its own: an image may be made, and paid for, twice for one idempotency key.
 - alert: ImagegateRedisErrors
   expr: 'sum by (namespace, operation) (rate(imagegate_redis_errors_total{ {{- $series -}} }[10m])) > 0.1'
   for: 10m
@@ -100,7 +109,7 @@
     summary: >-
       {{`Redis fails for {{ $labels.operation }}`}}
     description: >-
-      Requests go on without what routers share. An image may be made, and paid for, twice for one idempotency key.
+      Requests go on without what routers share, as when it does not answer in time.
 - alert: ImagegateConfigRefused
   expr: 'sum by (namespace, pod) (increase(imagegate_config_reloads_total{ {{- $series -}} ,outcome="rejected"}[15m])) > 0'
   for: 0m
