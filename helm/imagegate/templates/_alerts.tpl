@@ -1,4 +1,8 @@
-{{/* Alerts. Each tells what callers notice and what to look at; the runbook's anchor is its name in lower case. */}}
+{{/*
+Alerts. Each tells what callers notice and what to look at; the runbook's anchor is its name in lower case. Ratios need
+more than ten requests: at night one failure would be all of them. A counter that begins with its first event has not
+increased yet, so that the rare ones are compared with whether they were there before.
+*/}}
 {{- define "imagegate.alerts" -}}
 {{- $series := include "imagegate.series" . -}}
 {{- $thresholds := .Values.metrics.prometheusRule.thresholds -}}
@@ -30,7 +34,7 @@
     description: >-
       {{`{{ $value | printf "%.0f" }} times in 15 minutes an endpoint of {{ $labels.service }} was left alone because it failed where others did not.`}}
 - alert: ImagegateErrorRate
-  expr: 'sum by (namespace) (rate(imagegate_requests_total{ {{- $series -}} ,outcome=~"unavailable|timeout|bad_answer|internal|rate_limited|quota_exhausted"}[10m])) / sum by (namespace) (rate(imagegate_requests_total{ {{- $series -}} }[10m])) > {{ $thresholds.errorRatio }}'
+  expr: 'sum by (namespace) (rate(imagegate_requests_total{ {{- $series -}} ,outcome=~"unavailable|timeout|bad_answer|internal|rate_limited|quota_exhausted"}[10m])) / sum by (namespace) (rate(imagegate_requests_total{ {{- $series -}} }[10m])) > {{ $thresholds.errorRatio }} and sum by (namespace) (increase(imagegate_requests_total{ {{- $series -}} }[10m])) > 10'
   for: 10m
   labels: { severity: critical }
   annotations:
@@ -39,7 +43,7 @@
     description: >-
       {{`All targets of these requests failed, for reasons that are not the callers'. imagegate_attempts_total tells by provider and outcome.`}}
 - alert: ImagegateProviderFails
-  expr: 'sum by (namespace, provider) (rate(imagegate_attempts_total{ {{- $series -}} ,outcome=~"unavailable|timeout|bad_answer|internal|rate_limited|quota_exhausted|unauthenticated|permission_denied"}[15m])) / sum by (namespace, provider) (rate(imagegate_attempts_total{ {{- $series -}} }[15m])) > 0.5'
+  expr: 'sum by (namespace, provider) (rate(imagegate_attempts_total{ {{- $series -}} ,outcome=~"unavailable|timeout|bad_answer|internal|rate_limited|quota_exhausted|unauthenticated|permission_denied"}[15m])) / sum by (namespace, provider) (rate(imagegate_attempts_total{ {{- $series -}} }[15m])) > 0.5 and sum by (namespace, provider) (increase(imagegate_attempts_total{ {{- $series -}} }[15m])) > 10'
   for: 15m
   labels: { severity: warning }
   annotations:
@@ -48,7 +52,7 @@
     description: >-
       {{`More than half of the calls to {{ $labels.provider }} have failed for 15 minutes. Fallbacks answer where there are any.`}}
 - alert: ImagegateCredentialRefused
-  expr: 'sum by (namespace, provider) (increase(imagegate_attempts_total{ {{- $series -}} ,outcome=~"unauthenticated|permission_denied|quota_exhausted"}[10m])) > 0'
+  expr: 'sum by (namespace, provider) (increase(imagegate_attempts_total{ {{- $series -}} ,outcome=~"unauthenticated|permission_denied|quota_exhausted"}[10m]) > 0 or imagegate_attempts_total{ {{- $series -}} ,outcome=~"unauthenticated|permission_denied|quota_exhausted"} > 0 unless imagegate_attempts_total{ {{- $series -}} ,outcome=~"unauthenticated|permission_denied|quota_exhausted"} offset 10m) > 0'
   for: 5m
   labels: { severity: critical }
   annotations:
@@ -57,7 +61,7 @@
     description: >-
       {{`{{ $labels.provider }} says that the credential is wrong, may not do this, or has no money left. That does not pass by itself.`}}
 - alert: ImagegateFallbacksRise
-  expr: 'sum by (namespace) (rate(imagegate_rescued_requests_total{ {{- $series -}} }[15m])) / sum by (namespace) (rate(imagegate_requests_total{ {{- $series -}} }[15m])) > {{ $thresholds.rescuedRatio }}'
+  expr: 'sum by (namespace) (rate(imagegate_rescued_requests_total{ {{- $series -}} }[15m])) / sum by (namespace) (rate(imagegate_requests_total{ {{- $series -}} }[15m])) > {{ $thresholds.rescuedRatio }} and sum by (namespace) (increase(imagegate_requests_total{ {{- $series -}} }[15m])) > 10'
   for: 15m
   labels: { severity: warning }
   annotations:
@@ -84,7 +88,7 @@
     description: >-
       When it has expired the roles no longer talk to each other. A renewed one is taken over from its Secret by itself.
 - alert: ImagegateHandshakesRefused
-  expr: 'sum by (namespace, pod, reason) (increase(imagegate_tls_refusals_total{ {{- $series -}} }[10m])) > 0'
+  expr: 'sum by (namespace, pod, reason) (increase(imagegate_tls_refusals_total{ {{- $series -}} }[10m]) > 0 or imagegate_tls_refusals_total{ {{- $series -}} } > 0 unless imagegate_tls_refusals_total{ {{- $series -}} } offset 10m) > 0'
   for: 10m
   labels: { severity: warning }
   annotations:
@@ -111,7 +115,7 @@
     description: >-
       Requests go on without what routers share, as when it does not answer in time.
 - alert: ImagegateConfigRefused
-  expr: 'sum by (namespace, pod) (increase(imagegate_config_reloads_total{ {{- $series -}} ,outcome="rejected"}[15m])) > 0'
+  expr: 'sum by (namespace, pod) (increase(imagegate_config_reloads_total{ {{- $series -}} ,outcome="rejected"}[15m]) > 0 or imagegate_config_reloads_total{ {{- $series -}} ,outcome="rejected"} > 0 unless imagegate_config_reloads_total{ {{- $series -}} ,outcome="rejected"} offset 15m) > 0'
   for: 0m
   labels: { severity: warning }
   annotations:

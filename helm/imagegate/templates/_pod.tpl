@@ -198,7 +198,10 @@ grpc:
 {{- end }}
 {{- end }}
 
-{{/* Its own constraints, which get the component's selector unless they have one; else evenly over nodes and zones. */}}
+{{/*
+Its own constraints, which get the component's selector unless they have one; else evenly over zones and nodes, each
+revision by itself, as the old pods of a rollout do not stay.
+*/}}
 {{- define "imagegate.topologySpread" -}}
 {{- $selector := dict "matchLabels" (include "imagegate.selectorLabels" . | fromYaml) -}}
 {{- $constraints := list -}}
@@ -207,7 +210,7 @@ grpc:
 {{- end -}}
 {{- if and (not $constraints) .values.defaultTopologySpread -}}
 {{- range list "topology.kubernetes.io/zone" "kubernetes.io/hostname" -}}
-{{- $constraints = append $constraints (dict "maxSkew" 1 "topologyKey" . "whenUnsatisfiable" "ScheduleAnyway" "labelSelector" $selector) -}}
+{{- $constraints = append $constraints (dict "maxSkew" 1 "topologyKey" . "whenUnsatisfiable" "ScheduleAnyway" "labelSelector" $selector "matchLabelKeys" (list "pod-template-hash")) -}}
 {{- end -}}
 {{- end -}}
 {{- with $constraints -}}
