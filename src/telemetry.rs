@@ -216,7 +216,9 @@ pub fn endpoints(service: &str, state: &'static str, more: f64) {
 /// A role begins: what it counts is there from the beginning, as autoscalers take what is not there for unknown.
 pub fn router_begins() {
     gauge!(IN_FLIGHT).increment(0.0);
-    ["ok", "rejected"].map(|outcome| counter!(CONFIG_RELOADS, "outcome" => outcome).increment(0));
+    for outcome in ["ok", "rejected"] {
+        counter!(CONFIG_RELOADS, "outcome" => outcome).increment(0);
+    }
 }
 
 /// A role begins, see [`router_begins`].

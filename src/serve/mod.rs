@@ -41,6 +41,7 @@ use crate::{
         router_service_server::{RouterService, SERVICE_NAME as ROUTER},
         worker_service_server::{SERVICE_NAME as WORKER, WorkerService},
     },
+    telemetry,
     tls::Tls,
     transport,
 };
@@ -102,6 +103,7 @@ impl Servers {
         address: SocketAddr,
         routes: Router,
     ) -> Result<SocketAddr> {
+        telemetry::shim_begins();
         let (listener, bound) = bind(role, address).await?;
         let listener = listener.tap_io(|stream| _ = stream.set_nodelay(true));
         let draining = self.draining.clone().cancelled_owned();
@@ -139,9 +141,13 @@ impl Servers {
             .add_service(reflection().build_v1alpha().context("reflection")?);
         let server = match service {
             Grpc::Router(router, max_request_bytes) => {
+                telemetry::router_begins();
                 server.add_service(transport::router_server(router, max_request_bytes))
             }
-            Grpc::Worker(worker) => server.add_service(transport::worker_server(worker)),
+            Grpc::Worker(worker) => {
+                telemetry::worker_begins();
+                server.add_service(transport::worker_server(worker))
+            }
         };
         self.health.push((name, health));
         let incoming = accept::connections(listener, tls.cloned());
