@@ -7,6 +7,7 @@ import shutil
 import pytest
 import yaml
 
+import redis_server
 from emulators.openai import OpenAI
 from emulators.pictures import look
 from emulators.stability import Stability
@@ -69,16 +70,41 @@ def start(tmp_path, stability_api, openai_api):
 
 @pytest.fixture
 def serve(start, tmp_path):
-    """Starts a gateway in one process: `serve(config)`."""
+    """Starts a gateway in one process: `serve(config)`. Several of them have a name each."""
 
-    def serve(config, env=None):
+    def serve(config, env=None, name="imagegate"):
         config = {"data_dir": str(tmp_path / "data"), **config}
-        file = tmp_path / "imagegate.yaml"
+        file = tmp_path / f"{name}.yaml"
         file.write_text(yaml.safe_dump(config, sort_keys=False))
         process = start("serve", "--config", file, env=env)
         return Gateway(process, process, file)
 
     return serve
+
+
+@pytest.fixture
+def redis(tmp_path):
+    """A Redis of the test's own, started."""
+    if missing := redis_server.needs():
+        pytest.skip(missing)
+    server = redis_server.Redis(tmp_path / "redis")
+    server.start()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def fleet(serve, redis, tmp_path, stability_api, openai_api):
+    """Starts two gateways with the same config and the same Redis: `a, b = fleet()`. Time limits are long, so that a
+    busy machine is not taken for an outage."""
+
+    def fleet(url=None, env=None, timeout_ms=1000, **more):
+        config = founding_config(stability_api, openai_api, default_config="pc-openai", **more)
+        config["redis"] = {"url": {"env": "REDIS_URL"}, "timeout_ms": timeout_ms}
+        env = {"REDIS_URL": url or redis.url(), **(env or {})}
+        return [serve({**config, "data_dir": str(tmp_path / name)}, env, name) for name in ("a", "b")]
+
+    return fleet
 
 
 @pytest.fixture
