@@ -284,6 +284,16 @@ pub fn redis_back() {
     info!("redis is back");
 }
 
+/// Notes that Redis answers and does not write.
+pub fn redis_refuses(reason: &str) {
+    warn!(reason, "redis refuses to write: what routers make from now on is each router's own");
+}
+
+/// Notes that Redis writes again.
+pub fn redis_writes_again() {
+    info!("redis writes again");
+}
+
 /// Notes whether Redis answers.
 pub fn redis_up(is_up: bool) {
     gauge!(REDIS_UP).set(if is_up { 1.0 } else { 0.0 });

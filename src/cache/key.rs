@@ -73,6 +73,20 @@ fn add_call(digest: &mut Framed, call: &pb::ImageRequest, images: &mut Images) {
     digest.add(call.encode_to_vec());
 }
 
+impl Key {
+    /// The key that another process shows so.
+    pub fn parse(shown: &str) -> Option<Self> {
+        let mut key = [0; 32];
+        if shown.len() != 64 || !shown.is_ascii() {
+            return None;
+        }
+        for (i, byte) in key.iter_mut().enumerate() {
+            *byte = u8::from_str_radix(&shown[2 * i..2 * i + 2], 16).ok()?;
+        }
+        Some(Self(key))
+    }
+}
+
 impl std::fmt::Display for Key {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
@@ -158,6 +172,14 @@ mod tests {
         let [caller, credential, namespace, provider] = case.texts;
         let Case { upstream, calls, wish, .. } = case;
         of(&Parts { caller, credential, namespace, provider, upstream, calls, wish })
+    }
+
+    #[test]
+    fn a_key_is_read_as_it_is_shown() {
+        let key = Key::of_text("a");
+        assert_eq!(Key::parse(&key.to_string()), Some(key));
+        assert_eq!(Key::parse("a"), None);
+        assert_eq!(Key::parse(&"é".repeat(32)), None);
     }
 
     #[test]

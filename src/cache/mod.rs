@@ -20,7 +20,13 @@ use tokio::sync::watch;
 
 use self::store::Store;
 pub use self::{embeddings::Embedder, key::Key, semantic::Vector, store::Answer};
-use crate::{error::Error, fleet::Fleet, health::ejected::Elsewhere, images::made::Made, telemetry};
+use crate::{
+    error::Error,
+    fleet::{Fleet, Found},
+    health::ejected::Elsewhere,
+    images::made::Made,
+    telemetry,
+};
 
 /// Answers of past requests, and the calls that are under way.
 pub struct Cache {
@@ -90,6 +96,8 @@ pub struct Flight {
     cache: Arc<Cache>,
     terms: Terms,
     number: u64,
+    /// Whatever was made before does not do any more.
+    is_anew: bool,
     sender: watch::Sender<Option<Landed>>,
 }
 
@@ -130,8 +138,15 @@ impl Cache {
         }
     }
 
-    /// The answer that another router made, and its age.
-    pub async fn of_another_router(&self, key: &Key, max_age: Duration) -> Option<(Made, Duration)> {
+    /// Drops an answer: another router has a newer one.
+    pub fn forget(&self, key: &Key) {
+        let mut inner = self.lock();
+        inner.store.forget(key);
+        telemetry::cache_bytes(inner.store.bytes());
+    }
+
+    /// The answer that another router made.
+    pub async fn of_another_router(&self, key: &Key, max_age: Duration) -> Option<Found> {
         self.fleet.as_ref()?.cached(key, max_age).await
     }
 
@@ -147,13 +162,13 @@ impl Cache {
             Some(flying) if flying.request_id != request_id => {
                 Boarding::Join(Landing(flying.landing.clone()))
             }
-            _ => Boarding::Lead(self.depart(&mut inner, terms, request_id)),
+            _ => Boarding::Lead(self.depart(&mut inner, terms, request_id, false)),
         }
     }
 
     /// A call of its own for a request that wants nothing made before.
     pub fn board_anew(self: &Arc<Self>, terms: &Terms, request_id: &str) -> Flight {
-        self.depart(&mut self.lock(), terms, request_id)
+        self.depart(&mut self.lock(), terms, request_id, true)
     }
 
     /// The answer to the nearest prompt of a bucket, if it is near enough.
@@ -164,13 +179,13 @@ impl Cache {
         self.lock().store.get(&found, max_age)
     }
 
-    fn depart(self: &Arc<Self>, inner: &mut Inner, terms: &Terms, request_id: &str) -> Flight {
+    fn depart(self: &Arc<Self>, inner: &mut Inner, terms: &Terms, request_id: &str, is_anew: bool) -> Flight {
         inner.count += 1;
         let number = inner.count;
         let (sender, landing) = watch::channel(None);
         let flying = Flying { number, request_id: request_id.to_owned(), landing };
         inner.flights.insert(terms.clone(), flying);
-        Flight { cache: Arc::clone(self), terms: terms.clone(), number, sender }
+        Flight { cache: Arc::clone(self), terms: terms.clone(), number, is_anew, sender }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -196,7 +211,7 @@ impl Flight {
     /// It was made, and is kept, here and for other routers.
     pub fn made(self, answer: Answer) {
         if let Some(fleet) = &self.cache.fleet {
-            fleet.keep_cached(&self.terms.key, &answer.made, answer.max_age);
+            fleet.keep_cached(&self.terms.key, &answer.made, answer.max_age, self.is_anew);
         }
         self.found(answer);
     }
@@ -267,7 +282,14 @@ mod tests {
 
     fn made() -> Answer {
         let made = Made { images: Vec::new(), usage: None, warnings: Vec::new() };
-        Answer { made, max_age: MAX_AGE, vector: None, bucket: Key::of_text("b"), number: 0 }
+        Answer {
+            made,
+            max_age: MAX_AGE,
+            age: Duration::ZERO,
+            vector: None,
+            bucket: Key::of_text("b"),
+            number: 0,
+        }
     }
 
     const MAX_AGE: Duration = Duration::from_secs(60);

@@ -40,8 +40,10 @@ pub struct Store {
 pub struct Answer {
     /// What was made.
     pub made: Made,
-    /// How long it may be given again.
+    /// How long it may be given again, from when it was made.
     pub max_age: Duration,
+    /// How long ago that was.
+    pub age: Duration,
     /// What its prompt means, if that is known.
     pub vector: Option<Arc<Vector>>,
     /// Where prompts are compared.
@@ -119,7 +121,8 @@ impl Store {
             return;
         }
         self.make_room(bytes);
-        let stored = Instant::now();
+        let now = Instant::now();
+        let stored = now.checked_sub(answer.age).unwrap_or(now);
         let ends = stored + answer.max_age;
         self.uses += 1;
         self.bytes += bytes;
@@ -141,6 +144,11 @@ impl Store {
         if let Some(vector) = oldest.and_then(|entry| entry.answer.vector.take()) {
             self.bytes -= vector.bytes();
         }
+    }
+
+    /// Drops an answer.
+    pub fn forget(&mut self, key: &Key) {
+        self.remove(key);
     }
 
     /// Drops what has ended, then the least lately used, until `bytes` more fit in.
@@ -206,7 +214,14 @@ mod tests {
     }
 
     fn answer(bytes: usize) -> Answer {
-        Answer { made: made(bytes), max_age: HOUR, vector: None, bucket: key("bucket"), number: 1 }
+        Answer {
+            made: made(bytes),
+            max_age: HOUR,
+            age: Duration::ZERO,
+            vector: None,
+            bucket: key("bucket"),
+            number: 1,
+        }
     }
 
     fn with_vector(values: &[f32]) -> Answer {
@@ -254,6 +269,22 @@ mod tests {
         assert!(!has(&mut store, "a"));
         store.put(key("b"), answer(1));
         assert_eq!(store.bytes(), OVERHEAD_BYTES + 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_was_made_elsewhere_is_as_old_as_it_is() {
+        let second = Duration::from_secs(1);
+        tokio::time::advance(HOUR).await;
+        let mut store = Store::new(1 << 20);
+        store.put(key("a"), Answer { max_age: 10 * second, age: 7 * second, ..answer(1) });
+        assert!(store.get(&key("a"), 8 * second).is_some());
+        tokio::time::advance(2 * second).await;
+        assert!(store.get(&key("a"), 8 * second).is_none() && has(&mut store, "a"));
+        tokio::time::advance(second).await;
+        assert!(!has(&mut store, "a"));
+        store.put(key("b"), answer(1));
+        store.forget(&key("b"));
+        assert_eq!(store.bytes(), 0);
     }
 
     #[tokio::test(start_paused = true)]

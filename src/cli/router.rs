@@ -44,6 +44,9 @@ pub async fn serve(origin: Origin, defaults: Listen) -> Result<()> {
     };
     settings.check_exposure(listen).map_err(anyhow::Error::msg)?;
     let fleet = settings.redis.as_ref().map(Fleet::try_new).transpose().map_err(anyhow::Error::msg)?;
+    if let Some(fleet) = &fleet {
+        fleet.begin().await;
+    }
     let router = router::Router::in_fleet(gateway.state(&settings)?, fleet);
     let mut servers = Servers::new(settings.shutdown);
     if let Some(address) = listen.admin {
@@ -64,11 +67,13 @@ pub async fn serve(origin: Origin, defaults: Listen) -> Result<()> {
     }
     let jobs = router.clone();
     servers.until_drained(|draining| async move { jobs.run_jobs(draining.cancelled()).await });
-    servers.background(router.clone().run_fleet());
+    servers.until_the_end(router.clone().run_fleet());
     servers.background(gateway.give_up_jobs());
     if let Some(tls) = gateway.tls() {
         servers.background(Arc::clone(tls).watch());
     }
-    servers.background(gateway.watch(Some((router, listen))));
-    servers.run().await
+    servers.background(gateway.watch(Some((router.clone(), listen))));
+    let outcome = servers.run().await;
+    router.leave_fleet().await;
+    outcome
 }

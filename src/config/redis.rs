@@ -16,23 +16,24 @@ pub struct RedisSettings {
 }
 
 impl RedisSettings {
+    /// Without the value, which may hold a password.
+    pub const WRONG_URL: &str = "not allowed; allowed: redis://HOST:PORT/DB or rediss://HOST:PORT/DB";
+
     /// Reads `redis` of the file.
     pub fn read(mut object: Object<'_>) -> Option<Self> {
         object.required("url");
         let url = object.text("url").filter(|url| !url.is_empty());
-        let is_known = |url: &str| url.starts_with("redis://") || url.starts_with("rediss://");
+        let is_known = |url: &str| {
+            (url.starts_with("redis://") || url.starts_with("rediss://")) && redis::Client::open(url).is_ok()
+        };
         if url.is_some_and(|url| !is_known(url)) {
-            // The value may hold a password.
-            object.problem("url", "not allowed; allowed: redis://HOST:PORT/DB or rediss://HOST:PORT/DB");
+            object.problem("url", Self::WRONG_URL);
         }
         let prefix = object.text("prefix").unwrap_or("imagegate").to_owned();
         if prefix.is_empty() || prefix.contains(char::is_whitespace) {
             object.problem("prefix", "not allowed; allowed: a text without spaces");
         }
-        let timeout = object.millis("timeout_ms").unwrap_or(Duration::from_millis(100));
-        if timeout.is_zero() {
-            object.problem("timeout_ms", "0 is not allowed; allowed: 1 or more milliseconds");
-        }
+        let timeout = Duration::from_millis(object.whole("timeout_ms", 1, 86_400_000).unwrap_or(100));
         object.finish();
         Some(Self { url: Secret::new(url?), prefix, timeout })
     }

@@ -5,16 +5,20 @@ use std::{collections::HashMap, time::Duration};
 
 use futures::StreamExt as _;
 use serde::{Deserialize, Serialize};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
-use super::Fleet;
+use super::{Fleet, link::ASK_EVERY};
 use crate::{
+    cache::{Cache, Key},
     config::identity::Identity,
     health::{Health, Trouble},
 };
 
 /// How often a router looks for what is new.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// How long connecting may take, and an answer of the connection that only listens.
+const CONNECT_WITHIN: Duration = Duration::from_secs(2);
 
 /// A hint as it travels. Times are lengths: clocks differ.
 #[derive(Serialize, Deserialize)]
@@ -70,26 +74,65 @@ impl Fleet {
         }
     }
 
-    /// Hears what the others have found out.
-    pub(super) async fn keep_hearing(&self, health: &Health) {
-        self.again(|| async {
+    /// Hears what the others have found out, and what they have made anew.
+    pub(super) async fn keep_hearing(&self, health: &Health, cache: &Cache) {
+        loop {
+            _ = self.listen(health, cache).await;
+            sleep(ASK_EVERY).await;
+        }
+    }
+
+    /// Listens until the connection ends, or is found to have ended without a word.
+    async fn listen(&self, health: &Health, cache: &Cache) -> Result<(), String> {
+        let words = |error: redis::RedisError| error.to_string();
+        let subscribing = async {
             let mut subscription = self.client.get_async_pubsub().await?;
             subscription.subscribe(self.channel()).await?;
-            let mut messages = subscription.on_message();
+            subscription.subscribe(self.renewals()).await?;
+            Ok(subscription)
+        };
+        let subscription = timeout(CONNECT_WITHIN, subscribing).await.map_err(|error| error.to_string())?;
+        let (mut sink, mut messages) = subscription.map_err(words)?.split();
+        let hearing = async {
             while let Some(message) = messages.next().await {
-                self.hear(message.get_payload_bytes(), health);
+                if message.get_channel_name() == self.channel() {
+                    self.hear(message.get_payload_bytes(), health);
+                } else {
+                    self.drop_copy(message.get_payload_bytes(), cache);
+                }
             }
-            Ok(())
-        })
-        .await;
+        };
+        let asking = async {
+            loop {
+                sleep(ASK_EVERY).await;
+                match timeout(CONNECT_WITHIN, sink.ping::<redis::Value>()).await {
+                    Ok(Ok(_)) => {}
+                    Ok(Err(error)) => break words(error),
+                    Err(late) => break late.to_string(),
+                }
+            }
+        };
+        tokio::select! {
+            () = hearing => Ok(()),
+            reason = asking => Err(reason),
+        }
     }
 
     fn hear(&self, text: &[u8], health: &Health) {
         let Ok(hint) = serde_json::from_slice::<Hint>(text) else { return };
         let Some(id) = Identity::parse(&hint.target).filter(|_| hint.from != self.own_id) else { return };
         let now = Instant::now();
-        let until = |ms: Option<u64>| Some(now + Duration::from_millis(ms?));
+        let until = |ms: Option<u64>| now.checked_add(Duration::from_millis(ms?));
         let trouble = Trouble { open_until: until(hint.open_ms), paused_until: until(hint.paused_ms) };
         health.learn(id, &hint.provider, trouble);
+    }
+
+    fn drop_copy(&self, text: &[u8], cache: &Cache) {
+        let Some((from, key)) = std::str::from_utf8(text).ok().and_then(|text| text.split_once(' ')) else {
+            return;
+        };
+        if let Some(key) = Key::parse(key).filter(|_| from != self.own_id) {
+            cache.forget(&key);
+        }
     }
 }

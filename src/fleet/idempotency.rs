@@ -7,10 +7,13 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use tokio::time::{Instant, sleep};
 
-use super::{Away, Fleet};
+use super::{Fleet, link::Failed};
 
 /// How much longer than its request a claim lives.
 const MARGIN: Duration = Duration::from_secs(5);
+
+/// How long a claim lives that its router has not seen yet.
+const UNCONFIRMED: Duration = Duration::from_secs(5);
 
 /// How long a key is known, and how long its answer is kept: repetitions come within minutes, and images are large.
 const KEY_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
@@ -21,6 +24,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// How long writing an answer may take. The caller waits for it: what is not written might be paid for again.
 const FINISH_WITHIN: Duration = Duration::from_secs(1);
+
+/// Makes a claim last, unless it is over already.
+const CONFIRM: &str = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end return 0";
 
 /// Gives up a claim unless it is another's by now.
 const RELEASE: &str =
@@ -61,40 +67,21 @@ impl Fleet {
         let (key, digest) = (format!("{}:idempotency:{}", self.prefix, hex(key)), hex(digest));
         let mut is_running = false;
         loop {
-            let lease = deadline.saturating_duration_since(Instant::now()) + MARGIN;
-            let value = format!("{RUNNING}{digest} {}", uuid::Uuid::new_v4().simple());
-            let mut command = redis::cmd("SET");
-            command.arg(&key).arg(&value).arg("NX").arg("PX").arg(millis(lease));
-            match self.ask::<Option<String>>("idempotency", command).await {
-                Ok(Some(_)) => {
-                    let answered = format!("{ANSWERED}{digest}");
-                    return Claimed::Mine(Claim {
-                        fleet: Arc::clone(self),
-                        key,
-                        value,
-                        answered,
-                        is_held: true,
-                    });
-                }
+            match self.try_claim(&key, &digest, deadline).await {
+                Ok(Some(claim)) => return Claimed::Mine(claim),
                 Ok(None) => {}
-                Err(Away) => return Claimed::Away(is_running),
+                Err(Failed::Away(_)) => return Claimed::Away(is_running),
+                // It does not write, but may know.
+                Err(Failed::Refused(_)) => {
+                    return self.look_up(&key, &digest).await.unwrap_or(Claimed::Away(false));
+                }
             }
-            let mut command = redis::cmd("GET");
-            command.arg(&key);
-            let known = match self.ask::<Option<String>>("idempotency", command).await {
-                Ok(Some(known)) => known,
+            match self.look_up(&key, &digest).await {
+                Some(Claimed::Running) => is_running = true,
+                Some(claimed) => return claimed,
                 // Given up in this moment.
-                Ok(None) => continue,
-                Err(Away) => return Claimed::Away(true),
-            };
-            let (state, rest) = known.split_once(' ').unwrap_or((&known, ""));
-            if !rest.starts_with(&digest) {
-                return Claimed::Another;
+                None => {}
             }
-            if state == ANSWERED.trim_end() {
-                return self.answer(&key).await;
-            }
-            is_running = true;
             if Instant::now() + LOOK_EVERY >= deadline {
                 return Claimed::Running;
             }
@@ -102,13 +89,55 @@ impl Fleet {
         }
     }
 
-    async fn answer(&self, key: &str) -> Claimed {
+    /// Claims a key if nobody has it. In two steps: a claim whose answer came too late is nobody's, and soon over.
+    async fn try_claim(
+        self: &Arc<Self>,
+        key: &str,
+        digest: &str,
+        deadline: Instant,
+    ) -> Result<Option<Claim>, Failed> {
+        let value = format!("{RUNNING}{digest} {}", uuid::Uuid::new_v4().simple());
+        let mut command = redis::cmd("SET");
+        command.arg(key).arg(&value).arg("NX").arg("PX").arg(millis(UNCONFIRMED));
+        let outcome = self.note_write("idempotency", self.quick.ask::<Option<String>>(&command).await)?;
+        if outcome.is_none() {
+            return Ok(None);
+        }
+        let lease = deadline.saturating_duration_since(Instant::now()) + MARGIN;
+        let mut command = redis::cmd("EVAL");
+        command.arg(CONFIRM).arg(1).arg(key).arg(&value).arg(millis(lease));
+        let confirmed: bool = self.ask("idempotency", &command).await?;
+        let claim = || Claim {
+            fleet: Arc::clone(self),
+            key: key.to_owned(),
+            value: value.clone(),
+            answered: format!("{ANSWERED}{digest}"),
+            is_held: true,
+        };
+        Ok(confirmed.then(claim))
+    }
+
+    /// What is known of a key. None: nothing.
+    async fn look_up(&self, key: &str, digest: &str) -> Option<Claimed> {
+        let mut command = redis::cmd("GET");
+        command.arg(key);
+        let known = match self.ask::<Option<String>>("idempotency", &command).await {
+            Ok(known) => known?,
+            Err(_) => return Some(Claimed::Away(true)),
+        };
+        let (state, rest) = known.split_once(' ').unwrap_or((&known, ""));
+        if !rest.starts_with(digest) {
+            return Some(Claimed::Another);
+        }
+        if state != ANSWERED.trim_end() {
+            return Some(Claimed::Running);
+        }
         let mut command = redis::cmd("GET");
         command.arg(answer_key(key));
-        match self.ask::<Option<Vec<u8>>>("idempotency", command).await {
+        Some(match self.ask::<Option<Vec<u8>>>("idempotency", &command).await {
             Ok(answer) => Claimed::Answered(answer.map(Bytes::from)),
-            Err(Away) => Claimed::Away(true),
-        }
+            Err(_) => Claimed::Away(true),
+        })
     }
 }
 
@@ -127,9 +156,8 @@ impl Claim {
                 .ignore();
         }
         both.cmd("SET").arg(&self.key).arg(&self.answered).arg("PX").arg(millis(KEY_KEPT)).ignore();
-        let mut redis = self.fleet.redis.clone();
-        let written = tokio::time::timeout(FINISH_WITHIN, both.query_async::<()>(&mut redis)).await;
-        self.fleet.judge("idempotency", written).is_ok()
+        let fleet = &self.fleet;
+        fleet.note_write("idempotency", fleet.quick.ask_all::<()>(&both, Some(FINISH_WITHIN)).await).is_ok()
     }
 }
 

@@ -5,13 +5,14 @@
 //! alone does, and says so. Whether Redis is there is found out beside the requests, so that an outage costs the first
 //! of them a time limit and the others nothing.
 
+mod answers;
 mod hints;
 mod idempotency;
+mod link;
 pub mod stored;
 
 use std::{
     fmt,
-    future::Future,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -19,24 +20,19 @@ use std::{
     time::Duration,
 };
 
-use redis::{
-    Client, Cmd, FromRedisValue, RedisResult,
-    aio::{ConnectionManager, ConnectionManagerConfig},
-};
+use redis::{Client, Cmd, FromRedisValue};
 use secrecy::ExposeSecret as _;
 use tokio::{
     sync::{Mutex, mpsc},
-    time::{MissedTickBehavior, interval, timeout},
+    time::timeout,
 };
 
-pub use self::idempotency::{Claim, Claimed};
-use crate::{cache::Key, config::redis::RedisSettings, health::Health, images::made::Made, telemetry};
-
-/// How often Redis is asked whether it is there.
-const ASK_EVERY: Duration = Duration::from_secs(1);
-
-/// Larger answers stay with the router that made them.
-const LARGEST_BYTES: usize = 32 << 20;
+use self::link::{Failed, Link};
+pub use self::{
+    answers::Found,
+    idempotency::{Claim, Claimed},
+};
+use crate::{cache::Cache, config::redis::RedisSettings, health::Health, telemetry};
 
 /// What waits to be written. Answers beyond that are not shared.
 const QUEUED: usize = 1024;
@@ -45,15 +41,21 @@ const QUEUED_BYTES: usize = 64 << 20;
 /// How long a write may take that nobody waits for.
 const WRITE_WITHIN: Duration = Duration::from_secs(5);
 
-/// The connection to Redis and what is written to it.
+/// How long a router that ends takes to write what waits.
+const FLUSH_WITHIN: Duration = Duration::from_secs(1);
+
+/// The connections to Redis and what is written to it.
 pub struct Fleet {
     client: Client,
-    redis: ConnectionManager,
+    /// For what requests wait for.
+    quick: Link,
+    /// For writes that nobody waits for, so that a large one is in nobody's way.
+    bulk: Link,
     prefix: String,
-    timeout: Duration,
     /// Tells this router's messages from those of others.
     own_id: String,
-    is_up: AtomicBool,
+    was_up: AtomicBool,
+    is_refusing: AtomicBool,
     queue: mpsc::Sender<Write>,
     queued: Mutex<mpsc::Receiver<Write>>,
     queued_bytes: AtomicUsize,
@@ -67,121 +69,88 @@ struct Write {
 }
 
 impl Fleet {
-    /// Connects when it is first used.
+    /// Connects when it runs.
     ///
     /// # Errors
     /// The address cannot be one of a Redis.
     pub fn try_new(settings: &RedisSettings) -> Result<Arc<Self>, String> {
-        // Its own words may hold the password.
-        let wrong =
-            |_| "redis.url: not allowed; allowed: redis://HOST:PORT/DB or rediss://HOST:PORT/DB".to_owned();
-        let client = Client::open(settings.url.0.expose_secret()).map_err(wrong)?;
-        let config = ConnectionManagerConfig::new()
-            .set_number_of_retries(0)
-            .set_connection_timeout(Some(ASK_EVERY))
-            .set_response_timeout(Some(WRITE_WITHIN));
-        let redis = ConnectionManager::new_lazy_with_config(client.clone(), config).map_err(wrong)?;
+        let client = Client::open(settings.url.0.expose_secret()).map_err(|_| RedisSettings::WRONG_URL)?;
         let (queue, queued) = mpsc::channel(QUEUED);
         Ok(Arc::new(Self {
+            quick: Link::new(client.clone(), settings.timeout),
+            bulk: Link::new(client.clone(), WRITE_WITHIN),
             client,
-            redis,
             prefix: settings.prefix.clone(),
-            timeout: settings.timeout,
             own_id: uuid::Uuid::new_v4().simple().to_string(),
-            is_up: AtomicBool::new(true),
+            was_up: AtomicBool::new(true),
+            is_refusing: AtomicBool::new(false),
             queue,
             queued: Mutex::new(queued),
             queued_bytes: AtomicUsize::new(0),
         }))
     }
 
-    /// Keeps the connection, writes what waits, and passes hints between Redis and `health`, as long as it runs.
-    pub async fn run(&self, health: &Health) {
+    /// Connects, if Redis is there: so that the first requests find it.
+    pub async fn begin(&self) {
+        _ = tokio::join!(self.quick.check(), self.bulk.check());
+    }
+
+    /// Keeps the connections, writes what waits, and passes on what the routers tell each other, as long as it runs.
+    pub async fn run(&self, health: &Health, cache: &Cache) {
         tokio::join!(
-            self.keep_asking(),
+            self.quick.keep(|news| self.tell_of_outages(news)),
+            self.bulk.keep(|_| ()),
             self.keep_writing(),
             self.keep_telling(health),
-            self.keep_hearing(health)
+            self.keep_hearing(health, cache),
         );
     }
 
-    /// An answer that any router made, not older than `max_age`, and its age.
-    pub async fn cached(&self, key: &Key, max_age: Duration) -> Option<(Made, Duration)> {
-        let mut command = redis::cmd("GET");
-        command.arg(self.cache_key(key));
-        let bytes: Option<Vec<u8>> = self.ask("cache_read", command).await.ok()?;
-        let (made, age) = stored::read_made(bytes?.into())?;
-        (age < max_age).then_some((made, age))
-    }
-
-    /// Whether there is such an answer.
-    pub async fn has_cached(&self, key: &Key) -> bool {
-        let mut command = redis::cmd("EXISTS");
-        command.arg(self.cache_key(key));
-        self.ask("cache_read", command).await.unwrap_or(false)
-    }
-
-    /// Keeps an answer for all routers.
-    pub fn keep_cached(&self, key: &Key, made: &Made, max_age: Duration) {
-        let bytes: usize = made.images.iter().map(|(_, pieces)| pieces.len()).sum();
-        let is_too_much =
-            bytes > LARGEST_BYTES || self.queued_bytes.load(Ordering::Relaxed) + bytes > QUEUED_BYTES;
-        if !self.is_up() || is_too_much {
-            return;
-        }
-        let mut command = redis::cmd("SET");
-        let life = u64::try_from(max_age.as_millis()).unwrap_or(u64::MAX);
-        command.arg(self.cache_key(key)).arg(stored::write_made(made)).arg("PX").arg(life);
-        self.later("cache_write", command, bytes);
-    }
-
-    fn cache_key(&self, key: &Key) -> String {
-        format!("{}:cache:{key}", self.prefix)
+    /// Writes what still waits, after it has run.
+    pub async fn flush(&self) {
+        let write = async {
+            let mut queued = self.queued.lock().await;
+            while let Ok(write) = queued.try_recv() {
+                self.write(write).await;
+            }
+        };
+        _ = timeout(FLUSH_WITHIN, write).await;
     }
 
     /// Whether Redis answered when it was last asked.
     pub fn is_up(&self) -> bool {
-        self.is_up.load(Ordering::Relaxed)
+        self.quick.is_up()
     }
 
     /// Asks Redis, if it is there. An answer that is late is none.
-    async fn ask<T: FromRedisValue>(&self, operation: &'static str, command: Cmd) -> Result<T, Away> {
-        if !self.is_up() {
-            return Err(Away);
+    async fn ask<T: FromRedisValue>(&self, operation: &'static str, command: &Cmd) -> Result<T, Failed> {
+        self.note(operation, self.quick.ask(command).await)
+    }
+
+    /// Counts what was asked in vain.
+    fn note<T>(&self, operation: &'static str, outcome: Result<T, Failed>) -> Result<T, Failed> {
+        if let Err(Failed::Away(reason) | Failed::Refused(reason)) = &outcome {
+            telemetry::redis_failed(operation, reason);
         }
-        self.send(operation, self.timeout, command).await
+        outcome
     }
 
-    async fn send<T: FromRedisValue>(
-        &self,
-        operation: &'static str,
-        limit: Duration,
-        command: Cmd,
-    ) -> Result<T, Away> {
-        let mut redis = self.redis.clone();
-        self.judge(operation, timeout(limit, command.query_async(&mut redis)).await)
-    }
-
-    fn judge<T>(
-        &self,
-        operation: &'static str,
-        outcome: Result<RedisResult<T>, tokio::time::error::Elapsed>,
-    ) -> Result<T, Away> {
-        let reason = match outcome {
-            Ok(Ok(answer)) => return Ok(answer),
-            // An error of its own, such as OOM, comes from a Redis that is there.
-            Ok(Err(error)) if !error.is_io_error() && !error.is_connection_dropped() => {
-                telemetry::redis_failed(operation, &error.to_string());
-                return Err(Away);
+    /// The same of a write, which Redis may refuse while it answers: that is said once.
+    fn note_write<T>(&self, operation: &'static str, outcome: Result<T, Failed>) -> Result<T, Failed> {
+        match &outcome {
+            Err(Failed::Refused(reason)) => {
+                if !self.is_refusing.swap(true, Ordering::Relaxed) {
+                    telemetry::redis_refuses(reason);
+                }
             }
-            Ok(Err(error)) => error.category().to_owned(),
-            Err(_) => "no answer in time".to_owned(),
-        };
-        telemetry::redis_failed(operation, &reason);
-        if self.is_up.swap(false, Ordering::Relaxed) {
-            telemetry::redis_away(&reason);
+            Ok(_) => {
+                if self.is_refusing.swap(false, Ordering::Relaxed) {
+                    telemetry::redis_writes_again();
+                }
+            }
+            Err(Failed::Away(_)) => {}
         }
-        Err(Away)
+        self.note(operation, outcome)
     }
 
     fn later(&self, operation: &'static str, command: Cmd, bytes: usize) {
@@ -194,42 +163,28 @@ impl Fleet {
 
     async fn keep_writing(&self) {
         let mut queued = self.queued.lock().await;
-        while let Some(Write { operation, command, bytes }) = queued.recv().await {
-            if self.is_up() {
-                _ = self.send::<redis::Value>(operation, WRITE_WITHIN, command).await;
-            }
-            self.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        while let Some(write) = queued.recv().await {
+            self.write(write).await;
         }
     }
 
-    /// An outage ends when Redis answers again as quickly as requests need it to.
-    async fn keep_asking(&self) {
-        let mut ticks = interval(ASK_EVERY);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        telemetry::redis_up(true);
-        loop {
-            ticks.tick().await;
-            let answer: Result<redis::Value, Away> =
-                self.send("ping", self.timeout, redis::cmd("PING")).await;
-            if answer.is_ok() && !self.is_up.swap(true, Ordering::Relaxed) {
-                telemetry::redis_back();
-            }
-            telemetry::redis_up(self.is_up());
-        }
+    async fn write(&self, Write { operation, command, bytes }: Write) {
+        _ = self.note_write(operation, self.bulk.ask::<redis::Value>(&command).await);
+        self.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    /// Runs something again and again that ends when Redis does.
-    async fn again<F: Future<Output = RedisResult<()>>>(&self, mut run: impl FnMut() -> F) {
-        loop {
-            _ = run().await;
-            tokio::time::sleep(ASK_EVERY).await;
+    fn tell_of_outages(&self, news: Result<(), &str>) {
+        telemetry::redis_up(news.is_ok());
+        match (news, self.was_up.swap(news.is_ok(), Ordering::Relaxed)) {
+            (Err(reason), true) => telemetry::redis_away(reason),
+            (Ok(()), false) => telemetry::redis_back(),
+            _ => {}
+        }
+        if let Err(reason) = news {
+            telemetry::redis_failed("ping", reason);
         }
     }
 }
-
-/// Redis did not answer, or not in time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Away;
 
 impl fmt::Debug for Fleet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes};
 use prost::Message as _;
 
 use crate::{
@@ -10,28 +10,38 @@ use crate::{
     pb,
 };
 
-/// Writes what a target made, with the time.
-pub fn write_made(made: &Made) -> Vec<u8> {
+/// Writes what a target made, and how long it may be given.
+pub fn write_made(made: &Made, max_age: Duration) -> Vec<u8> {
     let report = pb::RouteReport { warnings: made.warnings.clone(), ..Default::default() };
-    write(&pb::ImageResult { usage: made.usage, report: Some(report), ..Default::default() }, &made.images)
+    let result = pb::ImageResult { usage: made.usage, report: Some(report), ..Default::default() };
+    let life = u64::try_from(max_age.as_millis()).unwrap_or(u64::MAX);
+    let mut bytes = life.to_be_bytes().to_vec();
+    encode(&result, &made.images, &mut bytes);
+    bytes
 }
 
-/// Reads what a target made, and how old it is. None if this version cannot read it.
-pub fn read_made(bytes: Bytes) -> Option<(Made, Duration)> {
+/// Reads how long an answer may be given, and what a target made. None if this version cannot read it.
+pub fn read_made(mut bytes: Bytes) -> Option<(Duration, Made)> {
+    let life = bytes.try_get_u64().ok()?;
     let (result, images) = read(bytes)?;
-    let age = Duration::from_secs(u64::try_from(pb::unix_now() - result.created_unix_s).unwrap_or_default());
     let warnings = result.report.unwrap_or_default().warnings;
-    Some((Made { images, usage: result.usage, warnings }, age))
+    Some((Duration::from_millis(life), Made { images, usage: result.usage, warnings }))
 }
 
-/// Writes a result, with the time.
+/// Writes a result.
 pub fn write(result: &pb::ImageResult, images: &[(pb::Image, Pieces)]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    encode(result, images, &mut bytes);
+    bytes
+}
+
+fn encode(result: &pb::ImageResult, images: &[(pb::Image, Pieces)], into: &mut Vec<u8>) {
     let whole = |(image, pieces): &(pb::Image, Pieces)| pb::Image {
         data: pieces.clone().into_bytes(),
         ..image.clone()
     };
-    let images = images.iter().map(whole).collect();
-    pb::ImageResult { created_unix_s: pb::unix_now(), images, ..result.clone() }.encode_to_vec()
+    let result = pb::ImageResult { images: images.iter().map(whole).collect(), ..result.clone() };
+    result.encode(into).expect("a Vec has room for everything");
 }
 
 /// Reads a result. Its images share the buffer.
@@ -57,11 +67,14 @@ mod tests {
         let usage = Some(pb::Usage { output_image_tokens: Some(0), ..Default::default() });
         let warning = pb::Warning { field: "size".into(), ..Default::default() };
         let made = Made { images: vec![(image.clone(), pieces)], usage, warnings: vec![warning.clone()] };
-        let (back, age) = read_made(write_made(&made).into()).unwrap();
-        assert!(age < Duration::from_secs(5));
+        let minute = Duration::from_secs(60);
+        let (life, back) = read_made(write_made(&made, minute).into()).unwrap();
+        assert_eq!(life, minute);
         assert_eq!((back.usage, back.warnings), (usage, vec![warning]));
         let (read, pieces) = back.images.into_iter().next().unwrap();
         assert_eq!((read, pieces.into_bytes().as_ref()), (image, &b"half and half"[..]));
-        assert!(read_made(Bytes::from_static(b"\xff not ours")).is_none());
+        assert!(
+            read_made(Bytes::from_static(b"\xff not ours")).is_none() && read_made(Bytes::new()).is_none()
+        );
     }
 }

@@ -23,6 +23,7 @@ use crate::{
         policies::{CacheMode, CachePolicy},
     },
     error::{Error, ErrorKind, Result},
+    fleet::Found,
     images::made::Made,
     pb::{self, BillingClass, CacheStatus},
     telemetry,
@@ -163,10 +164,13 @@ impl<'a> Asked<'a> {
     /// same prompt is found without, and those who wait need none of their own.
     async fn find_or_make(&self, flight: Flight) -> (CacheStatus, Result<Tried>) {
         let (cache, max_age) = (&self.call.ctx.cache, self.policy.max_age);
-        if let Some((made, age)) = cache.of_another_router(&self.terms.key, max_age).await {
+        if let Some(Found { made, age, max_age: life }) =
+            cache.of_another_router(&self.terms.key, max_age).await
+        {
             flight.found(Answer {
                 made: made.clone(),
-                max_age: max_age - age,
+                max_age: life.min(max_age),
+                age,
                 vector: None,
                 bucket: self.bucket,
                 number: 0,
@@ -191,6 +195,7 @@ impl<'a> Asked<'a> {
                 flight.made(Answer {
                     made: tried.made.clone(),
                     max_age: self.policy.max_age,
+                    age: Duration::ZERO,
                     vector,
                     bucket: self.bucket,
                     number,

@@ -152,7 +152,14 @@ impl Router {
     /// Shares with other routers as long as it runs.
     pub async fn run_fleet(self) {
         if let Some(fleet) = &self.shared.fleet {
-            fleet.run(&self.shared.health).await;
+            fleet.run(&self.shared.health, &self.shared.cache).await;
+        }
+    }
+
+    /// Tells other routers what they do not know yet, before this one ends.
+    pub async fn leave_fleet(&self) {
+        if let Some(fleet) = &self.shared.fleet {
+            fleet.flush().await;
         }
     }
 

@@ -133,9 +133,17 @@ impl Replays {
         run: impl Future<Output = Result<Answered>>,
     ) -> Result<Answered> {
         let Idempotency { key, digest } = idempotency;
-        let entry = self.entry(key, digest);
+        let mut entry = self.entry(key, digest);
         if entry.digest != digest {
-            return Err(another());
+            // A key whose request has failed is free again.
+            if !entry.answered.try_lock().is_ok_and(|answered| !*answered) {
+                return Err(another());
+            }
+            self.keys.invalidate(&key);
+            entry = self.entry(key, digest);
+            if entry.digest != digest {
+                return Err(another());
+            }
         }
         let Ok(mut answered) = timeout_at(call.deadline, entry.answered.lock()).await else {
             return Err(still_running());
@@ -145,53 +153,13 @@ impl Replays {
             return Ok(known.replayed(call));
         }
         let answer = match &self.fleet {
-            Some(fleet) => self.once_in(fleet, idempotency, call, run).await?,
+            Some(fleet) => once_in(fleet, idempotency, call, run).await?,
             None => run.await?,
         };
         self.answers.insert(key, Arc::new(answer.clone()));
         // Else it drops what is too much some writes later, and that may be a lot of images.
         self.answers.run_pending_tasks();
         *answered = true;
-        Ok(answer)
-    }
-
-    /// The same among all routers.
-    async fn once_in(
-        &self,
-        fleet: &Arc<Fleet>,
-        Idempotency { key, digest }: Idempotency,
-        call: &Call,
-        run: impl Future<Output = Result<Answered>>,
-    ) -> Result<Answered> {
-        let mut only_here = false;
-        let claim = match fleet.claim(&key, &digest, call.deadline).await {
-            Claimed::Mine(claim) => Some(claim),
-            Claimed::Answered(Some(answer)) => {
-                return Ok(Answered::read(answer).ok_or_else(gone)?.replayed(call));
-            }
-            Claimed::Answered(None) => return Err(gone()),
-            Claimed::Another => return Err(another()),
-            Claimed::Running => return Err(still_running()),
-            // Whoever runs it may yet be paid for.
-            Claimed::Away(true) => return Err(nobody_knows()),
-            Claimed::Away(false) => {
-                only_here = true;
-                None
-            }
-        };
-        let mut answer = run.await?;
-        if let Some(claim) = claim {
-            let kept = (answer.bytes() <= LARGEST_SHARED).then(|| answer.write());
-            only_here = !claim.answered(kept).await;
-        }
-        if only_here {
-            answer.report.warnings.push(pb::Warning {
-                field: HEADER.into(),
-                action: pb::warning::Action::Notice.into(),
-                detail: "other routers could not be told: at them this key may pay again".into(),
-                target: answer.report.target.clone(),
-            });
-        }
         Ok(answer)
     }
 
@@ -246,13 +214,56 @@ impl Answered {
         let report = RouteReport {
             request_id: call.ctx.request_id.clone(),
             trace_id: call.ctx.trace_id.clone(),
-            replay_of: self.report.request_id.clone(),
+            // Of a replay it is the first one that was paid for.
+            replay_of: match self.report.replay_of.as_str() {
+                "" => self.report.request_id.clone(),
+                first => first.to_owned(),
+            },
             attempts: Vec::new(),
             cost_lines: Vec::new(),
             ..self.report.clone()
         };
         Self { report, reply: self.reply.clone() }
     }
+}
+
+/// The same among all routers.
+async fn once_in(
+    fleet: &Arc<Fleet>,
+    Idempotency { key, digest }: Idempotency,
+    call: &Call,
+    run: impl Future<Output = Result<Answered>>,
+) -> Result<Answered> {
+    let mut only_here = false;
+    let claim = match fleet.claim(&key, &digest, call.deadline).await {
+        Claimed::Mine(claim) => Some(claim),
+        Claimed::Answered(Some(answer)) => {
+            return Ok(Answered::read(answer).ok_or_else(gone)?.replayed(call));
+        }
+        Claimed::Answered(None) => return Err(gone()),
+        Claimed::Another => return Err(another()),
+        Claimed::Running => return Err(still_running()),
+        // Whoever runs it may yet be paid for.
+        Claimed::Away(true) => return Err(nobody_knows()),
+        Claimed::Away(false) => {
+            only_here = true;
+            None
+        }
+    };
+    let mut answer = run.await?;
+    if let Some(claim) = claim {
+        let kept = (answer.bytes() <= LARGEST_SHARED).then(|| answer.write());
+        only_here = !claim.answered(kept).await;
+    }
+    if only_here {
+        answer.report.warnings.push(pb::Warning {
+            field: HEADER.into(),
+            action: pb::warning::Action::Notice.into(),
+            detail: "other routers could not be told: at them this key may pay again".into(),
+            target: answer.report.target.clone(),
+        });
+    }
+    Ok(answer)
 }
 
 fn another() -> Error {

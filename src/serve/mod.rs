@@ -60,7 +60,7 @@ pub struct Servers {
     signals: Signals,
     /// End by themselves when draining begins.
     tasks: JoinSet<Result<()>>,
-    /// Answers to the very end.
+    /// Go on to the very end.
     admin: JoinSet<Result<()>>,
     /// Cancelled when draining begins.
     draining: CancellationToken,
@@ -183,6 +183,14 @@ impl Servers {
         let draining = self.draining.clone();
         self.tasks.spawn(async move {
             draining.run_until_cancelled(work).await;
+            Ok(())
+        });
+    }
+
+    /// Runs something until the process ends.
+    pub fn until_the_end(&mut self, work: impl Future<Output = ()> + Send + 'static) {
+        self.admin.spawn(async move {
+            work.await;
             Ok(())
         });
     }
