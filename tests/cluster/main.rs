@@ -10,6 +10,8 @@
 #[cfg(test)]
 mod admin;
 #[cfg(test)]
+mod balance;
+#[cfg(test)]
 mod cost;
 #[cfg(test)]
 mod deploy;
