@@ -18,6 +18,8 @@ mod deploy;
 #[cfg(test)]
 mod dns;
 #[cfg(test)]
+mod draining;
+#[cfg(test)]
 mod harness;
 #[cfg(test)]
 mod hosts;
