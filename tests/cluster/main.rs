@@ -32,6 +32,8 @@ mod pki;
 #[cfg(test)]
 mod process;
 #[cfg(test)]
+mod rolling;
+#[cfg(test)]
 mod scenario;
 #[cfg(test)]
 mod service;
