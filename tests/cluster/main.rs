@@ -26,6 +26,8 @@ mod hosts;
 #[cfg(test)]
 mod load;
 #[cfg(test)]
+mod partition;
+#[cfg(test)]
 mod picture;
 #[cfg(test)]
 mod pki;
