@@ -20,9 +20,13 @@ mod dns;
 #[cfg(test)]
 mod draining;
 #[cfg(test)]
+mod handshake;
+#[cfg(test)]
 mod harness;
 #[cfg(test)]
 mod hosts;
+#[cfg(test)]
+mod identity;
 #[cfg(test)]
 mod load;
 #[cfg(test)]
@@ -35,6 +39,8 @@ mod pki;
 mod process;
 #[cfg(test)]
 mod rolling;
+#[cfg(test)]
+mod rotation;
 #[cfg(test)]
 mod scenario;
 #[cfg(test)]
