@@ -22,6 +22,9 @@ const CROWD: usize = 64;
 /// How long the provider holds them: beyond the time for which a role that is stopped takes new requests.
 const HELD: Duration = Duration::from_secs(3);
 
+/// How fast every host sends: not all that a role has written has arrived when it ends.
+const MEGABITS: u32 = 1000;
+
 /// What moving 128 MB takes in a debug build on a busy machine, in all.
 const MOVING: Duration = Duration::from_secs(10);
 
@@ -40,6 +43,9 @@ async fn a_role_that_is_stopped_finishes_what_it_has_begun() {
     let mut site = Site::new().await;
     let upstream = Upstream::start(site.local).await;
     let [worker, router, shim]: [Place; 3] = site.places();
+    for place in [&worker, &router, &shim] {
+        Site::slow_down(place, MEGABITS);
+    }
     let workers = site.uris("http", "workers.cluster.test", site.ports.worker, std::slice::from_ref(&worker));
     let routers = site.uris("http", "routers.cluster.test", site.ports.router, std::slice::from_ref(&router));
     let routes = [

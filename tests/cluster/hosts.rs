@@ -103,6 +103,17 @@ impl Hosts {
         ip(&[&format!("-n {} link set {} nomaster", self.switch, host.port)]).unwrap();
     }
 
+    /// Sends no faster than a network between machines: what a process has written is not at once what arrives.
+    ///
+    /// # Errors
+    /// The kernel cannot do that.
+    pub fn slow_down(host: &Host, megabits: u32) -> Result<(), String> {
+        let shape = format!("tbf rate {megabits}mbit burst 256kb limit 64mb");
+        let shape = shape.split(' ');
+        let arguments = ["-n", &host.name, "qdisc", "add", "dev", "eth0", "root"];
+        run(Command::new("tc").args(arguments).args(shape)).map(drop)
+    }
+
     /// Lets them pass again.
     pub fn heal(&self, host: &Host) {
         ip(&[&format!("-n {} link set {} master switch", self.switch, host.port)]).unwrap();

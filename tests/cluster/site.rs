@@ -133,6 +133,13 @@ impl Site {
         hosts.partition(host);
     }
 
+    /// Sends no faster from there than so, if it is a host.
+    pub fn slow_down(place: &Place, megabits: u32) {
+        if let Some(Err(reason)) = place.host.as_ref().map(|host| Hosts::slow_down(host, megabits)) {
+            tell(format!("as fast as memory instead of {megabits} Mbit/s: {reason}"));
+        }
+    }
+
     /// Lets them pass again.
     pub fn heal(&self, place: &Place) {
         let (hosts, host) = self.host(place);
