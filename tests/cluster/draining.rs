@@ -1,0 +1,116 @@
+//! A role that is asked to stop while it is busy: not ready at once, still there for a while, and gone without a
+//! byte lost.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+
+use crate::{
+    admin,
+    deploy::{Role, Route, SHUTDOWN_DELAY},
+    load::{Client, Kind, Load},
+    picture::Size,
+    scenario::{eventually, tell, turn},
+    service::Service,
+    site::{Place, Site},
+    upstream::Upstream,
+};
+
+/// Requests that are under way at once.
+const CROWD: usize = 64;
+
+/// How long the provider holds them: beyond the time for which a role that is stopped takes new requests.
+const HELD: Duration = Duration::from_secs(3);
+
+/// How fast every host sends: not all that a role has written has arrived when it ends.
+const MEGABITS: u32 = 1000;
+
+/// What moving 128 MB takes in a debug build on a busy machine, in all.
+const MOVING: Duration = Duration::from_secs(10);
+
+/// How long it may still say that it is ready.
+const READY: Duration = Duration::from_millis(100);
+
+/// How long the only instance of a role may stay unnoticed when it is back.
+const FOUND: Duration = Duration::from_secs(6);
+
+const LARGE: Kind = Kind { route: "large", size: Size::Large };
+const SMALL: Kind = Kind { route: "small", size: Size::Small };
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_role_that_is_stopped_finishes_what_it_has_begun() {
+    let _turn = turn().await;
+    let mut site = Site::new().await;
+    let upstream = Upstream::start(site.local).await;
+    let [worker, router, shim]: [Place; 3] = site.places();
+    for place in [&worker, &router, &shim] {
+        Site::slow_down(place, MEGABITS);
+    }
+    let workers = site.uris("http", "workers.cluster.test", site.ports.worker, std::slice::from_ref(&worker));
+    let routers = site.uris("http", "routers.cluster.test", site.ports.router, std::slice::from_ref(&router));
+    let routes = [
+        Route { name: "large", delay: HELD, size: Size::Large, policy: "" },
+        Route { name: "small", delay: Duration::ZERO, size: Size::Small, policy: "" },
+    ];
+    let mut worker = Role::worker(&site, &worker, None).await;
+    let mut router = Role::router(&site, &router, &workers, &upstream, &routes, None).await;
+    let mut shim = Role::shim(&site, &shim, &routers, None).await;
+    let through_shim = || Client::http(Service::fixed(shim.address));
+    let client = through_shim();
+    for (name, role) in [("worker", &mut worker), ("router", &mut router)] {
+        stopped_in_the_middle(name, role, &client, &upstream).await;
+    }
+    let over_grpc = Client::grpc(router.address);
+    stopped_in_the_middle("router, called over gRPC", &mut router, &over_grpc, &upstream).await;
+    let client = through_shim();
+    stopped_in_the_middle("shim", &mut shim, &client, &upstream).await;
+    assert_eq!(upstream.duplicates(), []);
+    assert_eq!(upstream.refusals(), [] as [String; 0]);
+}
+
+async fn stopped_in_the_middle(name: &str, role: &mut Role, client: &Arc<Client>, upstream: &Upstream) {
+    // The one before has only just come back.
+    eventually("callers that have found each other", FOUND, async || {
+        let report = Load::crowd(client, SMALL, 1).finished().await;
+        report.errors().next().map_or(Ok(()), Err)
+    })
+    .await;
+    let begun = Instant::now();
+    let crowd = Load::crowd(client, LARGE, CROWD);
+    eventually("all requests at the provider", Duration::from_secs(5), async || match upstream.running() {
+        CROWD => Ok(()),
+        running => Err(format!("{running} of {CROWD}: {}", crowd.since(begun))),
+    })
+    .await;
+    let asked = Instant::now();
+    let (stopped, (ready, late)) = tokio::join!(
+        async {
+            role.process.terminate();
+            let code = role.process.ended(SHUTDOWN_DELAY + HELD + MOVING).await;
+            (code, asked.elapsed())
+        },
+        async {
+            let admin = role.admin;
+            // When the last probe was sent that it was ready for: how long the answer took says nothing.
+            let mut ready = Duration::ZERO;
+            loop {
+                let sent = asked.elapsed();
+                if !admin::is_ready(admin).await {
+                    break;
+                }
+                ready = sent;
+            }
+            // Whoever has not heard of it yet is answered all the same.
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            (ready, Load::crowd(client, SMALL, 4).finished().await)
+        }
+    );
+    let report = crowd.finished().await;
+    tell(format!("{name}: ready for {ready:?}, ended after {:?}; {report}", stopped.1));
+    report.assert_all_answered(name);
+    assert_eq!(report.count(), CROWD);
+    late.assert_all_answered(&format!("{name}: requests after SIGTERM"));
+    assert!(ready < READY, "{name}: still ready {ready:?} after SIGTERM");
+    assert_eq!(stopped.0, Some(0), "{name}: {}", role.process.shown());
+    role.start_again().await;
+}
