@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::Instant;
+use tokio::{sync::Notify, time::Instant};
 
 use super::{
     connection::{CALLS_PER_CONNECTION, Connection},
@@ -49,12 +49,16 @@ pub struct Endpoint {
     /// Where it is.
     pub place: Place,
     calls: AtomicUsize,
+    /// Wakes the keeper of its connections.
+    wake: Arc<Notify>,
     state: Mutex<State>,
 }
 
 #[derive(Debug)]
 struct State {
     load: Load,
+    /// A call is finding out whether it works again.
+    is_probed: bool,
     connections: Vec<Arc<Connection>>,
     is_connecting: bool,
     /// Failed attempts to connect in a row, when the last one was, and why it failed.
@@ -77,16 +81,17 @@ pub enum Standing {
 
 impl Endpoint {
     /// An endpoint without connections.
-    pub fn new(service: Arc<str>, place: Place) -> Self {
+    pub fn new(service: Arc<str>, place: Place, wake: Arc<Notify>) -> Self {
         let state = State {
             load: Load::new(Instant::now()),
+            is_probed: false,
             connections: Vec::new(),
             is_connecting: false,
             attempts_failed: 0,
             last_failure: None,
             last_made: None,
         };
-        Self { service, place, calls: AtomicUsize::new(0), state: Mutex::new(state) }
+        Self { service, place, calls: AtomicUsize::new(0), wake, state: Mutex::new(state) }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -97,7 +102,8 @@ impl Endpoint {
     /// Whether a call can be sent to it now, and whether it should be.
     pub fn is_open(&self, now: Instant) -> Option<bool> {
         let state = self.lock();
-        state.connections.iter().any(|one| one.is_open()).then(|| !state.load.is_ejected(now))
+        let is_left_alone = state.load.is_ejected(now) || state.load.is_on_probation() && state.is_probed;
+        state.connections.iter().any(|one| one.is_open()).then_some(!is_left_alone)
     }
 
     /// What one more call costs.
@@ -115,7 +121,11 @@ impl Endpoint {
     /// A call begins.
     pub fn begin(self: &Arc<Self>) -> Calling {
         self.calls.fetch_add(1, Ordering::Relaxed);
-        Calling { endpoint: Arc::clone(self), begun: Instant::now(), is_waiting: true }
+        let mut state = self.lock();
+        let is_probe = state.load.is_on_probation() && !state.is_probed;
+        state.is_probed |= is_probe;
+        drop(state);
+        Calling { endpoint: Arc::clone(self), begun: Instant::now(), is_waiting: true, is_probe }
     }
 
     /// Whether its connections are so full that another one is wanted.
@@ -198,7 +208,10 @@ impl Endpoint {
         }
     }
 
+    /// It is left alone, and comes back on connections that have been made anew: those it has may be dead.
     fn ejected(&self, reason: &str) {
+        self.lock().connections.clear();
+        self.wake.notify_one();
         telemetry::endpoint_ejected(&self.service, &self.place.address.to_string(), reason);
     }
 
@@ -220,6 +233,7 @@ pub struct Calling {
     endpoint: Arc<Endpoint>,
     begun: Instant,
     is_waiting: bool,
+    is_probe: bool,
 }
 
 impl Calling {
@@ -247,6 +261,9 @@ impl Calling {
 impl Drop for Calling {
     fn drop(&mut self) {
         self.endpoint.calls.fetch_sub(1, Ordering::Relaxed);
+        if self.is_probe {
+            self.endpoint.lock().is_probed = false;
+        }
         if self.is_waiting && self.endpoint.lock().load.unheard(self.begun.elapsed(), Instant::now()) {
             self.endpoint.ejected("it does not answer");
         }

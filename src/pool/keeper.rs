@@ -185,7 +185,7 @@ impl Keeper {
                 return Arc::clone(known);
             }
             telemetry::endpoint_changed(label, &place.address.to_string(), "endpoint found");
-            Arc::new(Endpoint::new(Arc::clone(label), place))
+            Arc::new(Endpoint::new(Arc::clone(label), place, Arc::clone(&self.inner.wake)))
         });
         self.inner.endpoints.store(Arc::new(endpoints.collect()));
         let mut unresolved = self.inner.unresolved.lock().unwrap_or_else(PoisonError::into_inner);

@@ -42,12 +42,22 @@ pub struct Load {
     /// Ejections in a row.
     ejections: u32,
     ejected_until: Option<Instant>,
+    /// It was ejected and has not accepted a call since.
+    is_on_probation: bool,
 }
 
 impl Load {
     /// Of an endpoint that has just come into use.
     pub fn new(now: Instant) -> Self {
-        Self { since: now, latency: 0.0, observed: now, failures: 0, ejections: 0, ejected_until: None }
+        Self {
+            since: now,
+            latency: 0.0,
+            observed: now,
+            failures: 0,
+            ejections: 0,
+            ejected_until: None,
+            is_on_probation: false,
+        }
     }
 
     /// What one more call costs beside `in_flight` others: the lower, the better.
@@ -67,6 +77,11 @@ impl Load {
         self.ejected_until.is_some_and(|until| until > now)
     }
 
+    /// Whether one call has to find out first whether it works again.
+    pub fn is_on_probation(&self) -> bool {
+        self.is_on_probation
+    }
+
     /// It is in use again after it was not.
     pub fn begin(&mut self, now: Instant) {
         self.since = now;
@@ -83,6 +98,7 @@ impl Load {
         self.latency = if took > known { took } else { took + (known - took) * kept };
         self.observed = now;
         self.failures = 0;
+        self.is_on_probation = false;
         let calm = now.saturating_duration_since(self.since) > EJECTED_AT_MOST;
         if calm {
             self.ejections = 0;
@@ -95,10 +111,10 @@ impl Load {
         waited >= usual.max(LEAST_SILENCE) && self.broken(now)
     }
 
-    /// A call broke. True if that ejects the endpoint.
+    /// A call broke. True if that ejects the endpoint; on probation the first one does.
     pub fn broken(&mut self, now: Instant) -> bool {
         self.failures += 1;
-        if self.failures < FAILURES || self.is_ejected(now) {
+        if self.failures < FAILURES && !self.is_on_probation || self.is_ejected(now) {
             return false;
         }
         let pause = EJECTED_AT_FIRST * 2_u32.saturating_pow(self.ejections.min(16));
@@ -106,6 +122,7 @@ impl Load {
         self.ejections += 1;
         self.begin(until);
         self.ejected_until = Some(until);
+        self.is_on_probation = true;
         true
     }
 
@@ -188,6 +205,17 @@ mod tests {
         load.accepted(SECOND, now);
         assert!((0..FAILURES).any(|_| load.broken(now)));
         assert!(!load.is_ejected(now + SECOND));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn after_an_ejection_the_first_call_decides() {
+        let (mut load, mut now) = warm();
+        assert!((0..FAILURES).any(|_| load.broken(now)) && load.is_on_probation());
+        now += 2 * SECOND;
+        assert!(load.broken(now), "one is enough");
+        now += 3 * SECOND;
+        load.accepted(SECOND, now);
+        assert!(!load.is_on_probation() && !load.broken(now));
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,10 +1,11 @@
 //! Connections as a gRPC listener takes them: tuned, and over TLS where that is configured.
 
 use std::{
+    future::Future as _,
     io,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -12,7 +13,7 @@ use futures::{Stream, StreamExt as _};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
-    time::timeout,
+    time::{Sleep, sleep, timeout},
 };
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::either::Either;
@@ -24,8 +25,20 @@ use crate::{telemetry, tls, transport};
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
 const HANDSHAKES: usize = 1024;
 
-/// A connection.
-pub struct Accepted(Either<TcpStream, tokio_rustls::server::TlsStream<TcpStream>>);
+/// How long the other side may take to close a connection that has been closed here.
+const LINGER: Duration = Duration::from_secs(5);
+
+/// What is read at a time of what nobody wants.
+const SCRATCH_BYTES: usize = 4096;
+
+/// A connection. It is not given up before the other side has closed it, too: a socket that is closed with something
+/// unread in it, such as a window update, resets the connection, and then what had been written and not yet arrived is
+/// lost.
+pub struct Accepted {
+    wire: Either<TcpStream, tokio_rustls::server::TlsStream<TcpStream>>,
+    /// Since nothing more is written.
+    lingers: Option<Pin<Box<Sleep>>>,
+}
 
 /// Every connection that can be spoken to. Those that fail the handshake are logged.
 pub fn connections(
@@ -45,10 +58,10 @@ async fn accept(wire: io::Result<TcpStream>, tls: Option<Arc<tls::Tls>>) -> Opti
     };
     // The other side may have gone already.
     transport::tune(&wire).ok()?;
-    let Some(tls) = tls else { return Some(Ok(Accepted(Either::Left(wire)))) };
+    let Some(tls) = tls else { return Some(Ok(Accepted::new(Either::Left(wire)))) };
     let peer = wire.peer_addr().map_or_else(|_| "unknown".to_owned(), |peer| peer.ip().to_string());
     match timeout(HANDSHAKE_WITHIN, tls.accept(wire)).await {
-        Ok(Ok(wire)) => Some(Ok(Accepted(Either::Right(wire)))),
+        Ok(Ok(wire)) => Some(Ok(Accepted::new(Either::Right(wire)))),
         Ok(Err(error)) => {
             telemetry::handshake_refused(&peer, tls::kind(&error), &tls::explain(&error));
             None
@@ -57,6 +70,12 @@ async fn accept(wire: io::Result<TcpStream>, tls: Option<Arc<tls::Tls>>) -> Opti
             telemetry::handshake_refused(&peer, "timeout", "the handshake takes too long");
             None
         }
+    }
+}
+
+impl Accepted {
+    fn new(wire: Either<TcpStream, tokio_rustls::server::TlsStream<TcpStream>>) -> Self {
+        Self { wire, lingers: None }
     }
 }
 
@@ -72,21 +91,34 @@ impl AsyncRead for Accepted {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buffer)
+        Pin::new(&mut self.wire).poll_read(cx, buffer)
     }
 }
 
 impl AsyncWrite for Accepted {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, buffer)
+        Pin::new(&mut self.wire).poll_write(cx, buffer)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
+        Pin::new(&mut self.wire).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
+        let this = &mut *self;
+        if this.lingers.is_none() {
+            ready!(Pin::new(&mut this.wire).poll_shutdown(cx))?;
+        }
+        let lingers = this.lingers.get_or_insert_with(|| Box::pin(sleep(LINGER)));
+        let mut scratch = [0; SCRATCH_BYTES];
+        loop {
+            let mut buffer = ReadBuf::new(&mut scratch);
+            match Pin::new(&mut this.wire).poll_read(cx, &mut buffer) {
+                Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {}
+                Poll::Ready(_) => return Poll::Ready(Ok(())),
+                Poll::Pending => return lingers.as_mut().poll(cx).map(Ok),
+            }
+        }
     }
 
     fn poll_write_vectored(
@@ -94,10 +126,10 @@ impl AsyncWrite for Accepted {
         cx: &mut Context<'_>,
         buffers: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write_vectored(cx, buffers)
+        Pin::new(&mut self.wire).poll_write_vectored(cx, buffers)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.0.is_write_vectored()
+        self.wire.is_write_vectored()
     }
 }

@@ -12,8 +12,6 @@ mod admin;
 #[cfg(test)]
 mod balance;
 #[cfg(test)]
-mod cost;
-#[cfg(test)]
 mod deploy;
 #[cfg(test)]
 mod dns;

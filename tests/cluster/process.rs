@@ -3,7 +3,6 @@
 use std::{
     env,
     ffi::OsString,
-    fs,
     io::{BufRead as _, BufReader, Read},
     net::SocketAddr,
     path::Path,
@@ -24,9 +23,6 @@ const IMAGEGATE: &str = env!("CARGO_BIN_EXE_imagegate");
 
 /// Time that a process may take until it listens.
 const START: Duration = Duration::from_secs(20);
-
-/// Of the kernel's time stamps in `/proc`, on every Linux that there is.
-const TICKS_PER_SECOND: f64 = 100.0;
 
 /// Lines of a log that an assertion shows.
 const SHOWN_LINES: usize = 30;
@@ -128,11 +124,6 @@ impl Process {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
-
-    /// CPU time so far, of all threads.
-    pub fn cpu(&self) -> Duration {
-        cpu(&self.child.id().to_string())
-    }
 }
 
 impl Drop for Process {
@@ -140,19 +131,6 @@ impl Drop for Process {
         _ = self.child.kill();
         _ = self.child.wait();
     }
-}
-
-/// CPU time so far of this process.
-pub fn own_cpu() -> Duration {
-    cpu("self")
-}
-
-fn cpu(process: &str) -> Duration {
-    let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
-    // The name before it may hold anything.
-    let (_, fields) = stat.rsplit_once(") ").unwrap();
-    let ticks: f64 = fields.split(' ').skip(11).take(2).map(|field| field.parse::<f64>().unwrap()).sum();
-    Duration::from_secs_f64(ticks / TICKS_PER_SECOND)
 }
 
 /// Ends with the pipe.
