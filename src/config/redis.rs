@@ -11,6 +11,8 @@ pub struct RedisSettings {
     pub url: Secret,
     /// Begins every key, so that several deployments can share a Redis.
     pub prefix: String,
+    /// Larger answers are not shared.
+    pub max_answer_bytes: usize,
     /// A request waits no longer for an answer.
     pub timeout: Duration,
 }
@@ -34,7 +36,10 @@ impl RedisSettings {
             object.problem("prefix", "not allowed; allowed: a text without spaces");
         }
         let timeout = Duration::from_millis(object.whole("timeout_ms", 1, 86_400_000).unwrap_or(100));
+        // A value of Redis' own cannot be larger than the upper limit.
+        let largest = object.whole("max_answer_bytes", 0, 512 << 20).unwrap_or(32 << 20);
         object.finish();
-        Some(Self { url: Secret::new(url?), prefix, timeout })
+        let max_answer_bytes = usize::try_from(largest).unwrap_or(usize::MAX);
+        Some(Self { url: Secret::new(url?), prefix, max_answer_bytes, timeout })
     }
 }

@@ -8,9 +8,6 @@ use super::{Fleet, QUEUED_BYTES, stored};
 use crate::{cache::Key, images::made::Made};
 use bytes::Bytes;
 
-/// Larger answers stay with the router that made them.
-const LARGEST_BYTES: usize = 32 << 20;
-
 /// An answer of another router.
 #[derive(Debug)]
 pub struct Found {
@@ -46,7 +43,7 @@ impl Fleet {
     pub fn keep_cached(&self, key: &Key, made: &Made, max_age: Duration, anew: bool) {
         let bytes: usize = made.images.iter().map(|(_, pieces)| pieces.len()).sum();
         let waiting = self.queued_bytes.load(Ordering::Relaxed);
-        if !self.is_up() || bytes > LARGEST_BYTES || waiting + bytes > QUEUED_BYTES {
+        if !self.is_up() || bytes > self.max_answer_bytes || waiting + bytes > QUEUED_BYTES {
             return;
         }
         let mut command = redis::cmd("SET");

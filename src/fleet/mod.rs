@@ -52,6 +52,7 @@ pub struct Fleet {
     /// For writes that nobody waits for, so that a large one is in nobody's way.
     bulk: Link,
     prefix: String,
+    max_answer_bytes: usize,
     /// Tells this router's messages from those of others.
     own_id: String,
     was_up: AtomicBool,
@@ -81,6 +82,7 @@ impl Fleet {
             bulk: Link::new(client.clone(), WRITE_WITHIN),
             client,
             prefix: settings.prefix.clone(),
+            max_answer_bytes: settings.max_answer_bytes,
             own_id: uuid::Uuid::new_v4().simple().to_string(),
             was_up: AtomicBool::new(true),
             is_refusing: AtomicBool::new(false),
@@ -115,6 +117,11 @@ impl Fleet {
             }
         };
         _ = timeout(FLUSH_WITHIN, write).await;
+    }
+
+    /// Larger answers are not shared.
+    pub fn max_answer_bytes(&self) -> usize {
+        self.max_answer_bytes
     }
 
     /// Whether Redis answered when it was last asked.

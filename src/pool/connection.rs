@@ -64,6 +64,7 @@ struct State {
     /// When the other side was last heard, or the first of the present calls was sent, in ms since it began.
     heard: AtomicU64,
     busy: Notify,
+    /// It takes no more calls. Those that it has may go on.
     ended: AtomicBool,
 }
 
@@ -167,7 +168,11 @@ impl Seat {
         request: Request<()>,
         body: Vec<Bytes>,
     ) -> Result<Response<RecvStream>, Failure> {
-        let not_sent = |error: h2::Error| Failure::NotSent(explain(&error));
+        // The other side has said that it leaves; it may take long to finish what it has.
+        let not_sent = |error: h2::Error| {
+            self.0.state.ended.store(true, Ordering::Release);
+            Failure::NotSent(explain(&error))
+        };
         let mut requests = self.0.requests.clone().ready().await.map_err(not_sent)?;
         if !self.0.is_open() {
             return Err(Failure::NotSent(closed()));
@@ -191,6 +196,7 @@ impl Seat {
                 }
                 Ok(answer)
             }
+            Err(error) if error.is_go_away() && was_not_processed(&error) => Err(not_sent(error)),
             Err(error) if was_not_processed(&error) => Err(Failure::NotSent(explain(&error))),
             Err(error) => Err(Failure::Broken(explain(&error))),
         }
@@ -285,6 +291,9 @@ fn closed() -> String {
 pub fn explain(error: &h2::Error) -> String {
     match error.get_io() {
         Some(io) => crate::tls::explain(io),
+        None if error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR) => {
+            "it is about to end".into()
+        }
         None => error.to_string(),
     }
 }

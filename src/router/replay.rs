@@ -33,9 +33,6 @@ const KEYS: u64 = 1_000_000;
 /// As long as those of other services that have them.
 const LONGEST_KEY: usize = 255;
 
-/// Larger answers are not shared: only that there was one.
-const LARGEST_SHARED: usize = 32 << 20;
-
 /// When to ask again for what nobody knows now.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
 
@@ -252,7 +249,7 @@ async fn once_in(
     };
     let mut answer = run.await?;
     if let Some(claim) = claim {
-        let kept = (answer.bytes() <= LARGEST_SHARED).then(|| answer.write());
+        let kept = (answer.bytes() <= fleet.max_answer_bytes()).then(|| answer.write());
         only_here = !claim.answered(kept).await;
     }
     if only_here {

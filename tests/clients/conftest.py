@@ -98,9 +98,9 @@ def fleet(serve, redis, tmp_path, stability_api, openai_api):
     """Starts two gateways with the same config and the same Redis: `a, b = fleet()`. Time limits are long, so that a
     busy machine is not taken for an outage."""
 
-    def fleet(url=None, env=None, timeout_ms=1000, **more):
+    def fleet(url=None, env=None, timeout_ms=1000, redis_more=None, **more):
         config = founding_config(stability_api, openai_api, default_config="pc-openai", **more)
-        config["redis"] = {"url": {"env": "REDIS_URL"}, "timeout_ms": timeout_ms}
+        config["redis"] = {"url": {"env": "REDIS_URL"}, "timeout_ms": timeout_ms, **(redis_more or {})}
         env = {"REDIS_URL": url or redis.url(), **(env or {})}
         return [serve({**config, "data_dir": str(tmp_path / name)}, env, name) for name in ("a", "b")]
 

@@ -410,6 +410,17 @@ def test_a_client_that_leaves_one_router_frees_its_key_for_the_other(fleet, open
     assert len(openai_api.calls) == 2
 
 
+def test_answers_can_stay_with_their_router(fleet, redis, openai_api):
+    a, b = fleet(redis_more={"max_answer_bytes": 0})
+    first = with_key(a, "order-1")
+    assert images(with_key(a, "order-1")) == images(first)
+    refused = with_key(b, "order-1")
+    assert (refused.status_code, openai_error(refused)["code"]) == (409, "idempotency_answer_gone")
+    assert cached(a, "a lighthouse")[0] == cached(b, "a lighthouse")[0] == "MISS"
+    assert not redis.keys("*:answer") and not redis.keys("*:cache:*")
+    assert len(openai_api.calls) == 3
+
+
 def test_an_answer_that_redis_has_no_more_is_not_paid_for_again(fleet, redis, openai_api):
     a, b = fleet()
     first = with_key(a, "order-1")

@@ -85,7 +85,7 @@ open
 {{- $_ := set $config "shutdown_delay_s" (int (include "imagegate.shutdownDelaySeconds" .)) -}}
 {{- $_ := set $config "shutdown_grace_s" (int .Values.deadlines.totalSeconds) -}}
 {{- if .Values.redis.existingSecret -}}
-{{- $_ := set $config "redis" (dict "url" (dict "env" "REDIS_URL") "prefix" .Values.redis.prefix "timeout_ms" (int .Values.redis.timeoutMs)) -}}
+{{- $_ := set $config "redis" (dict "url" (dict "env" "REDIS_URL") "prefix" .Values.redis.prefix "timeout_ms" (int .Values.redis.timeoutMs) "max_answer_bytes" (int .Values.redis.maxAnswerBytes)) -}}
 {{- end -}}
 {{ toYaml $config }}
 {{ include "imagegate.tlsConfig" (dict "root" . "clients" (include "imagegate.routerClients" . | fromJsonArray)) }}
