@@ -9,15 +9,10 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::{net::TcpStream, time::timeout};
 use tonic::{Status, transport::Server};
 
-use crate::{
-    pb::{
-        CHUNK_BYTES, ImageChunk,
-        router_service_client::RouterServiceClient,
-        router_service_server::{RouterService, RouterServiceServer},
-        worker_service_client::WorkerServiceClient,
-        worker_service_server::{WorkerService, WorkerServiceServer},
-    },
-    pool::Pool,
+use crate::pb::{
+    CHUNK_BYTES, ImageChunk,
+    router_service_server::{RouterService, RouterServiceServer},
+    worker_service_server::{WorkerService, WorkerServiceServer},
 };
 
 /// Largest HTTP/2 frame accepted. h2 writes one frame per system call: with the usual 16 KiB a 2 MB image
@@ -32,7 +27,7 @@ const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
 const HEADER_LIST_BYTES: u32 = 64 << 10;
 
 /// Largest message. Edits carry their inputs whole: 16 images of 50 MB are more than anybody sends.
-const MESSAGE_BYTES: usize = 1 << 30;
+pub const MESSAGE_BYTES: usize = 1 << 30;
 
 /// A caller that is partitioned away is noticed after an interval and a timeout, instead of never.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(20);
@@ -99,20 +94,6 @@ pub fn server() -> Server {
 /// many resets is closed by the other side.
 pub async fn end<S: Stream + Unpin>(mut events: S) {
     _ = timeout(END_WITHIN, events.next()).await;
-}
-
-/// A worker's client without the default limit of messages.
-pub fn worker_client(pool: Pool) -> WorkerServiceClient<Pool> {
-    WorkerServiceClient::new(pool)
-        .max_decoding_message_size(MESSAGE_BYTES)
-        .max_encoding_message_size(MESSAGE_BYTES)
-}
-
-/// A router's client without the default limit of messages.
-pub fn router_client(pool: Pool) -> RouterServiceClient<Pool> {
-    RouterServiceClient::new(pool)
-        .max_decoding_message_size(MESSAGE_BYTES)
-        .max_encoding_message_size(MESSAGE_BYTES)
 }
 
 /// A worker's server without the default limit of messages.

@@ -12,7 +12,6 @@ use super::{CALL_LIMIT, answer::Answer, samples, trigger::Trigger};
 use crate::{
     pb::{self, credential::Credential},
     pool::Pool,
-    transport,
 };
 
 /// The longest text of a worker that is shown, in characters.
@@ -82,7 +81,7 @@ impl Subject {
         let mut request = Request::new(message);
         request.set_timeout(CALL_LIMIT);
         let answered = async {
-            let events = transport::worker_client(self.pool.clone()).generate(request).await?;
+            let events = self.pool.clone().worker().generate(request).await?;
             Answer::read(events.into_inner(), wanted).await
         };
         let nothing = |_| Err(Status::deadline_exceeded(format!("no end within {} s", CALL_LIMIT.as_secs())));

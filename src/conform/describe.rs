@@ -12,7 +12,6 @@ use crate::{
     pb::{self, ImageFormat, ImageRequest, ModelCapability, Operation, size_rule::Rule},
     pool::Pool,
     route::size,
-    transport,
 };
 
 /// How long the router waits for it.
@@ -24,8 +23,7 @@ const ITEMS: [&str; 6] =
 
 /// Asks once.
 pub async fn ask(pool: &Pool) -> Result<pb::DescribeResponse, Status> {
-    let answer =
-        transport::worker_client(pool.clone()).describe(Request::new(pb::DescribeRequest {})).await?;
+    let answer = pool.clone().worker().describe(Request::new(pb::DescribeRequest {})).await?;
     Ok(answer.into_inner())
 }
 

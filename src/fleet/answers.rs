@@ -5,7 +5,7 @@
 use std::{sync::atomic::Ordering, time::Duration};
 
 use super::{Fleet, QUEUED_BYTES, stored};
-use crate::{cache::Key, images::made::Made};
+use crate::{cache::key::Key, images::made::Made};
 use bytes::Bytes;
 
 /// An answer of another router.

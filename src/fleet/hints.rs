@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::{Fleet, link::ASK_EVERY};
 use crate::{
-    cache::{Cache, Key},
+    cache::key::Key,
     config::identity::Identity,
     health::{Health, Trouble},
 };
@@ -75,15 +75,15 @@ impl Fleet {
     }
 
     /// Hears what the others have found out, and what they have made anew.
-    pub(super) async fn keep_hearing(&self, health: &Health, cache: &Cache) {
+    pub(super) async fn keep_hearing(&self, health: &Health, forget: &(dyn Fn(&Key) + Sync)) {
         loop {
-            _ = self.listen(health, cache).await;
+            _ = self.listen(health, forget).await;
             sleep(ASK_EVERY).await;
         }
     }
 
     /// Listens until the connection ends, or is found to have ended without a word.
-    async fn listen(&self, health: &Health, cache: &Cache) -> Result<(), String> {
+    async fn listen(&self, health: &Health, forget: &(dyn Fn(&Key) + Sync)) -> Result<(), String> {
         let words = |error: redis::RedisError| error.to_string();
         let subscribing = async {
             let mut subscription = self.client.get_async_pubsub().await?;
@@ -98,7 +98,7 @@ impl Fleet {
                 if message.get_channel_name() == self.channel() {
                     self.hear(message.get_payload_bytes(), health);
                 } else {
-                    self.drop_copy(message.get_payload_bytes(), cache);
+                    self.drop_copy(message.get_payload_bytes(), forget);
                 }
             }
         };
@@ -127,12 +127,12 @@ impl Fleet {
         health.learn(id, &hint.provider, trouble);
     }
 
-    fn drop_copy(&self, text: &[u8], cache: &Cache) {
+    fn drop_copy(&self, text: &[u8], forget: &(dyn Fn(&Key) + Sync)) {
         let Some((from, key)) = std::str::from_utf8(text).ok().and_then(|text| text.split_once(' ')) else {
             return;
         };
         if let Some(key) = Key::parse(key).filter(|_| from != self.own_id) {
-            cache.forget(&key);
+            forget(&key);
         }
     }
 }

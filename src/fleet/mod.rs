@@ -32,7 +32,7 @@ pub use self::{
     answers::Found,
     idempotency::{Claim, Claimed},
 };
-use crate::{cache::Cache, config::redis::RedisSettings, health::Health, telemetry};
+use crate::{cache::key::Key, config::redis::RedisSettings, health::Health, telemetry};
 
 /// What waits to be written. Answers beyond that are not shared.
 const QUEUED: usize = 1024;
@@ -98,13 +98,14 @@ impl Fleet {
     }
 
     /// Keeps the connections, writes what waits, and passes on what the routers tell each other, as long as it runs.
-    pub async fn run(&self, health: &Health, cache: &Cache) {
+    /// `forget` drops a copy of an answer that was made anew.
+    pub async fn run(&self, health: &Health, forget: &(dyn Fn(&Key) + Sync)) {
         tokio::join!(
             self.quick.keep(|news| self.tell_of_outages(news)),
             self.bulk.keep(|_| ()),
             self.keep_writing(),
             self.keep_telling(health),
-            self.keep_hearing(health, cache),
+            self.keep_hearing(health, forget),
         );
     }
 

@@ -47,9 +47,11 @@ use self::{
 };
 use crate::{
     error::{Error, ErrorKind},
-    pb::BillingClass,
+    pb::{
+        BillingClass, router_service_client::RouterServiceClient, worker_service_client::WorkerServiceClient,
+    },
     tls::Tls,
-    transport::grpc_timeout,
+    transport::{MESSAGE_BYTES, grpc_timeout},
 };
 
 /// How long a call waits for a connection. An attempt to connect that takes longer fails.
@@ -112,6 +114,20 @@ impl Pool {
         connect: impl Fn() -> std::io::Result<DuplexStream> + Send + Sync + 'static,
     ) -> Self {
         Self::start(service, Dialer::InMemory(Box::new(connect)))
+    }
+
+    /// The client of a worker, without the default limit of messages.
+    pub fn worker(self) -> WorkerServiceClient<Self> {
+        WorkerServiceClient::new(self)
+            .max_decoding_message_size(MESSAGE_BYTES)
+            .max_encoding_message_size(MESSAGE_BYTES)
+    }
+
+    /// The client of a router, without the default limit of messages.
+    pub fn router(self) -> RouterServiceClient<Self> {
+        RouterServiceClient::new(self)
+            .max_decoding_message_size(MESSAGE_BYTES)
+            .max_encoding_message_size(MESSAGE_BYTES)
     }
 
     fn start(service: Service, dialer: Dialer) -> Self {

@@ -152,7 +152,7 @@ impl Router {
     /// Shares with other routers as long as it runs.
     pub async fn run_fleet(self) {
         if let Some(fleet) = &self.shared.fleet {
-            fleet.run(&self.shared.health, &self.shared.cache).await;
+            fleet.run(&self.shared.health, &|key| self.shared.cache.forget(key)).await;
         }
     }
 

@@ -22,7 +22,7 @@ pub struct Remote(RouterServiceClient<Pool>);
 impl Remote {
     /// At the endpoints of a pool.
     pub fn new(pool: Pool) -> Self {
-        Self(transport::router_client(pool))
+        Self(pool.router())
     }
 }
 

@@ -21,7 +21,7 @@ pub struct Remote(WorkerServiceClient<Pool>);
 impl Remote {
     /// At the endpoints of a pool.
     pub fn new(pool: Pool) -> Self {
-        Self(transport::worker_client(pool))
+        Self(pool.worker())
     }
 }
 
