@@ -8,6 +8,7 @@
 
 mod load;
 mod system;
+mod tls;
 mod upstream;
 
 use std::{
@@ -119,7 +120,9 @@ async fn compare(args: &Args) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let (_mock, mock) = Process::of_this_program(&["mock"])?;
     let mut kinds = vec![Kind::Proxy, Kind::Serve];
-    kinds.extend((!args.no_split).then_some(Kind::Split));
+    if !args.no_split {
+        kinds.extend([Kind::Split, Kind::SplitTls]);
+    }
     for binary in &args.other {
         kinds.push(Kind::Other(binary.canonicalize().with_context(|| binary.display().to_string())?));
     }
@@ -142,9 +145,9 @@ async fn compare(args: &Args) -> Result<()> {
         print(slow, &kinds, &peaks);
         all.push((slow, peaks));
     }
-    println!("\n| image | role | CPU ms/request | peak MB |\n|---|---|---:|---:|");
+    println!("\n| image | system | role | CPU ms/request | peak MB |\n|---|---|---|---:|---:|");
     for (workload, samples) in &all {
-        samples.iter().for_each(|of_one| print_roles(workload, of_one));
+        kinds.iter().zip(samples).for_each(|(kind, of_one)| print_roles(workload, kind, of_one));
     }
     Ok(())
 }
@@ -262,13 +265,13 @@ fn print(workload: &Workload, kinds: &[Kind], samples: &[Vec<Sample>]) {
 }
 
 /// What each role takes, where they are apart.
-fn print_roles(workload: &Workload, samples: &[Sample]) {
+fn print_roles(workload: &Workload, kind: &Kind, samples: &[Sample]) {
     let roles: Vec<&str> = samples[0].parts.iter().map(|part| part.role).collect();
     for (i, role) in roles.iter().enumerate().filter(|_| roles.len() > 1) {
         let values =
             |value: fn(&Part) -> f64| median(samples.iter().map(|sample| value(&sample.parts[i])).collect());
         let (cpu_ms, peak_mb) = (values(|part| part.cpu_ms), values(|part| part.peak_mb));
-        println!("| {} | {role} | {cpu_ms:.3} | {peak_mb:.0} |", workload.name);
+        println!("| {} | {} | {role} | {cpu_ms:.3} | {peak_mb:.0} |", workload.name, kind.name());
     }
 }
 

@@ -29,6 +29,8 @@ pub enum Kind {
     Serve,
     /// Shim, router and worker apart.
     Split,
+    /// The same with certificates on all sides.
+    SplitTls,
     /// `serve` of another build.
     Other(PathBuf),
 }
@@ -53,6 +55,7 @@ impl Kind {
             Self::Proxy => "plain proxy".into(),
             Self::Serve => "serve".into(),
             Self::Split => "shim, router, worker".into(),
+            Self::SplitTls => "the same with mTLS".into(),
             Self::Other(binary) => {
                 format!("serve of {}", binary.file_name().unwrap_or_default().to_string_lossy())
             }
@@ -69,41 +72,55 @@ impl Kind {
             }
             Self::Serve => serve(Path::new(IMAGEGATE), mock, &folder).await,
             Self::Other(binary) => serve(binary, mock, &folder).await,
-            Self::Split => split(mock, &folder).await,
+            Self::Split => split(mock, &folder, false).await,
+            Self::SplitTls => split(mock, &folder, true).await,
         }
     }
 }
 
 async fn serve(binary: &Path, mock: &str, folder: &Path) -> Result<System> {
-    let config = write_config(folder, mock, "http: 127.0.0.1:0, grpc: 127.0.0.1:0, admin: 127.0.0.1:0", "")?;
+    let listen = "http: 127.0.0.1:0, grpc: 127.0.0.1:0, admin: 127.0.0.1:0";
+    let config = write_config(folder, mock, listen, "", false)?;
     let (process, address) =
         Process::of_ours(binary, folder, "http", &["serve", "--config", &config]).await?;
     Ok(System { processes: vec![("serve", process)], address })
 }
 
-async fn split(mock: &str, folder: &Path) -> Result<System> {
+async fn split(mock: &str, folder: &Path, tls: bool) -> Result<System> {
     let binary = Path::new(IMAGEGATE);
-    let plain = write_config(folder, mock, "", "")?;
+    if tls {
+        super::tls::write(folder)?;
+    }
+    let scheme = if tls { "https" } else { "http" };
+    let plain = write_config(folder, mock, "", "", tls)?;
     let arguments = ["worker", "--provider", "openai", "--listen", "127.0.0.1:0", "--config", &plain];
     let (worker, address) = Process::of_ours(binary, folder, "worker", &arguments).await?;
-    let workers = format!("openai: http://{address}");
-    let config = write_config(folder, mock, "grpc: 127.0.0.1:0, admin: 127.0.0.1:0", &workers)?;
+    let workers = format!("openai: {scheme}://{address}");
+    let config = write_config(folder, mock, "grpc: 127.0.0.1:0, admin: 127.0.0.1:0", &workers, tls)?;
     let (router, address) =
         Process::of_ours(binary, folder, "grpc", &["router", "--config", &config]).await?;
-    let uri = format!("http://{address}");
-    let arguments = ["shim", "--router", &uri, "--listen", "127.0.0.1:0"];
+    let uri = format!("{scheme}://{address}");
+    let mut arguments = vec!["shim", "--router", &uri, "--listen", "127.0.0.1:0"];
+    if tls {
+        arguments.extend(["--tls-certificate", "tls.crt", "--tls-key", "tls.key", "--tls-ca", "ca.crt"]);
+    }
     let (shim, address) = Process::of_ours(binary, folder, "http", &arguments).await?;
     Ok(System { processes: vec![("shim", shim), ("router", router), ("worker", worker)], address })
 }
 
 /// One virtual key for each thing that the mock does.
-fn write_config(folder: &Path, mock: &str, listen: &str, workers: &str) -> Result<String> {
+fn write_config(folder: &Path, mock: &str, listen: &str, workers: &str, tls: bool) -> Result<String> {
     let key = |id: &str, path: &str| {
         format!("  {id}: {{ provider: openai, api_key: none, base_url: \"http://{mock}/{path}/v1\" }}\n")
     };
     let keys = super::WORKLOADS.iter().map(|workload| key(workload.virtual_key, workload.upstream));
+    let tls = if tls {
+        "tls: { certificate: tls.crt, key: tls.key, ca: ca.crt, clients: [localhost] }\n"
+    } else {
+        ""
+    };
     let text = format!(
-        "listen: {{ {listen} }}\nworkers: {{ {workers} }}\ndata_dir: {}\nvirtual_keys:\n{}",
+        "{tls}listen: {{ {listen} }}\nworkers: {{ {workers} }}\ndata_dir: {}\nvirtual_keys:\n{}",
         folder.display(),
         keys.collect::<String>(),
     );
