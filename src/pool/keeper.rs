@@ -27,7 +27,7 @@ use crate::{digest::scramble, telemetry, tls, transport};
 const LOOK_UP_EVERY: Duration = Duration::from_secs(5);
 
 /// How soon after the last time, when calls find no endpoint.
-const LOOK_UP_AGAIN: Duration = Duration::from_millis(500);
+pub const LOOK_UP_AGAIN: Duration = Duration::from_millis(500);
 
 /// How long a look-up may take.
 const LOOK_UP_WITHIN: Duration = Duration::from_secs(5);

@@ -25,9 +25,11 @@ const FAILURES: u32 = 3;
 const EJECTED_AT_FIRST: Duration = Duration::from_secs(1);
 const EJECTED_AT_MOST: Duration = Duration::from_secs(60);
 
-/// A call that has not been accepted within this, or this many times the usual time, was met with silence.
+/// A call that has not been accepted within this, or this many times the usual time, was met with silence. Where
+/// nothing is usual yet it takes longer: a server may accept a call only when its image is there.
 const LEAST_SILENCE: Duration = Duration::from_millis(500);
 const SILENCE_FACTOR: f64 = 4.0;
+const UNUSUAL_SILENCE: Duration = Duration::from_secs(10);
 
 /// Load and health of one endpoint.
 #[derive(Debug)]
@@ -37,6 +39,8 @@ pub struct Load {
     /// Peak-sensitive moving average of the time until a call is accepted, in seconds.
     latency: f64,
     observed: Instant,
+    /// Whether any call was accepted since it came into use.
+    has_accepted: bool,
     /// Broken or silent calls in a row.
     failures: u32,
     /// Ejections in a row.
@@ -53,6 +57,7 @@ impl Load {
             since: now,
             latency: 0.0,
             observed: now,
+            has_accepted: false,
             failures: 0,
             ejections: 0,
             ejected_until: None,
@@ -86,7 +91,7 @@ impl Load {
     pub fn begin(&mut self, now: Instant) {
         self.since = now;
         self.failures = 0;
-        (self.latency, self.observed) = (0.0, now);
+        (self.latency, self.observed, self.has_accepted) = (0.0, now, false);
     }
 
     /// A call was accepted after this time.
@@ -97,6 +102,7 @@ impl Load {
         // A rise counts at once, a fall as time goes by.
         self.latency = if took > known { took } else { took + (known - took) * kept };
         self.observed = now;
+        self.has_accepted = true;
         self.failures = 0;
         self.is_on_probation = false;
         let calm = now.saturating_duration_since(self.since) > EJECTED_AT_MOST;
@@ -107,8 +113,10 @@ impl Load {
 
     /// A call was given up after this time without having been accepted. True if that ejects the endpoint.
     pub fn unheard(&mut self, waited: Duration, now: Instant) -> bool {
-        let usual = Duration::from_secs_f64(self.latency(now) * SILENCE_FACTOR);
-        waited >= usual.max(LEAST_SILENCE) && self.broken(now)
+        // As it was last seen: that nothing was asked meanwhile makes nobody quicker.
+        let usual = Duration::from_secs_f64(self.latency * SILENCE_FACTOR);
+        let least = if self.has_accepted { LEAST_SILENCE } else { UNUSUAL_SILENCE };
+        waited >= usual.max(least) && self.broken(now)
     }
 
     /// A call broke. True if that ejects the endpoint; on probation the first one does.
@@ -223,6 +231,10 @@ mod tests {
         let (mut load, now) = warm();
         load.accepted(2 * SECOND, now);
         assert!((0..10).all(|_| !load.unheard(7 * SECOND, now)), "it usually takes as long");
+        assert!((0..10).all(|_| !load.unheard(7 * SECOND, now + 300 * SECOND)), "also after a pause");
         assert!((0..FAILURES).any(|_| load.unheard(9 * SECOND, now)));
+        let (mut unknown, now) = warm();
+        assert!((0..10).all(|_| !unknown.unheard(9 * SECOND, now)), "nobody knows what is usual");
+        assert!((0..FAILURES).any(|_| unknown.unheard(10 * SECOND, now)));
     }
 }

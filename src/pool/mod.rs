@@ -263,7 +263,8 @@ impl Inner {
         let endpoints = self.endpoints.load();
         if endpoints.is_empty() {
             let unresolved = self.unresolved.lock().unwrap_or_else(PoisonError::into_inner);
-            return unresolved.as_ref().map(|(_, reason)| reason.clone());
+            let just_now = |at: Instant| now.saturating_duration_since(at) < keeper::LOOK_UP_AGAIN;
+            return unresolved.as_ref().filter(|(at, _)| just_now(*at)).map(|(_, reason)| reason.clone());
         }
         let mut reasons = endpoints.iter().map(|endpoint| endpoint.just_failed(now));
         let first = reasons.next()??;
