@@ -1,7 +1,11 @@
 //! Load spreads evenly over the endpoints behind a name, as they die, come, leave and are taken out of the name; and
 //! stays with them while nobody can say what the name stands for.
 
-use std::{collections::HashMap, net::IpAddr, time::Duration};
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv6Addr},
+    time::Duration,
+};
 
 use tokio::time::Instant;
 
@@ -114,6 +118,59 @@ async fn workers_behind_a_name_share_the_calls_as_they_come_and_go() {
         "{repeated} requests were sent twice, of {at_risk} that the kill may have cut"
     );
     assert_eq!(upstream.refusals(), [] as [String; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn addresses_of_ipv6_are_endpoints_as_all_others_are() {
+    const CALLS: &str = "imagegate_worker_calls_total";
+    let _turn = turn().await;
+    let mut site = Site::new().await;
+    let upstream = Upstream::start(site.local).await;
+    let places: [Place; 2] = site.places();
+    let [router, shim]: [Place; 2] = site.places();
+    let at = places.each_ref().map(|place| place.at_v6(site.ports.worker));
+    let [Some(first), Some(second)] = at else {
+        tell("NOT RUN, for want of IPv6: addresses of IPv6");
+        return;
+    };
+    // Both families, at the same port: what listens for IPv6 on all addresses listens for IPv4, too.
+    let both = (Ipv6Addr::UNSPECIFIED, first.port()).into();
+    let workers = [
+        Role::worker_of("openai", &site, &places[0], both, None).await,
+        Role::worker_of("openai", &site, &places[1], second, None).await,
+    ];
+    let uris = site.uris_of("http", "workers.cluster.test", &[first, second]);
+    let routers = site.uris("http", "routers.cluster.test", site.ports.router, std::slice::from_ref(&router));
+    let router = Role::router(&site, &router, &uris, &upstream, &[route("")], None).await;
+    let shim = Role::shim(&site, &shim, &routers, None).await;
+    let client = Client::http(Service::fixed(shim.address));
+    let load = Load::start(&client, SMALL, PER_SECOND);
+    under_load(Duration::from_secs(1)).await;
+    let counts = counted_during(&workers, CALLS, WINDOW).await;
+    tell(format!("calls over IPv6 in {WINDOW:?}: {counts:?}"));
+    spread(&counts).unwrap_or_else(|uneven| panic!("{uneven}; {}", router.process.shown()));
+    let endpoints = router.metric("imagegate_endpoints", "service=\"openai\"").await;
+    assert_eq!(endpoints, 2.0, "endpoints by the router's metric");
+
+    if places[0].namespace.is_some() {
+        // An A record beside an AAAA record, and a family in which nobody listens.
+        let [first_v4, second_v4] = places.each_ref().map(|place| place.address.into());
+        site.dns().set("workers.cluster.test", [first_v4, second.ip(), second_v4]);
+        eventually("endpoints of both families", Duration::from_secs(8), async || {
+            let found = router.process.said("endpoint found");
+            let wanted = [first_v4, second_v4].map(|address| format!("{address}:{}", first.port()));
+            let is_found = |wanted: &String| found.iter().any(|line| line["endpoint"] == *wanted);
+            wanted.iter().all(is_found).then_some(()).ok_or_else(|| router.process.shown())
+        })
+        .await;
+        let counts = counted_during(&workers, CALLS, WINDOW).await;
+        tell(format!("calls to an IPv4 address that is new and an IPv6 address in {WINDOW:?}: {counts:?}"));
+        assert!(counts.iter().all(|count| *count > 0.0), "one has no calls: {counts:?}");
+    }
+    let report = load.stop().await;
+    tell(&report);
+    report.assert_all_answered("workers with addresses of IPv6");
+    assert_eq!(upstream.duplicates(), []);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -246,17 +303,18 @@ fn share(counts: &HashMap<IpAddr, usize>, host: IpAddr, hosts: usize) -> f64 {
 
 /// Requests that each router has answered in a time.
 async fn requests_during(routers: &[Role], time: Duration) -> Vec<f64> {
-    let mut counts = Vec::new();
-    for router in routers {
-        counts.push(-requests(router).await);
-    }
-    under_load(time).await;
-    for (count, router) in counts.iter_mut().zip(routers) {
-        *count += requests(router).await;
-    }
-    counts
+    counted_during(routers, "imagegate_requests_total", time).await
 }
 
-async fn requests(router: &Role) -> f64 {
-    router.metric("imagegate_requests_total", "").await
+/// By how much a counter of each has grown in a time.
+async fn counted_during(roles: &[Role], metric: &str, time: Duration) -> Vec<f64> {
+    let mut counts = Vec::new();
+    for role in roles {
+        counts.push(-role.metric(metric, "").await);
+    }
+    under_load(time).await;
+    for (count, role) in counts.iter_mut().zip(roles) {
+        *count += role.metric(metric, "").await;
+    }
+    counts
 }

@@ -60,12 +60,18 @@ pub struct Role {
 impl Role {
     /// A worker.
     pub async fn worker(site: &Site, place: &Place, tls: Option<&Tls>) -> Self {
-        Self::worker_of("openai", site, place, tls).await
+        Self::worker_of("openai", site, place, place.at(site.ports.worker), tls).await
     }
 
-    /// A worker for a provider.
-    pub async fn worker_of(provider: &str, site: &Site, place: &Place, tls: Option<&Tls>) -> Self {
-        let (address, admin) = (place.at(site.ports.worker), place.at(site.ports.admin));
+    /// A worker for a provider that listens at one of its place's addresses.
+    pub async fn worker_of(
+        provider: &str,
+        site: &Site,
+        place: &Place,
+        address: SocketAddr,
+        tls: Option<&Tls>,
+    ) -> Self {
+        let admin = place.at(site.ports.admin);
         let folder = folder(site);
         let file = folder.join("worker.yaml");
         fs::write(&file, common(tls)).unwrap();

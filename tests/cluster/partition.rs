@@ -103,7 +103,7 @@ async fn requests_fall_back_from_a_worker_that_is_cut_off_within_its_limit_and_r
     let [first, second, router, shim]: [Place; 4] = site.places();
     let _workers = [
         Role::worker(&site, &first, None).await,
-        Role::worker_of("openai-compatible", &site, &second, None).await,
+        Role::worker_of("openai-compatible", &site, &second, second.at(site.ports.worker), None).await,
     ];
     let [at_first, at_second] = [("first", &first), ("second", &second)].map(|(name, place)| {
         let name = format!("{name}.cluster.test");
