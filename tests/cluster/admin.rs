@@ -1,4 +1,4 @@
-//! Asks a role's admin listener: readiness and metrics, each over a connection of its own.
+//! Asks a role's admin listener: readiness, metrics and health over gRPC, each over a connection of its own.
 
 use std::{io, net::SocketAddr, time::Duration};
 
@@ -6,6 +6,10 @@ use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
     time::timeout,
+};
+use tonic::{Code, Status, transport::Endpoint};
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 
 /// Longer means that nobody answers.
@@ -26,6 +30,18 @@ pub async fn metric(admin: SocketAddr, name: &str, label: &str) -> f64 {
         (this == name && labels.contains(label)).then(|| value.parse::<f64>().ok())?
     });
     values.sum()
+}
+
+/// What its health service says of a service, as a native gRPC probe of Kubernetes asks.
+///
+/// # Errors
+/// It does not know the service, or is not to be reached.
+pub async fn health(admin: SocketAddr, service: &str) -> Result<ServingStatus, Status> {
+    let endpoint = Endpoint::from_shared(format!("http://{admin}")).unwrap().timeout(PATIENCE);
+    let channel = endpoint.connect().await.map_err(|error| Status::from_error(error.into()))?;
+    let request = HealthCheckRequest { service: service.to_owned() };
+    let status = HealthClient::new(channel).check(request).await?.into_inner().status;
+    ServingStatus::try_from(status).map_err(|error| Status::new(Code::Internal, error.to_string()))
 }
 
 /// Status and body.

@@ -1,7 +1,12 @@
 //! Load spreads evenly over the endpoints behind a name, as they die, come, leave and are taken out of the name; and
 //! stays with them while nobody can say what the name stands for.
 
-use std::{collections::HashMap, net::IpAddr, time::Duration};
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv6Addr},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::time::Instant;
 
@@ -117,6 +122,49 @@ async fn workers_behind_a_name_share_the_calls_as_they_come_and_go() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn addresses_of_ipv6_are_endpoints_as_all_others_are() {
+    let _turn = turn().await;
+    let mut site = Site::new().await;
+    let upstream = Upstream::start(site.local).await;
+    let places: [Place; 2] = site.places();
+    let [router, shim]: [Place; 2] = site.places();
+    let at = places.each_ref().map(|place| place.at_v6(site.ports.worker));
+    let [Some(first), Some(second)] = at else {
+        tell("NOT RUN, for want of IPv6: addresses of IPv6");
+        return;
+    };
+    // Both families, at the same port: what listens for IPv6 on all addresses listens for IPv4, too.
+    let both = (Ipv6Addr::UNSPECIFIED, first.port()).into();
+    let workers = [
+        Role::worker_of("openai", &site, &places[0], both, None).await,
+        Role::worker_of("openai", &site, &places[1], second, None).await,
+    ];
+    let uris = site.uris_of("http", "workers.cluster.test", &[first, second]);
+    let routers = site.uris("http", "routers.cluster.test", site.ports.router, std::slice::from_ref(&router));
+    let router = Role::router(&site, &router, &uris, &upstream, &[route("")], None).await;
+    let shim = Role::shim(&site, &shim, &routers, None).await;
+    let client = Client::http(Service::fixed(shim.address));
+    even_calls("only IPv6", &client, &workers, &router).await;
+    let endpoints = router.metric("imagegate_endpoints", "service=\"openai\"").await;
+    assert_eq!(endpoints, 2.0, "endpoints by the router's metric");
+
+    if places[0].namespace.is_some() {
+        // A records beside an AAAA record. Nobody listens at the second one's IPv4 address, and no call fails for it.
+        let [first_v4, second_v4] = places.each_ref().map(|place| place.at(first.port()));
+        let uris = site.uris_of("http", "both.cluster.test", &[first_v4, second, second_v4]);
+        let place = site.place();
+        let router = Role::router(&site, &place, &uris, &upstream, &[route("")], None).await;
+        even_calls("both families", &Client::grpc(router.address), &workers, &router).await;
+        let found = router.process.said("endpoint found");
+        for address in [first_v4, second, second_v4].map(|address| address.to_string()) {
+            let is_found = found.iter().any(|line| line["endpoint"] == *address);
+            assert!(is_found, "{address} is no endpoint: {}", router.process.shown());
+        }
+    }
+    assert_eq!(upstream.duplicates(), []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn routers_behind_a_name_share_the_requests_as_they_come_and_go() {
     let _turn = turn().await;
     let Some(mut site) = Site::with_hosts("the balance over routers").await else { return };
@@ -213,6 +261,17 @@ async fn endpoints_stay_known_while_their_name_cannot_be_looked_up() {
     load.stop().await.assert_all_answered("names that cannot be looked up");
 }
 
+/// A load, which the workers behind a router share from the beginning.
+async fn even_calls(what: &str, client: &Arc<Client>, workers: &[Role], router: &Role) {
+    let load = Load::start(client, SMALL, PER_SECOND);
+    under_load(Duration::from_secs(1)).await;
+    let counts = counted_during(workers, "imagegate_worker_calls_total", WINDOW).await;
+    let report = load.stop().await;
+    tell(format!("{what}: calls in {WINDOW:?}: {counts:?}; {report}"));
+    spread(&counts).unwrap_or_else(|uneven| panic!("{what}: {uneven}; {}", router.process.shown()));
+    report.assert_all_answered(what);
+}
+
 /// Calls in the last seconds, once these have passed since the change.
 fn window(upstream: &Upstream, changed: Instant) -> Result<HashMap<IpAddr, usize>, String> {
     if changed.elapsed() < WINDOW {
@@ -246,17 +305,18 @@ fn share(counts: &HashMap<IpAddr, usize>, host: IpAddr, hosts: usize) -> f64 {
 
 /// Requests that each router has answered in a time.
 async fn requests_during(routers: &[Role], time: Duration) -> Vec<f64> {
-    let mut counts = Vec::new();
-    for router in routers {
-        counts.push(-requests(router).await);
-    }
-    under_load(time).await;
-    for (count, router) in counts.iter_mut().zip(routers) {
-        *count += requests(router).await;
-    }
-    counts
+    counted_during(routers, "imagegate_requests_total", time).await
 }
 
-async fn requests(router: &Role) -> f64 {
-    router.metric("imagegate_requests_total", "").await
+/// By how much a counter of each has grown in a time.
+async fn counted_during(roles: &[Role], metric: &str, time: Duration) -> Vec<f64> {
+    let mut counts = Vec::new();
+    for role in roles {
+        counts.push(-role.metric(metric, "").await);
+    }
+    under_load(time).await;
+    for (count, role) in counts.iter_mut().zip(roles) {
+        *count += role.metric(metric, "").await;
+    }
+    counts
 }

@@ -60,11 +60,22 @@ pub struct Role {
 impl Role {
     /// A worker.
     pub async fn worker(site: &Site, place: &Place, tls: Option<&Tls>) -> Self {
-        let (address, admin) = (place.at(site.ports.worker), place.at(site.ports.admin));
+        Self::worker_of("openai", site, place, place.at(site.ports.worker), tls).await
+    }
+
+    /// A worker for a provider that listens at one of its place's addresses.
+    pub async fn worker_of(
+        provider: &str,
+        site: &Site,
+        place: &Place,
+        address: SocketAddr,
+        tls: Option<&Tls>,
+    ) -> Self {
+        let admin = place.at(site.ports.admin);
         let folder = folder(site);
         let file = folder.join("worker.yaml");
         fs::write(&file, common(tls)).unwrap();
-        let arguments = ["worker", "--provider", "openai", "--listen"].map(str::to_owned).into_iter();
+        let arguments = ["worker", "--provider", provider, "--listen"].map(str::to_owned).into_iter();
         let arguments = arguments.chain([address.to_string(), "--admin".into(), admin.to_string()]);
         let arguments = arguments.chain(["--config".into(), file.display().to_string()]).collect();
         Self::start(place, folder, arguments, "worker").await
@@ -79,15 +90,7 @@ impl Role {
         routes: &[Route],
         tls: Option<&Tls>,
     ) -> Self {
-        let (address, admin) = (place.at(site.ports.router), place.at(site.ports.admin));
-        let folder = folder(site);
-        let file = folder.join("router.yaml");
-        let mut text = common(tls);
-        _ = writeln!(text, "auth: open");
-        _ = writeln!(text, "listen: {{ grpc: \"{address}\", admin: \"{admin}\" }}");
-        _ = writeln!(text, "data_dir: {}", folder.display());
-        _ = writeln!(text, "workers: {{ openai: [{}] }}", quoted(workers));
-        _ = writeln!(text, "virtual_keys:");
+        let mut text = format!("workers: {{ openai: [{}] }}\nvirtual_keys:\n", quoted(workers));
         for Route { name, delay, size, .. } in routes {
             let url = upstream.base_url(*delay, *size);
             _ = writeln!(text, "  {name}: {{ provider: openai, api_key: {KEY}, base_url: \"{url}\" }}");
@@ -97,6 +100,19 @@ impl Role {
             let target = format!("virtual_key: {name}, override_params: {{ model: {MODEL} }}");
             _ = writeln!(text, "  {name}: {{ {target}, {policy} }}");
         }
+        Self::router_with(site, place, &text, tls).await
+    }
+
+    /// A router with workers, virtual keys and configs of one's own, as YAML.
+    pub async fn router_with(site: &Site, place: &Place, settings: &str, tls: Option<&Tls>) -> Self {
+        let (address, admin) = (place.at(site.ports.router), place.at(site.ports.admin));
+        let folder = folder(site);
+        let file = folder.join("router.yaml");
+        let mut text = common(tls);
+        _ = writeln!(text, "auth: open");
+        _ = writeln!(text, "listen: {{ grpc: \"{address}\", admin: \"{admin}\" }}");
+        _ = writeln!(text, "data_dir: {}", folder.display());
+        text += settings;
         fs::write(&file, text).unwrap();
         let arguments = vec!["router".into(), "--config".into(), file.display().to_string()];
         Self::start(place, folder, arguments, "grpc").await

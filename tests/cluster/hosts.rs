@@ -6,7 +6,7 @@
 use std::{
     fs,
     io::Write as _,
-    net::Ipv4Addr,
+    net::{Ipv4Addr, Ipv6Addr},
     path::Path,
     process::{Command, Output, Stdio},
     sync::atomic::{AtomicU8, Ordering},
@@ -38,6 +38,8 @@ pub struct Host {
     /// Its namespace.
     pub name: String,
     pub address: Ipv4Addr,
+    /// None where the kernel has no IPv6.
+    pub address_v6: Option<Ipv6Addr>,
     /// Where it is plugged in.
     port: String,
 }
@@ -94,7 +96,10 @@ impl Hosts {
         ])
         .unwrap();
         self.configure(&format!("-n {name} "), "eth0", number).unwrap();
-        Host { name, address: self.address(number), port }
+        // Beside the other one, and only between hosts: this process is not called over it.
+        let address = self.address_v6(number);
+        let has_v6 = ip(&[&format!("-n {name} addr add {address}/64 dev eth0 nodad")]).is_ok();
+        Host { name, address: self.address(number), address_v6: has_v6.then_some(address), port }
     }
 
     /// Drops all packets to and from a host, without a word to either side: the other end of its cable is still
@@ -122,6 +127,11 @@ impl Hosts {
     fn address(&self, number: u8) -> Ipv4Addr {
         let [a, b, c] = self.network;
         Ipv4Addr::new(a, b, c, number)
+    }
+
+    fn address_v6(&self, number: u8) -> Ipv6Addr {
+        let [a, b, c] = self.network.map(u16::from);
+        Ipv6Addr::new(0xfd00, a, b, c, 0, 0, 0, number.into())
     }
 
     /// Where all others are is written down: an unanswered question for it would become "no route to host", and a

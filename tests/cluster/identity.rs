@@ -124,6 +124,68 @@ async fn roles_with_certificates_work_and_turn_everybody_else_away() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn callers_are_known_by_a_uri_or_by_one_label_before_a_suffix() {
+    const WORKLOAD: &str = "spiffe://cluster.test/ns/images/sa/router";
+    let _turn = turn().await;
+    let mut site = Site::new().await;
+    let upstream = Upstream::start(site.local).await;
+    let [at_worker, at_router]: [Place; 2] = site.places();
+    let authority = Authority::new("cluster");
+    let ca = authority.pem();
+    let workers = site.uris("https", WORKERS, site.ports.worker, std::slice::from_ref(&at_worker));
+    let worker_leaf = leaf(&authority, WORKER, WORKERS, &at_worker, Validity::Now);
+    let worker_tls = tls(&site, "worker", &worker_leaf, &ca, &[WORKLOAD, "*.callers.cluster.test"]);
+    let worker = Role::worker(&site, &at_worker, Some(&worker_tls)).await;
+    let address = worker.address.ip().to_string();
+    for (is_let_in, names) in [
+        (true, &[WORKLOAD][..]),
+        (true, &["elsewhere.cluster.test", WORKLOAD]),
+        (true, &["router-1.callers.cluster.test"]),
+        (true, &["ROUTER-2.Callers.Cluster.Test"]),
+        (false, &["spiffe://cluster.test/ns/images/sa/router/2"]),
+        (false, &["spiffe://cluster.test/ns/images/sa"]),
+        (false, &["spiffe://elsewhere.test/ns/images/sa/router"]),
+        (false, &["spiffe://router-1.callers.cluster.test"]),
+        (false, &["callers.cluster.test"]),
+        (false, &["a.router-1.callers.cluster.test"]),
+        (false, &["router-1-callers.cluster.test"]),
+        (false, &["router-1.callers.cluster.test.elsewhere.test"]),
+        (false, &["10.0.0.1"]),
+    ] {
+        let before = worker.process.said("TLS handshake refused").len();
+        let caller = authority.sign(names, Validity::Now);
+        let met = meet(worker.address, &address, &ca, Some(&caller)).await.unwrap();
+        assert_eq!(met.let_in.is_ok(), is_let_in, "{names:?}: {:?}; {}", met.let_in, worker.process.shown());
+        if !is_let_in {
+            let line = refusal(&worker, before, names[0]).await;
+            let reason = line["reason"].as_str().unwrap_or_default();
+            assert!(reason.contains(WORKLOAD) && reason.contains("*.callers.cluster.test"), "{reason}");
+            let shown = if names[0] == "10.0.0.1" { "no name" } else { names[0] };
+            assert!(reason.contains(shown), "{names:?}: {reason}");
+        }
+    }
+
+    // The gateway's own client, too, shows them.
+    for (name, is_let_in) in [(WORKLOAD, true), ("spiffe://cluster.test/ns/images/sa/shim", false)] {
+        let leaf = leaf(&authority, name, ROUTERS, &at_router, Validity::Now);
+        let files = tls(&site, "router", &leaf, &ca, &[]);
+        let mut router = Role::router(&site, &at_router, &workers, &upstream, &route(), Some(&files)).await;
+        // A shim for each, which has not met the other router.
+        let at_shim = site.place();
+        let routers = site.uris("https", ROUTERS, site.ports.router, std::slice::from_ref(&at_router));
+        let shim_tls = tls(&site, "shim", &authority.sign(&[SHIM], Validity::Now), &ca, &[]);
+        let shim = Role::shim(&site, &at_shim, &routers, Some(&shim_tls)).await;
+        let client = Client::http(Service::fixed(shim.address));
+        let report = Load::crowd(&client, SMALL, 10).finished().await;
+        tell(format!("a router that is {name}: {report}"));
+        let answered = report.count() - report.errors().count();
+        assert_eq!(answered, if is_let_in { 10 } else { 0 }, "{name}: {}", router.process.shown());
+        assert!(report.errors().all(|error| error.contains("not_sent")), "{name}: {report}");
+        router.process.kill();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_cannot_prove_who_it_is_is_a_failed_attempt_and_gets_no_call() {
     let _turn = turn().await;
     let mut site = Site::new().await;

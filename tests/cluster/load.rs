@@ -3,11 +3,11 @@
 //!
 //! HTTP is written by hand, because it runs on the same cores as what it loads. Connections are kept as SDKs keep
 //! them: used again, given up at `Connection: close`, at the other side's end, and when idle for a while. A request
-//! is sent once.
+//! is sent once, unless the client is told to behave as an SDK.
 
 use std::{
-    collections::BTreeMap,
-    fmt,
+    collections::{BTreeMap, VecDeque},
+    fmt, io,
     net::SocketAddr,
     sync::{
         Arc, Mutex,
@@ -59,7 +59,45 @@ pub enum Client {
 /// A client's connections.
 pub struct Http {
     service: Service,
-    idle: Mutex<Vec<(TcpStream, Instant)>>,
+    habit: Habit,
+    /// The last one used at the back.
+    idle: Mutex<VecDeque<Connection>>,
+    repeated: AtomicUsize,
+}
+
+/// How a client treats its connections.
+#[derive(Clone, Copy, Debug)]
+struct Habit {
+    /// How long an idle one is kept.
+    keeps: Duration,
+    takes: Takes,
+    /// How often a request is sent again whose connection broke.
+    repeats: usize,
+}
+
+/// Of the idle connections.
+#[derive(Clone, Copy, Debug)]
+enum Takes {
+    /// So that those that are not needed grow old.
+    Newest,
+    /// So that all are used in turn.
+    Oldest,
+}
+
+/// A connection over HTTP/1.1.
+#[derive(Debug)]
+pub struct Connection {
+    stream: TcpStream,
+    peer: SocketAddr,
+    used: Instant,
+    /// Whether the other side takes another request.
+    pub is_reusable: bool,
+}
+
+/// What is wrong with a request.
+enum Failed {
+    Connection(String),
+    Answer(String),
 }
 
 /// Requests of one kind.
@@ -99,7 +137,26 @@ struct Head {
 impl Client {
     /// Over HTTP/1.1.
     pub fn http(service: Service) -> Arc<Self> {
-        Arc::new(Self::Http(Http { service, idle: Mutex::default() }))
+        Self::with_habit(service, Habit { keeps: KEEP, takes: Takes::Newest, repeats: 0 })
+    }
+
+    /// The same, behaving as OpenAI's SDKs where they keep connections for long: each is used in turn, a request
+    /// whose connection broke is sent once more.
+    pub fn sdk(service: Service) -> Arc<Self> {
+        Self::with_habit(service, Habit { keeps: Duration::MAX, takes: Takes::Oldest, repeats: 1 })
+    }
+
+    fn with_habit(service: Service, habit: Habit) -> Arc<Self> {
+        let (idle, repeated) = (Mutex::default(), AtomicUsize::default());
+        Arc::new(Self::Http(Http { service, habit, idle, repeated }))
+    }
+
+    /// Connections that a client over HTTP keeps and does not use, and requests that it has sent again.
+    pub fn idle_and_repeated(&self) -> (usize, usize) {
+        match self {
+            Self::Http(http) => (http.idle.lock().unwrap().len(), http.repeated.load(Ordering::Relaxed)),
+            Self::Grpc(_) => panic!("a client over gRPC has one connection"),
+        }
     }
 
     /// Over gRPC, with a client that is not the gateway's own.
@@ -158,7 +215,7 @@ impl Load {
                 }
                 let (client, into) = (Arc::clone(&client), Arc::clone(&into));
                 running.spawn(async move {
-                    let id = format!("{}-{:06}", kind.size.name(), NEXT.fetch_add(1, Ordering::Relaxed));
+                    let id = next_id(kind);
                     let sent = Instant::now();
                     let outcome = client.ask(kind, &id).await;
                     into.lock().unwrap().push(Sample { id, sent, latency: sent.elapsed(), outcome });
@@ -243,7 +300,84 @@ impl fmt::Display for Report {
 
 impl Http {
     async fn ask(&self, kind: Kind, id: &str) -> Result<(), String> {
-        let mut stream = self.connection().await?;
+        let mut repeats = self.habit.repeats;
+        loop {
+            let asked = self.ask_once(kind, id).await;
+            match asked {
+                Err(Failed::Connection(_)) if repeats > 0 => {
+                    repeats -= 1;
+                    self.repeated.fetch_add(1, Ordering::Relaxed);
+                }
+                asked => return asked.map_err(Failed::into_text),
+            }
+        }
+    }
+
+    async fn ask_once(&self, kind: Kind, id: &str) -> Result<(), Failed> {
+        let mut connection = self.connection().await.map_err(Failed::Connection)?;
+        let asked = connection.ask_for(kind, id).await;
+        if connection.is_reusable {
+            self.idle.lock().unwrap().push_back(connection);
+        }
+        asked
+    }
+
+    async fn connection(&self) -> Result<Connection, String> {
+        loop {
+            let taken = self.habit.takes.from(&mut self.idle.lock().unwrap());
+            let Some(connection) = taken else { break };
+            if connection.is_open() && connection.used.elapsed() < self.habit.keeps {
+                return Ok(connection);
+            }
+        }
+        let address = self.service.pick().ok_or("the Service has no address that is ready")?;
+        Connection::open(address).await
+    }
+}
+
+impl Takes {
+    fn from(self, idle: &mut VecDeque<Connection>) -> Option<Connection> {
+        match self {
+            Self::Newest => idle.pop_back(),
+            Self::Oldest => idle.pop_front(),
+        }
+    }
+}
+
+impl Connection {
+    /// A new one.
+    ///
+    /// # Errors
+    /// Nobody is there.
+    pub async fn open(address: SocketAddr) -> Result<Self, String> {
+        let stream = connect(address).await.map_err(|error| format!("{address}: connecting: {error}"))?;
+        Ok(Self { stream, peer: address, used: Instant::now(), is_reusable: true })
+    }
+
+    /// One request of this kind.
+    ///
+    /// # Errors
+    /// It was not answered with its picture.
+    pub async fn ask(&mut self, kind: Kind) -> Result<(), String> {
+        self.ask_for(kind, &next_id(kind)).await.map_err(Failed::into_text)
+    }
+
+    /// Readable without a request means that the other side has ended it.
+    pub fn is_open(&self) -> bool {
+        matches!(self.stream.try_read(&mut [0]), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+    }
+
+    /// Waits until the other side ends it, and gives what it says before that.
+    ///
+    /// # Errors
+    /// It is reset.
+    pub async fn ended(&mut self) -> io::Result<Vec<u8>> {
+        let mut last = Vec::new();
+        self.stream.read_to_end(&mut last).await?;
+        Ok(last)
+    }
+
+    async fn ask_for(&mut self, kind: Kind, id: &str) -> Result<(), Failed> {
         let body = format!(r#"{{"model":"{MODEL}","prompt":"a lighthouse at dusk, {id}"}}"#);
         let request = format!(
             "POST /v1/images/generations HTTP/1.1\r\nhost: images.example\r\nx-portkey-config: {}\r\n\
@@ -251,33 +385,32 @@ impl Http {
             kind.route,
             body.len(),
         );
-        let peer = stream.peer_addr().map_err(|error| format!("a connection without a peer: {error}"))?;
-        let (head, body) =
-            exchange(&mut stream, &request).await.map_err(|error| format!("{peer}: {error}"))?;
-        if !head.closes {
-            self.idle.lock().unwrap().push((stream, Instant::now()));
-        }
-        let text = std::str::from_utf8(&body).map_err(|_| "an answer that is no text")?;
+        let peer = self.peer;
+        self.is_reusable = false;
+        let exchanged = exchange(&mut self.stream, &request).await;
+        let (head, body) = exchanged.map_err(|error| Failed::Connection(format!("{peer}: {error}")))?;
+        self.is_reusable = !head.closes;
+        self.used = Instant::now();
+        let wrong = |why: String| Failed::Answer(format!("{peer}: {why}"));
+        let text = std::str::from_utf8(&body).map_err(|_| wrong("an answer that is no text".into()))?;
         if head.status != 200 {
             let attempts = head.text.lines().find(|line| line.starts_with("x-imagegate-attempts"));
-            return Err(format!("{peer}: {} {text} {}", head.status, attempts.unwrap_or_default()));
+            return Err(wrong(format!("{} {text} {}", head.status, attempts.unwrap_or_default())));
         }
-        check(text, &kind.size.text(id)).map_err(|error| format!("{peer}: {error}"))
+        check(text, &kind.size.text(id)).map_err(wrong)
     }
+}
 
-    async fn connection(&self) -> Result<TcpStream, String> {
-        loop {
-            // The last one used, so that those that are not needed grow old.
-            let Some((stream, since)) = self.idle.lock().unwrap().pop() else { break };
-            // Readable without a request means that the other side has ended it.
-            let open = matches!(stream.try_read(&mut [0]), Err(error) if error.kind() == std::io::ErrorKind::WouldBlock);
-            if open && since.elapsed() < KEEP {
-                return Ok(stream);
-            }
+impl Failed {
+    fn into_text(self) -> String {
+        match self {
+            Self::Connection(text) | Self::Answer(text) => text,
         }
-        let address = self.service.pick().ok_or("the Service has no address that is ready")?;
-        connect(address).await.map_err(|error| format!("{address}: connecting: {error}"))
     }
+}
+
+fn next_id(kind: Kind) -> String {
+    format!("{}-{:06}", kind.size.name(), NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
 async fn connect(address: SocketAddr) -> Result<TcpStream, String> {

@@ -26,6 +26,8 @@ mod hosts;
 #[cfg(test)]
 mod identity;
 #[cfg(test)]
+mod idle;
+#[cfg(test)]
 mod load;
 #[cfg(test)]
 mod partition;
@@ -33,6 +35,8 @@ mod partition;
 mod picture;
 #[cfg(test)]
 mod pki;
+#[cfg(test)]
+mod probes;
 #[cfg(test)]
 mod process;
 #[cfg(test)]

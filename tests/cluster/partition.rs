@@ -11,7 +11,7 @@ use crate::{
     scenario::{eventually, tell, turn, under_load},
     service::Service,
     site::{Place, Site},
-    upstream::Upstream,
+    upstream::{KEY, MODEL, OTHER_MODEL, Upstream},
 };
 
 const PER_SECOND: u32 = 100;
@@ -93,4 +93,83 @@ async fn requests_move_on_from_a_host_that_is_cut_off_and_return_to_it() {
     tell(format!("back: its share after {:?}", healed.elapsed()));
     let report = load.stop().await;
     report.assert_all_answered("a host that is cut off and comes back");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_fall_back_from_a_worker_that_is_cut_off_within_its_limit_and_return_to_it() {
+    let _turn = turn().await;
+    let Some(mut site) = Site::with_hosts("a partition with a fallback").await else { return };
+    let upstream = Upstream::start(site.local).await;
+    let [first, second, router, shim]: [Place; 4] = site.places();
+    let _workers = [
+        Role::worker(&site, &first, None).await,
+        Role::worker_of("openai-compatible", &site, &second, second.at(site.ports.worker), None).await,
+    ];
+    let [at_first, at_second] = [("first", &first), ("second", &second)].map(|(name, place)| {
+        let name = format!("{name}.cluster.test");
+        site.uris("http", &name, site.ports.worker, std::slice::from_ref(place)).remove(0)
+    });
+    let url = upstream.base_url(DELAY, Size::Small);
+    let settings = format!(
+        "workers: {{ openai: \"{at_first}\", openai-compatible: \"{at_second}\" }}
+virtual_keys:
+  first: {{ provider: openai, api_key: {KEY}, base_url: \"{url}\" }}
+  second: {{ provider: openai-compatible, api_key: {KEY}, base_url: \"{url}\" }}
+configs:
+  small:
+    strategy: {{ mode: fallback }}
+    breaker: {{ cooldown_s: 2 }}
+    targets:
+      - {{ virtual_key: first, override_params: {{ model: {MODEL} }}, first_byte_timeout_ms: {} }}
+      - {{ virtual_key: second, override_params: {{ model: {OTHER_MODEL} }} }}
+",
+        SILENCE.as_millis()
+    );
+    let routers = site.uris("http", "routers.cluster.test", site.ports.router, std::slice::from_ref(&router));
+    let router = Role::router_with(&site, &router, &settings, None).await;
+    let shim = Role::shim(&site, &shim, &routers, None).await;
+    let client = Client::http(Service::fixed(shim.address));
+    let load = Load::start(&client, Kind { route: "small", size: Size::Small }, PER_SECOND / 2);
+    let begun = Instant::now();
+    let [first_host, second_host] = [&first, &second].map(|place| place.address.into());
+    under_load(Duration::from_secs(1)).await;
+    let counts = upstream.calls_by_host(begun);
+    assert!(
+        counts.contains_key(&first_host) && !counts.contains_key(&second_host),
+        "the second target is called while the first one works: {counts:?}"
+    );
+
+    let cut = Instant::now();
+    let at_risk = upstream.calls_by_host(cut - DELAY * 2)[&first_host];
+    site.partition(&first);
+    under_load(SILENCE * 2).await;
+    let noticed = Instant::now();
+    under_load(Duration::from_secs(2)).await;
+    let (whole, later) = (load.since(cut), load.since(noticed));
+    tell(format!("cut off: {whole}"));
+    tell(format!("cut off, from {:?} on: {later}", SILENCE * 2));
+    whole.assert_all_answered("a target whose worker is cut off");
+    // And some for a busy machine, less than another limit would take.
+    let limit = SILENCE + DELAY * 3;
+    assert!(whole.quantile(1.0) < limit, "longer than the limit and the second call, {limit:?}: {whole}");
+    let most = later.quantile(0.9);
+    assert!(most < SILENCE, "requests still wait for a worker that is lost: {later}");
+    let repeated = upstream.duplicates().len();
+    assert!(
+        repeated <= at_risk,
+        "{repeated} requests were called for twice, of {at_risk} that were under way"
+    );
+
+    site.heal(&first);
+    let healed = Instant::now();
+    eventually("requests that return to the first target", Duration::from_secs(10), async || {
+        let counts = upstream.calls_by_host((Instant::now() - WINDOW).max(healed));
+        let calls = counts.get(&first_host).copied().unwrap_or_default();
+        // Its slow start has begun: it is more than a trial now and then.
+        (calls >= 10).then_some(()).ok_or_else(|| format!("{counts:?}; {}", router.process.shown()))
+    })
+    .await;
+    tell(format!("back: the first target is called again after {:?}", healed.elapsed()));
+    load.stop().await.assert_all_answered("a target whose worker is cut off and comes back");
+    assert_eq!(upstream.refusals(), [] as [String; 0]);
 }

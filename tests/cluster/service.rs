@@ -62,6 +62,11 @@ impl Service {
         offered.get(turn.checked_rem(offered.len())?).copied()
     }
 
+    /// Whether new connections may go there.
+    pub fn offers(&self, address: SocketAddr) -> bool {
+        self.addresses.offered.lock().unwrap().contains(&address)
+    }
+
     /// Whether a probe has found it ready.
     pub fn sees(&self, address: SocketAddr) -> bool {
         self.addresses.seen.lock().unwrap().contains(&address)

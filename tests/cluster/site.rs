@@ -1,6 +1,6 @@
 //! Where a scenario takes place: hosts with names, or loopback addresses where the machine allows no hosts.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 
 use tempfile::TempDir;
 
@@ -108,14 +108,17 @@ impl Site {
 
     /// Addresses for clients of a service at these places: a name for all, or a list where there are no names.
     pub fn uris(&self, scheme: &str, name: &str, port: u16, places: &[Place]) -> Vec<String> {
+        self.uris_of(scheme, name, &places.iter().map(|place| place.at(port)).collect::<Vec<_>>())
+    }
+
+    /// The same for addresses, which have one port where there are names.
+    pub fn uris_of(&self, scheme: &str, name: &str, addresses: &[SocketAddr]) -> Vec<String> {
         match &self.network {
             Network::Hosts(_, dns) => {
-                dns.set(name, places.iter().map(|place| place.address.into()));
-                vec![format!("{scheme}://{name}:{port}")]
+                dns.set(name, addresses.iter().map(SocketAddr::ip));
+                vec![format!("{scheme}://{name}:{}", addresses[0].port())]
             }
-            Network::Loopback(_) => {
-                places.iter().map(|place| format!("{scheme}://{}:{port}", place.address)).collect()
-            }
+            Network::Loopback(_) => addresses.iter().map(|address| format!("{scheme}://{address}")).collect(),
         }
     }
 
@@ -158,6 +161,15 @@ impl Place {
     /// With a port.
     pub fn at(&self, port: u16) -> SocketAddr {
         (self.address, port).into()
+    }
+
+    /// An IPv6 address with a port: with this one at a host, with any at the only one that loopback has. None where
+    /// there is no IPv6.
+    pub fn at_v6(&self, port: u16) -> Option<SocketAddr> {
+        match &self.host {
+            Some(host) => Some((host.address_v6?, port).into()),
+            None => TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).and_then(|free| free.local_addr()).ok(),
+        }
     }
 }
 

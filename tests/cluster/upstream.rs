@@ -31,6 +31,9 @@ pub const KEY: &str = "sk-cluster-3f9c1d";
 /// The model that it has.
 pub const MODEL: &str = "gpt-image-1";
 
+/// Another one, as servers that speak OpenAI's dialect have it: it is asked for base64 by `response_format`.
+pub const OTHER_MODEL: &str = "sd-turbo";
+
 /// What OpenAI knows for GPT image models. Any other field is refused.
 const FIELDS: [&str; 14] = [
     "prompt",
@@ -183,10 +186,16 @@ async fn images(request: Request<Incoming>, from: IpAddr, seen: &Seen) -> Result
     }
     let fields: Map<String, Value> = serde_json::from_slice(&body)
         .map_err(|_| refuse("We could not parse the JSON body of your request."))?;
-    if let Some(unknown) = fields.keys().find(|field| !FIELDS.contains(&field.as_str())) {
+    let model = fields.get("model").and_then(Value::as_str).unwrap_or_default();
+    let is_known =
+        |field: &str| FIELDS.contains(&field) || (model == OTHER_MODEL && field == "response_format");
+    if let Some(unknown) = fields.keys().find(|field| !is_known(field)) {
         return Err(refuse(&format!("Unknown parameter: '{unknown}'.")));
     }
-    if fields.get("model").is_none_or(|model| model != MODEL) {
+    if fields.get("response_format").is_some_and(|format| format != "b64_json") {
+        return Err(refuse("Invalid 'response_format': this server has no links."));
+    }
+    if ![MODEL, OTHER_MODEL].contains(&model) {
         return Err(Refused(StatusCode::NOT_FOUND, "The model does not exist.".into()));
     }
     if fields.get("n").is_some_and(|n| n != 1) {
