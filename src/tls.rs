@@ -72,12 +72,15 @@ impl Tls {
     /// Accepts a client.
     ///
     /// # Errors
-    /// The handshake failed, or this process has no certificate.
-    pub async fn accept(&self, wire: TcpStream) -> io::Result<server::TlsStream<TcpStream>> {
+    /// The handshake failed, or this process has no certificate. The other side is told before the wire is given back.
+    pub async fn accept(
+        &self,
+        wire: TcpStream,
+    ) -> Result<server::TlsStream<TcpStream>, (io::Error, TcpStream)> {
         let Some(config) = self.current.load().server.clone() else {
-            return Err(io::Error::other("this process has no certificate"));
+            return Err((io::Error::other("this process has no certificate"), wire));
         };
-        TlsAcceptor::from(config).accept(wire).await
+        TlsAcceptor::from(config).accept(wire).into_fallible().await
     }
 
     /// Counts new certificates: connections of an earlier count were made with others.
@@ -317,8 +320,26 @@ impl std::error::Error for WrongName {}
 pub fn explain(error: &io::Error) -> String {
     match rustls_error(error) {
         Some(error) => reason(error).1,
-        None => error.to_string(),
+        None => {
+            let words = error.to_string();
+            refusal(&words).unwrap_or(words)
+        }
     }
+}
+
+/// The other side's refusal, of which HTTP/2's library keeps only the words: in TLS 1.3 it comes after the handshake.
+fn refusal(words: &str) -> Option<String> {
+    use rustls::AlertDescription as Alert;
+    let alerts = [
+        Alert::CertificateRequired,
+        Alert::CertificateExpired,
+        Alert::UnknownCA,
+        Alert::BadCertificate,
+        Alert::CertificateUnknown,
+        Alert::AccessDenied,
+    ];
+    let mut refusals = alerts.into_iter().map(rustls::Error::AlertReceived);
+    refusals.find(|error| error.to_string() == words).map(|error| reason(&error).1)
 }
 
 /// The same in a word, of which there are few.
@@ -375,5 +396,21 @@ fn certificate_reason(problem: &CertificateError) -> (&'static str, String) {
 impl fmt::Debug for Tls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Tls").field("files", &self.files).field("generation", &self.generation()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::AlertDescription;
+
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_told_in_our_words_also_where_only_its_own_are_left() {
+        let refused = rustls::Error::AlertReceived(AlertDescription::UnknownCA);
+        let told = "the peer does not know the CA of our certificate";
+        assert_eq!(explain(&io::Error::other(refused.to_string())), told);
+        assert_eq!(explain(&io::Error::other(refused)), told);
+        assert_eq!(explain(&io::Error::other("broken")), "broken");
     }
 }

@@ -11,7 +11,7 @@ use std::{
 
 use futures::{Stream, StreamExt as _};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf},
     net::{TcpListener, TcpStream},
     time::{Sleep, sleep, timeout},
 };
@@ -27,6 +27,9 @@ const HANDSHAKES: usize = 1024;
 
 /// How long the other side may take to close a connection that has been closed here.
 const LINGER: Duration = Duration::from_secs(5);
+
+/// The same for a connection that has been turned away.
+const PART_WITHIN: Duration = Duration::from_secs(1);
 
 /// What is read at a time of what nobody wants.
 const SCRATCH_BYTES: usize = 4096;
@@ -62,8 +65,9 @@ async fn accept(wire: io::Result<TcpStream>, tls: Option<Arc<tls::Tls>>) -> Opti
     let peer = wire.peer_addr().map_or_else(|_| "unknown".to_owned(), |peer| peer.ip().to_string());
     match timeout(HANDSHAKE_WITHIN, tls.accept(wire)).await {
         Ok(Ok(wire)) => Some(Ok(Accepted::new(Either::Right(wire)))),
-        Ok(Err(error)) => {
+        Ok(Err((error, wire))) => {
             telemetry::handshake_refused(&peer, tls::kind(&error), &tls::explain(&error));
+            part(wire).await;
             None
         }
         Err(_) => {
@@ -71,6 +75,18 @@ async fn accept(wire: io::Result<TcpStream>, tls: Option<Arc<tls::Tls>>) -> Opti
             None
         }
     }
+}
+
+/// Lets the other side read why it is turned away. It may have begun to speak already, and a socket that is closed with
+/// something unread in it resets its connection.
+async fn part(mut wire: TcpStream) {
+    let mut scratch = [0; SCRATCH_BYTES];
+    let parting = async {
+        wire.shutdown().await?;
+        while wire.read(&mut scratch).await? > 0 {}
+        io::Result::Ok(())
+    };
+    _ = timeout(PART_WITHIN, parting).await;
 }
 
 impl Accepted {

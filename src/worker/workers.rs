@@ -101,10 +101,16 @@ impl Entry {
                 error if error.transport => error.billed(BillingClass::NotSent),
                 _ => unreachable("does not describe itself"),
             })?;
-        let mut providers = answer.into_inner().providers.into_iter();
-        providers.find(|record| record.name == provider).ok_or_else(|| {
-            Error::unsupported("provider", format!("the worker configured for {provider} does not serve it"))
-        })
+        let mut providers = answer.into_inner().providers;
+        match providers.iter().position(|record| record.name == provider) {
+            Some(found) => Ok(providers.swap_remove(found)),
+            None => {
+                let names: Vec<&str> = providers.iter().map(|record| record.name.as_str()).collect();
+                let message =
+                    format!("the worker configured for {provider} serves {} only", names.join(", "));
+                Err(Error::unsupported("provider", message))
+            }
+        }
     }
 }
 
