@@ -17,6 +17,8 @@ impl Check {
     /// Says what the file holds, or fails with all problems.
     pub fn run(self) -> Result<()> {
         let settings = Origin::File(self.file.clone()).read(&gateway::built_in())?;
+        // What it would not start with.
+        settings.check_exposure(settings.listen).map_err(anyhow::Error::msg)?;
         writeln!(
             std::io::stdout(),
             "{}: valid: {} configs, {} virtual keys, {} API keys, {} remote workers",

@@ -5,7 +5,10 @@ use std::{fs, path::Path};
 use imagegate::{config, gateway};
 
 fn check(text: &str) -> Result<config::Settings, String> {
-    let secrets = |name: &str| name.ends_with("_KEY").then(|| format!("the value of {name}"));
+    let secrets = |name: &str| match name {
+        "REDIS_URL" => Some("redis://127.0.0.1".to_owned()),
+        _ => name.ends_with("_KEY").then(|| format!("the value of {name}")),
+    };
     config::read(text, &gateway::built_in(), &secrets).map_err(|problems| format!("{problems:?}"))
 }
 
@@ -18,9 +21,10 @@ fn every_example_is_valid() {
         let settings = check(&fs::read_to_string(&path).unwrap());
         let settings = settings.unwrap_or_else(|problems| panic!("{}: {problems}", path.display()));
         assert!(!settings.configs.is_empty(), "{}", path.display());
+        settings.check_exposure(settings.listen).unwrap_or_else(|why| panic!("{}: {why}", path.display()));
         checked += 1;
     }
-    assert!(checked >= 8, "{checked}");
+    assert!(checked >= 9, "{checked}");
 }
 
 #[test]
