@@ -13,6 +13,11 @@ pub struct Framed(Sha256);
 #[derive(Debug, Default)]
 pub struct Images(Vec<(Bytes, Bytes)>);
 
+/// Bytes as two digits each.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// Another number whose every bit depends on every bit of this one (SplitMix64).
 pub fn scramble(mut x: u64) -> u64 {
     for factor in [0xbf58_476d_1ce4_e5b9, 0x94d0_49bb_1331_11eb] {

@@ -3,7 +3,7 @@
 use prost::Message as _;
 
 use crate::{
-    digest::{Framed, Images},
+    digest::{Framed, Images, hex},
     images::convert::Wish,
     pb,
 };
@@ -89,7 +89,7 @@ impl Key {
 
 impl std::fmt::Display for Key {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        f.write_str(&hex(&self.0))
     }
 }
 

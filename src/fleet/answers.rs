@@ -4,7 +4,7 @@
 
 use std::{sync::atomic::Ordering, time::Duration};
 
-use super::{Fleet, QUEUED_BYTES, stored};
+use super::{Fleet, QUEUED_BYTES, millis, stored};
 use crate::{cache::key::Key, images::made::Made};
 use bytes::Bytes;
 
@@ -47,8 +47,11 @@ impl Fleet {
             return;
         }
         let mut command = redis::cmd("SET");
-        let life = u64::try_from(max_age.as_millis()).unwrap_or(u64::MAX);
-        command.arg(self.cache_key(key)).arg(stored::write_made(made, max_age)).arg("PX").arg(life);
+        command
+            .arg(self.cache_key(key))
+            .arg(stored::write_made(made, max_age))
+            .arg("PX")
+            .arg(millis(max_age));
         self.later("cache_write", command, bytes);
         if anew {
             let mut command = redis::cmd("PUBLISH");

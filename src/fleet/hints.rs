@@ -7,7 +7,7 @@ use futures::StreamExt as _;
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{Fleet, link::ASK_EVERY};
+use super::{Fleet, link::ASK_EVERY, millis};
 use crate::{
     cache::key::Key,
     config::identity::Identity,
@@ -56,10 +56,7 @@ impl Fleet {
 
     fn tell(&self, id: Identity, provider: &str, trouble: Trouble) {
         let now = Instant::now();
-        let left = |until: Option<Instant>| {
-            let left = until?.checked_duration_since(now)?;
-            u64::try_from(left.as_millis()).ok()
-        };
+        let left = |until: Option<Instant>| Some(millis(until?.checked_duration_since(now)?));
         let hint = Hint {
             from: self.own_id.clone(),
             target: format!("{id:?}"),

@@ -7,7 +7,8 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use tokio::time::{Instant, sleep};
 
-use super::{Fleet, link::Failed};
+use super::{Fleet, link::Failed, millis};
+use crate::digest::hex;
 
 /// How much longer than its request a claim lives.
 const MARGIN: Duration = Duration::from_secs(5);
@@ -173,12 +174,4 @@ impl Drop for Claim {
 
 fn answer_key(key: &str) -> String {
     format!("{key}:answer")
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use bytes::{Buf as _, Bytes};
 use prost::Message as _;
 
+use super::millis;
 use crate::{
     images::{Pieces, made::Made},
     pb,
@@ -14,8 +15,7 @@ use crate::{
 pub fn write_made(made: &Made, max_age: Duration) -> Vec<u8> {
     let report = pb::RouteReport { warnings: made.warnings.clone(), ..Default::default() };
     let result = pb::ImageResult { usage: made.usage, report: Some(report), ..Default::default() };
-    let life = u64::try_from(max_age.as_millis()).unwrap_or(u64::MAX);
-    let mut bytes = life.to_be_bytes().to_vec();
+    let mut bytes = millis(max_age).to_be_bytes().to_vec();
     encode(&result, &made.images, &mut bytes);
     bytes
 }

@@ -1,6 +1,6 @@
 //! What all roles share: listening, health, probes, draining on SIGTERM.
 //!
-//! The only place that spawns tasks.
+//! Servers are tasks of their own, and so is what runs beside them.
 
 mod accept;
 mod http;
