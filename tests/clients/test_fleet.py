@@ -410,6 +410,15 @@ def test_a_client_that_leaves_one_router_frees_its_key_for_the_other(fleet, open
     assert len(openai_api.calls) == 2
 
 
+def test_a_redis_that_takes_no_scripts_is_done_without(fleet, redis, openai_api):
+    a, _ = fleet()
+    redis.command("ACL", "SETUSER", "default", "-eval")
+    first = with_key(a, "order-1")
+    assert first.status_code == 200 and pays_again(first)
+    assert images(with_key(a, "order-1")) == images(first)
+    assert len(openai_api.calls) == 1
+
+
 def test_answers_can_stay_with_their_router(fleet, redis, openai_api):
     a, b = fleet(redis_more={"max_answer_bytes": 0})
     first = with_key(a, "order-1")
