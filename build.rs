@@ -7,7 +7,10 @@ use prost::Message as _;
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
 
-    let descriptors = protox::compile(["imagegate/v1/router.proto", "imagegate/v1/worker.proto"], ["proto"])?;
+    let descriptors = protox::compile(
+        ["imagegate/v1/admin.proto", "imagegate/v1/router.proto", "imagegate/v1/worker.proto"],
+        ["proto"],
+    )?;
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
     fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
 
@@ -20,7 +23,16 @@ fn main() -> Result<(), Box<dyn Error>> {
         // Clients connect through `src/pool`.
         .build_transport(false)
         // These carry prompts, images or credentials. Their `Debug` is written by hand in `src/pb.rs`.
-        .skip_debug([".imagegate.v1.Credential", ".imagegate.v1.Upstream", ".imagegate.v1.ImageRequest"])
+        .skip_debug([
+            ".imagegate.v1.Credential",
+            ".imagegate.v1.Upstream",
+            ".imagegate.v1.ImageRequest",
+            ".imagegate.v1.RequestRecord",
+            ".imagegate.v1.CreateVirtualKeyRequest",
+            ".imagegate.v1.UpdateVirtualKeyRequest",
+            ".imagegate.v1.CreateApiKeyResponse",
+            ".imagegate.v1.RotateApiKeyResponse",
+        ])
         .compile_fds(descriptors)?;
     Ok(())
 }

@@ -11,6 +11,7 @@
 //! - [`fleet`]: what routers share through Redis
 //! - [`shim`]: OpenAI's HTTP format in front of a router
 //! - [`router`]: `RouterService`: who calls, which plan, what happened
+//! - [`admin`]: `AdminService`: saved configs, keys and the request log, managed
 //! - [`route`]: executes a plan: strategies, the target, fitting, retries, cost
 //! - [`health`]: what past calls tell about targets and strategies: breakers, latency, budgets
 //! - [`cache`]: answers that are given again, and requests that wait for the same answer
@@ -41,6 +42,7 @@
 //! - Only `serve`, for jobs `jobs`, and for connections `pool` spawn tasks: dropping a request's future stops
 //!   everything below it.
 //! - `pool` repeats a call only if it was not sent or its endpoint has not begun; nothing waits long for Redis.
+pub mod admin;
 pub mod cache;
 pub mod call;
 pub mod cli;

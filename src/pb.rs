@@ -95,6 +95,43 @@ impl fmt::Debug for Credential {
     }
 }
 
+impl fmt::Debug for RequestRecord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RequestRecord")
+            .field("id", &self.id)
+            .field("outcome", &self.outcome)
+            .field("prompt_chars", &self.prompt.chars().count())
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for CreateVirtualKeyRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CreateVirtualKeyRequest")
+            .field("name", &self.name)
+            .field("provider", &self.provider)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for UpdateVirtualKeyRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("UpdateVirtualKeyRequest").field("slug", &self.slug).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for CreateApiKeyResponse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CreateApiKeyResponse").field("api_key", &self.api_key).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for RotateApiKeyResponse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RotateApiKeyResponse").field("api_key", &self.api_key).finish_non_exhaustive()
+    }
+}
+
 impl Size {
     /// A size in pixels.
     pub fn pixels(width: u32, height: u32) -> Self {

@@ -48,7 +48,8 @@ use self::{
 use crate::{
     error::{Error, ErrorKind},
     pb::{
-        BillingClass, router_service_client::RouterServiceClient, worker_service_client::WorkerServiceClient,
+        BillingClass, admin_service_client::AdminServiceClient, router_service_client::RouterServiceClient,
+        worker_service_client::WorkerServiceClient,
     },
     tls::Tls,
     transport::{MESSAGE_BYTES, grpc_timeout},
@@ -126,6 +127,13 @@ impl Pool {
     /// The client of a router, without the default limit of messages.
     pub fn router(self) -> RouterServiceClient<Self> {
         RouterServiceClient::new(self)
+            .max_decoding_message_size(MESSAGE_BYTES)
+            .max_encoding_message_size(MESSAGE_BYTES)
+    }
+
+    /// The client of a router's memory, without the default limit of messages.
+    pub fn admin(self) -> AdminServiceClient<Self> {
+        AdminServiceClient::new(self)
             .max_decoding_message_size(MESSAGE_BYTES)
             .max_encoding_message_size(MESSAGE_BYTES)
     }
