@@ -53,6 +53,8 @@ mod squeeze;
 #[cfg(test)]
 mod support;
 #[cfg(test)]
+mod tenants;
+#[cfg(test)]
 mod timing;
 #[cfg(test)]
 #[path = "../../examples/simulate/world/mod.rs"]

@@ -13,7 +13,7 @@ use std::{
 use bytes::Bytes;
 use futures::{StreamExt as _, stream};
 use imagegate::{
-    config::{self, providers::Providers},
+    config::{self, providers::Providers, saved::Saved},
     egress::Egress,
     error::{Error, ErrorKind, Result},
     params, pb,
@@ -509,18 +509,30 @@ impl Gateway {
     /// A router that leaves nothing to chance, so that what follows from a draw is the same in every run.
     pub fn seeded(worker: &Arc<Worker>, config: &Value, seed: u64) -> Self {
         let yaml = format!("configs: {{it: {config}}}\ndefault_config: it\n");
-        Self::start(Mode::OneProcess, &yaml, &[worker], |state| Router::seeded(state, seed))
+        let saved = Saved::default();
+        Self::start(Mode::OneProcess, &yaml, &[worker], &saved, |state| Router::seeded(state, seed))
     }
 
     /// A router with a whole configuration. In its environment, `PAINT_KEY` is `sk-stored`.
     pub fn new(mode: Mode, yaml: &str, workers: &[&Arc<Worker>]) -> Self {
-        Self::start(mode, yaml, workers, Router::new)
+        Self::start(mode, yaml, workers, &Saved::default(), Router::new)
     }
 
-    fn start(mode: Mode, yaml: &str, workers: &[&Arc<Worker>], router: impl FnOnce(State) -> Router) -> Self {
+    /// The same with what was saved while it ran.
+    pub fn remembering(mode: Mode, yaml: &str, workers: &[&Arc<Worker>], saved: &Saved) -> Self {
+        Self::start(mode, yaml, workers, saved, Router::new)
+    }
+
+    fn start(
+        mode: Mode,
+        yaml: &str,
+        workers: &[&Arc<Worker>],
+        saved: &Saved,
+        router: impl FnOnce(State) -> Router,
+    ) -> Self {
         let mut servers = JoinSet::new();
         let connections = Arc::<AtomicUsize>::default();
-        let (state, max_body_bytes) = state(mode, yaml, workers, &mut servers, &connections);
+        let (state, max_body_bytes) = state(mode, yaml, workers, saved, &mut servers, &connections);
         let local = router(state);
         let here: SharedRouter = Arc::new(local.clone());
         let router = match mode {
@@ -541,7 +553,8 @@ impl Gateway {
 
     /// Another configuration for the same router.
     pub fn reload(&mut self, yaml: &str, workers: &[&Arc<Worker>]) {
-        let (state, _) = state(self.mode, yaml, workers, &mut self.servers, &self.connections);
+        let saved = Saved::default();
+        let (state, _) = state(self.mode, yaml, workers, &saved, &mut self.servers, &self.connections);
         self.local.replace(state);
     }
 
@@ -606,12 +619,13 @@ fn state(
     mode: Mode,
     yaml: &str,
     workers: &[&Arc<Worker>],
+    saved: &Saved,
     servers: &mut JoinSet<()>,
     connections: &Arc<AtomicUsize>,
 ) -> (State, usize) {
     let built_in = workers.iter().fold(Providers::default(), |all, worker| all.with(&worker.record));
     let environment = |name: &str| (name == "PAINT_KEY").then(|| "sk-stored".to_owned());
-    let settings = config::read(yaml, &built_in, &environment).unwrap();
+    let settings = config::read(yaml, &built_in, &environment).unwrap().joined(saved, &built_in);
     let mut known = Workers::default();
     for worker in workers {
         let here: SharedWorker = Arc::clone(worker) as _;
