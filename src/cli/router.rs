@@ -9,9 +9,11 @@ use anyhow::Result;
 
 use super::ConfigArg;
 use crate::{
+    admin,
     config::{Origin, file::Listen},
     fleet::Fleet,
     gateway::Gateway,
+    pool,
     router::{self, remote::Served},
     serve::{Grpc, Servers},
     shim::{Files, Shim},
@@ -61,7 +63,8 @@ pub async fn serve(origin: Origin, defaults: Listen) -> Result<()> {
         let files = Arc::new(Files::new(&settings.data_dir, settings.image_lifetime));
         let public_url = settings.public_url.as_deref();
         let limit = settings.limits.max_body_bytes;
-        let shim = Shim::new(Arc::new(router.clone()), Arc::clone(&files), public_url, limit);
+        let admin = placeholder_admin();
+        let shim = Shim::new(Arc::new(router.clone()), admin, Arc::clone(&files), public_url, limit);
         servers.http("http", address, shim.routes()).await?;
         servers.background(async move { files.keep_swept().await });
     }
@@ -76,4 +79,9 @@ pub async fn serve(origin: Origin, defaults: Listen) -> Result<()> {
     let outcome = servers.run().await;
     router.leave_fleet().await;
     outcome
+}
+
+/// Placeholder for `router.admin()`: the adapter of a memory that is nowhere, so that every call to it fails.
+fn placeholder_admin() -> admin::SharedAdmin {
+    Arc::new(admin::remote::Remote::new(pool::Pool::new(pool::Service::Router, Vec::new(), None)))
 }

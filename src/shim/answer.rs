@@ -133,8 +133,13 @@ fn usage(usage: &pb::Usage) -> Option<Value> {
 
 /// A failed request.
 pub fn error(error: &Error, request: &HeaderMap) -> Response {
+    error_with(error, error_body(error), request)
+}
+
+/// A failed request whose body says more.
+pub fn error_with(error: &Error, body: Value, request: &HeaderMap) -> Response {
     let status = StatusCode::from_u16(error.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let mut response = (status, axum::Json(error_body(error))).into_response();
+    let mut response = (status, axum::Json(body)).into_response();
     let report = error.report.as_deref().cloned().unwrap_or_default();
     let headers = response.headers_mut();
     report_headers(headers, &report, request);
@@ -193,17 +198,7 @@ pub fn report_headers(headers: &mut HeaderMap, report: &RouteReport, request: &H
     put("x-portkey-provider", &report.provider);
     put("x-portkey-last-used-option-index", &report.target);
     put("x-portkey-retry-attempt-count", &report.retry_count.to_string());
-    put(
-        "x-portkey-cache-status",
-        match report.cache_status() {
-            CacheStatus::Unspecified => "DISABLED",
-            CacheStatus::Hit => "HIT",
-            CacheStatus::Miss => "MISS",
-            CacheStatus::Refresh => "REFRESH",
-            CacheStatus::SemanticHit => "SEMANTIC HIT",
-            CacheStatus::SemanticMiss => "SEMANTIC MISS",
-        },
-    );
+    put("x-portkey-cache-status", cache_status(report.cache_status()));
     put("x-imagegate-attempts", &attempts_text(&report.attempts));
     put("x-imagegate-warnings", &warnings_text(&report.warnings));
     put("x-imagegate-replay-of", &report.replay_of);
@@ -211,6 +206,18 @@ pub fn report_headers(headers: &mut HeaderMap, report: &RouteReport, request: &H
     put("x-imagegate-cost-usd", &cost_text(&report.cost_lines));
     if let Some(parent) = request.get("traceparent") {
         headers.insert("traceparent", parent.clone());
+    }
+}
+
+/// What the cache did, in the reference's words.
+pub fn cache_status(status: CacheStatus) -> &'static str {
+    match status {
+        CacheStatus::Unspecified => "DISABLED",
+        CacheStatus::Hit => "HIT",
+        CacheStatus::Miss => "MISS",
+        CacheStatus::Refresh => "REFRESH",
+        CacheStatus::SemanticHit => "SEMANTIC HIT",
+        CacheStatus::SemanticMiss => "SEMANTIC MISS",
     }
 }
 
