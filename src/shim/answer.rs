@@ -198,7 +198,17 @@ pub fn report_headers(headers: &mut HeaderMap, report: &RouteReport, request: &H
     put("x-portkey-provider", &report.provider);
     put("x-portkey-last-used-option-index", &report.target);
     put("x-portkey-retry-attempt-count", &report.retry_count.to_string());
-    put("x-portkey-cache-status", cache_status(report.cache_status()));
+    put(
+        "x-portkey-cache-status",
+        match report.cache_status() {
+            CacheStatus::Unspecified => "DISABLED",
+            CacheStatus::Hit => "HIT",
+            CacheStatus::Miss => "MISS",
+            CacheStatus::Refresh => "REFRESH",
+            CacheStatus::SemanticHit => "SEMANTIC HIT",
+            CacheStatus::SemanticMiss => "SEMANTIC MISS",
+        },
+    );
     put("x-imagegate-attempts", &attempts_text(&report.attempts));
     put("x-imagegate-warnings", &warnings_text(&report.warnings));
     put("x-imagegate-replay-of", &report.replay_of);
@@ -206,18 +216,6 @@ pub fn report_headers(headers: &mut HeaderMap, report: &RouteReport, request: &H
     put("x-imagegate-cost-usd", &cost_text(&report.cost_lines));
     if let Some(parent) = request.get("traceparent") {
         headers.insert("traceparent", parent.clone());
-    }
-}
-
-/// What the cache did, in the reference's words.
-pub fn cache_status(status: CacheStatus) -> &'static str {
-    match status {
-        CacheStatus::Unspecified => "DISABLED",
-        CacheStatus::Hit => "HIT",
-        CacheStatus::Miss => "MISS",
-        CacheStatus::Refresh => "REFRESH",
-        CacheStatus::SemanticHit => "SEMANTIC HIT",
-        CacheStatus::SemanticMiss => "SEMANTIC MISS",
     }
 }
 

@@ -5,10 +5,10 @@ import io
 import json
 
 import openai
-import portkey_ai
 import pytest
 import requests
 from portkey_ai import Portkey, createHeaders
+from portkey_ai.api_resources.exceptions import BadRequestError, NotFoundError
 
 from gateway import OPS_KEY, TEAM_KEY, eventually, founding_config, openai_error
 
@@ -120,7 +120,7 @@ def test_providers_are_virtual_keys(gateway, portkey, openai_api):
     assert [provider.slug for provider in portkey.providers.list().data] == ["oa"]
     assert portkey.providers.update(slug="oa", name="Other").slug == "oa"
     assert portkey.virtual_keys.retrieve(slug="oa").data["name"] == "Other"
-    with pytest.raises(portkey_ai.BadRequestError, match="integration_id"):
+    with pytest.raises(BadRequestError, match="integration_id"):
         portkey.providers.create(name="x", integration_id="openai-prod")
     assert portkey.providers.delete(slug="oa").success
 
@@ -278,5 +278,5 @@ def test_a_shim_alone_manages_the_router_behind_it(cluster, stability_api, opena
     saved = portkey.configs.create(name="x", config={"virtual_key": "open-ai-virtual-key"})
     headers, answer = generate(gateway, saved.slug)
     assert decode(answer.data[0].b64_json) and headers["x-portkey-provider"] == "openai"
-    with pytest.raises(portkey_ai.NotFoundError):
+    with pytest.raises(NotFoundError):
         portkey.configs.retrieve(slug="pc-none")

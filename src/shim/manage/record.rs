@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use super::{some, time_text};
 use crate::{
     params,
-    pb::{self, BillingClass, CostSource, RequestRecord},
+    pb::{self, CostSource, RequestRecord},
     shim::answer,
 };
 
@@ -63,7 +63,7 @@ pub fn describe(record: &RequestRecord) -> Value {
         "last_used_option_index": some(&record.target),
         "fallback": record.fallback,
         "refused": record.refused,
-        "cache_status": answer::cache_status(record.cache_status()).to_ascii_lowercase(),
+        "cache_status": record.cache_status().name(),
         "calls": record.calls,
         "cost": record.cost_usd,
         "cost_currency": "USD",
@@ -181,13 +181,6 @@ fn report(report: &pb::RouteReport) -> Value {
 }
 
 fn attempt(attempt: &pb::Attempt) -> Value {
-    let billing = match attempt.billing() {
-        BillingClass::Unspecified => None,
-        BillingClass::NotSent => Some("not_sent"),
-        BillingClass::RejectedUnbilled => Some("rejected_unbilled"),
-        BillingClass::Unknown => Some("unknown"),
-        BillingClass::Billed => Some("billed"),
-    };
     json!({
         "number": attempt.number,
         "target": attempt.target,
@@ -197,7 +190,7 @@ fn attempt(attempt: &pb::Attempt) -> Value {
         "reason": some(&attempt.reason),
         "status": (attempt.status > 0).then_some(attempt.status),
         "message": some(&attempt.message),
-        "billing": billing,
+        "billing": attempt.billing().name(),
         "duration_ms": attempt.duration_ms,
         "upstream_request_id": some(&attempt.upstream_request_id),
     })
