@@ -275,7 +275,7 @@ def test_a_taken_slug_is_a_conflict(gateway, portkey, stability_api, openai_api)
 def test_a_shim_alone_manages_the_router_behind_it(cluster, stability_api, openai_api, decode):
     gateway = cluster({**founding_config(stability_api, openai_api), "log": {"flush_ms": 20}})
     portkey = Portkey(base_url=gateway.base_url, api_key=OPS_KEY)
-    saved = portkey.configs.create(name="x", config={"virtual_key": "open-ai-virtual-key"})
+    saved = portkey.configs.create(name="x", config={**SECOND, "virtual_key": "open-ai-virtual-key"})
     headers, answer = generate(gateway, saved.slug)
     assert decode(answer.data[0].b64_json) and headers["x-portkey-provider"] == "openai"
     with pytest.raises(NotFoundError):

@@ -46,7 +46,7 @@ pub fn read(query: &mut Object<'_>) -> pb::RequestFilter {
         metadata: metadata(query),
         min_cost_usd: number(query, "min_cost_usd"),
         max_cost_usd: number(query, "max_cost_usd"),
-        cache_status: text(query, "cache_status"),
+        cache_status: cache_status(query),
     };
     if let Some(said) = query.text("ai_org_model") {
         match said.split_once("__") {
@@ -115,6 +115,17 @@ fn metadata(query: &mut Object<'_>) -> BTreeMap<String, String> {
         other => other.to_string(),
     };
     fields.into_iter().map(|(name, value)| (name, written(value))).collect()
+}
+
+/// As the log spells it, or as the header `x-portkey-cache-status` does.
+fn cache_status(query: &mut Object<'_>) -> String {
+    let said = text(query, "cache_status");
+    let name = said.to_ascii_lowercase().replace(' ', "_");
+    let known = ["hit", "miss", "refresh", "semantic_hit", "semantic_miss"];
+    if !name.is_empty() && !known.contains(&name.as_str()) {
+        query.problem("cache_status", format!("'{said}' is not allowed; allowed: {}", known.join(", ")));
+    }
+    name
 }
 
 fn flag(query: &mut Object<'_>, name: &str) -> Option<bool> {

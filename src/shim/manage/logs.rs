@@ -140,10 +140,10 @@ mod tests {
         let memory = Arc::new(Fake::default());
         let searches = [
             "from_unix_ms=1000&until_unix_ms=2000&provider=openai&model=dall-e-3&config=pc-a&caller=id-1&virtual_key=v\
-             &statuses=429&statuses=500&success=false&metadata=%7B%22user%22%3A%22mia%22%7D&page_size=10&page_token=t",
+             &statuses=429&statuses=500&success=false&metadata=%7B%22user%22%3A%22mia%22%7D&cache_status=semantic_hit&page_size=10&page_token=t",
             "time_of_generation_min=1970-01-01T00:00:01Z&time_of_generation_max=1970-01-01T00:00:02Z\
              &ai_org_model=openai__dall-e-3&configs=pc-a&api_key_ids=id-1&virtual_keys=v&status_code=429,500\
-             &success=false&metadata=%7B%22user%22%3A%22mia%22%7D&page_size=10&page_token=t",
+             &success=false&metadata=%7B%22user%22%3A%22mia%22%7D&cache_status=SEMANTIC+HIT&page_size=10&page_token=t",
         ];
         for search in searches {
             memory.answers("list_requests", page(&["r-1"], "next"));
@@ -162,6 +162,7 @@ mod tests {
                 statuses: vec![429, 500],
                 success: Some(false),
                 metadata: [("user".into(), "mia".into())].into(),
+                cache_status: "semantic_hit".into(),
                 ..Default::default()
             };
             assert_eq!(message.filter, Some(expected));
@@ -187,6 +188,7 @@ mod tests {
             "time_of_generation_min=yesterday",
             "from_unix_ms=1&time_of_generation_min=1970-01-01",
             "ai_org_model=openai",
+            "cache_status=disabled",
             "workspace_slug=w",
         ] {
             let (status, body) = json(&memory, "GET", &format!("/v1/logs?{search}"), None).await;
