@@ -9,7 +9,7 @@
 //! - [`pool`]: a service in other processes, at all the endpoints that answer for it
 //! - [`tls`]: certificates between the roles
 //! - [`fleet`]: what routers share through Redis
-//! - [`shim`]: OpenAI's HTTP format in front of a router
+//! - [`shim`]: OpenAI's HTTP format, and the reference's for management, in front of a router
 //! - [`router`]: `RouterService`: who calls, which plan, what happened
 //! - [`admin`]: `AdminService`: saved configs, keys and the request log, managed
 //! - [`route`]: executes a plan: strategies, the target, fitting, retries, cost
@@ -37,7 +37,7 @@
 //! - `provider` does no IO. `worker::drive` is the only upstream caller, through `worker::http`. The embeddings
 //!   endpoint of `cache` and the webhooks of `jobs` are the only other hosts that are called, through the same.
 //! - `config` is the only reader of configuration files and of the environment behind them.
-//! - `shim` knows nothing about strategies: it only calls the `RouterService` trait.
+//! - `shim` knows nothing about strategies: it only calls the `RouterService` and `AdminService` traits.
 //! - A deadline never grows. After the first preview of an image there is no retry and no fallback.
 //! - Prompts, images and keys never reach a log, an error message or a metric label.
 //! - Only `serve`, for jobs `jobs`, and for connections `pool` spawn tasks: dropping a request's future stops

@@ -68,7 +68,8 @@ pub async fn serve(origin: Origin, defaults: Listen) -> Result<()> {
         let files = Arc::new(Files::new(&settings.data_dir, settings.image_lifetime));
         let public_url = settings.public_url.as_deref();
         let limit = settings.limits.max_body_bytes;
-        let shim = Shim::new(Arc::new(router.clone()), Arc::clone(&files), public_url, limit);
+        let memory = Arc::new(admin.clone());
+        let shim = Shim::new(Arc::new(router.clone()), memory, Arc::clone(&files), public_url, limit);
         servers.http("http", address, shim.routes()).await?;
         servers.background(async move { files.keep_swept().await });
     }

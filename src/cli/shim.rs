@@ -6,6 +6,7 @@ use anyhow::Result;
 
 use super::connect::{self, TlsArgs};
 use crate::{
+    admin,
     config::file::Shutdown,
     pool::Service,
     router::remote::Remote,
@@ -63,10 +64,12 @@ impl Shim {
     pub async fn run(self) -> Result<()> {
         let metrics = telemetry::init_metrics().map_err(anyhow::Error::msg)?;
         let tls = self.tls.read()?;
-        let router = Remote::new(connect::pool("--router", Service::Router, &self.router, tls.as_ref())?);
+        let pool = connect::pool("--router", Service::Router, &self.router, tls.as_ref())?;
+        let (router, admin) = (Remote::new(pool.clone()), admin::remote::Remote::new(pool));
         let files = Arc::new(Files::new(&self.data_dir, Duration::from_secs(self.image_lifetime_s)));
         let public_url = self.public_url.as_deref().map(|url| url.trim_end_matches('/'));
-        let shim = shim::Shim::new(Arc::new(router), Arc::clone(&files), public_url, self.max_body_bytes);
+        let (files_kept, limit) = (Arc::clone(&files), self.max_body_bytes);
+        let shim = shim::Shim::new(Arc::new(router), Arc::new(admin), files_kept, public_url, limit);
         let mut servers = Servers::new(Shutdown {
             delay: Duration::from_secs(self.shutdown_delay_s),
             grace: Duration::from_secs(self.shutdown_grace_s),

@@ -133,8 +133,13 @@ fn usage(usage: &pb::Usage) -> Option<Value> {
 
 /// A failed request.
 pub fn error(error: &Error, request: &HeaderMap) -> Response {
+    error_with(error, error_body(error), request)
+}
+
+/// A failed request whose body says more.
+pub fn error_with(error: &Error, body: Value, request: &HeaderMap) -> Response {
     let status = StatusCode::from_u16(error.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let mut response = (status, axum::Json(error_body(error))).into_response();
+    let mut response = (status, axum::Json(body)).into_response();
     let report = error.report.as_deref().cloned().unwrap_or_default();
     let headers = response.headers_mut();
     report_headers(headers, &report, request);

@@ -1,6 +1,6 @@
-//! The HTTP shim: OpenAI's Images API in front of a router.
+//! The HTTP shim: OpenAI's Images API in front of a router, and the reference's management API beside it.
 //!
-//! Translates to `RouterService` and back, and keeps images that were asked for as `url`. It knows nothing of
+//! Translates to `RouterService` and `AdminService` and back, and keeps images that were asked for as `url`. It knows nothing of
 //! routing: headers travel to the router as metadata, and what routing did comes back as a report.
 
 mod answer;
@@ -11,6 +11,7 @@ mod explain;
 mod files;
 mod images;
 mod jobs;
+mod manage;
 mod request;
 
 use std::{sync::Arc, time::Duration};
@@ -27,6 +28,7 @@ use tonic::{Request, metadata::MetadataMap};
 
 pub use self::files::Files;
 use crate::{
+    admin::SharedAdmin,
     error::{Error, ErrorKind},
     pb,
     provider::shown,
@@ -37,6 +39,7 @@ use crate::{
 #[derive(Clone)]
 pub struct Shim {
     router: SharedRouter,
+    admin: SharedAdmin,
     files: Arc<Files>,
     /// How clients reach us; else the request's own host.
     public_url: Option<Arc<str>>,
@@ -44,15 +47,16 @@ pub struct Shim {
 }
 
 impl Shim {
-    /// A shim in front of a router.
+    /// A shim in front of a router and its memory.
     /// Larger request bodies than `max_body_bytes` are refused.
     pub fn new(
         router: SharedRouter,
+        admin: SharedAdmin,
         files: Arc<Files>,
         public_url: Option<&str>,
         max_body_bytes: usize,
     ) -> Self {
-        Self { router, files, public_url: public_url.map(Into::into), max_body_bytes }
+        Self { router, admin, files, public_url: public_url.map(Into::into), max_body_bytes }
     }
 
     /// All routes.
@@ -66,7 +70,7 @@ impl Shim {
             .route("/images/edits", post(images::deployment_edits));
         Router::new()
             .route("/", get(|| async { "imagegate: OpenAI Images API under /v1\n" }))
-            .nest("/v1", images.clone())
+            .nest("/v1", images.clone().merge(manage::routes()))
             // Azure's clients, with a deployment in the path or, since its v1, without.
             .nest("/openai/v1", images)
             .nest("/openai/deployments/{deployment}", azure)

@@ -40,16 +40,17 @@ pub struct Parsed {
 /// Reads a request's body, JSON or multipart as its content type says, unless that takes too long.
 pub async fn read(request: Request, operation: Operation, max_body_bytes: usize) -> Result<Parsed> {
     let parsed = timeout(READ_AT_MOST, parse(request, operation, max_body_bytes)).await;
-    parsed.unwrap_or_else(|_| {
-        Err(Error::invalid("body", "the request body took too long to arrive").with_status(408))
-    })
+    parsed.unwrap_or_else(|_| Err(too_slow()))
+}
+
+/// Reads a request's body as it is, unless that takes too long.
+pub async fn read_bytes(request: Request, max_body_bytes: usize) -> Result<Bytes> {
+    let read = async { read_body(refuse_too_large(request, max_body_bytes).await?).await };
+    timeout(READ_AT_MOST, read).await.unwrap_or_else(|_| Err(too_slow()))
 }
 
 async fn parse(request: Request, operation: Operation, max_body_bytes: usize) -> Result<Parsed> {
-    if announced_length(&request).is_some_and(|length| length > max_body_bytes) {
-        drain(request.into_body()).await;
-        return Err(too_large());
-    }
+    let request = refuse_too_large(request, max_body_bytes).await?;
     let content_type = request.headers().get(CONTENT_TYPE).map_or("", |value| value.to_str().unwrap_or("?"));
     let media_type = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     let mut parsed = match media_type.as_str() {
@@ -71,6 +72,14 @@ async fn read_body(request: Request) -> Result<Bytes> {
         .map_err(|rejection| too_large_or_broken(rejection.status().as_u16()))
 }
 
+async fn refuse_too_large(request: Request, max_body_bytes: usize) -> Result<Request> {
+    if announced_length(&request).is_some_and(|length| length > max_body_bytes) {
+        drain(request.into_body()).await;
+        return Err(too_large());
+    }
+    Ok(request)
+}
+
 fn announced_length(request: &Request) -> Option<usize> {
     request.headers().get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
@@ -85,6 +94,10 @@ async fn drain(mut body: Body) {
             Ok(Some(Err(_)) | None) | Err(_) => return,
         }
     }
+}
+
+fn too_slow() -> Error {
+    Error::invalid("body", "the request body took too long to arrive").with_status(408)
 }
 
 fn too_large() -> Error {
