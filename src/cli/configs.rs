@@ -52,8 +52,8 @@ enum Command {
         /// As x-portkey-config names it
         slug: String,
         /// An older version
-        #[arg(long, value_name = "N")]
-        version: Option<u32>,
+        #[arg(value_name = "VERSION")]
+        number: Option<u32>,
     },
     /// Save a new config, or with --slug another version of one
     #[command(
@@ -95,7 +95,8 @@ enum Command {
         /// As x-portkey-config names it
         slug: String,
         /// The version to go back to
-        version: u32,
+        #[arg(value_name = "VERSION")]
+        number: u32,
     },
     /// Delete a config with all its versions
     #[command(after_help = "Example:\n  imagegate configs rm pc-hero-1a2b3c")]
@@ -111,8 +112,8 @@ impl Configs {
         let memory = self.router.memory()?;
         match self.command {
             Command::List => list(&memory, self.json).await,
-            Command::Show { slug, version } => {
-                let config = get(&memory, &slug, version.unwrap_or(0)).await?;
+            Command::Show { slug, number } => {
+                let config = get(&memory, &slug, number.unwrap_or(0)).await?;
                 let text = if self.json {
                     serde_json::to_string_pretty(&json::config(&config))?
                 } else {
@@ -139,9 +140,9 @@ impl Configs {
                 }
                 Ok(())
             }
-            Command::Rollback { slug, version } => {
+            Command::Rollback { slug, number } => {
                 let request =
-                    pb::UpdateConfigRequest { slug, rollback_to: Some(version), ..Default::default() };
+                    pb::UpdateConfigRequest { slug, rollback_to: Some(number), ..Default::default() };
                 let ask = async |admin: &Remote, request| admin.update_config(request).await;
                 tell(&memory.ask(request, ask).await?.config.unwrap_or_default(), self.json)
             }

@@ -103,7 +103,11 @@ impl Memory<'_> {
         call: impl AsyncFnOnce(&admin::remote::Remote, Request<Q>) -> Result<Response<A>, Status>,
     ) -> Result<A> {
         let answer = self.try_ask(message, call).await?;
-        answer.map_err(|error| anyhow!("{}", error.message))
+        answer.map_err(|error| match error.message.as_str() {
+            // A router that is older than the command says nothing.
+            "" => anyhow!("{}", error.kind.name()),
+            message => anyhow!("{message}"),
+        })
     }
 
     /// The same for those who tell more about an error that the router answers.
