@@ -77,6 +77,8 @@ pub struct RequestContext {
     pub health: Arc<Health>,
     /// Who calls; empty where everybody may.
     pub caller: String,
+    /// Whose caller that is.
+    pub tenant: String,
     /// Answers of past requests.
     pub cache: Arc<Cache>,
     /// Who compares prompts, if somebody does.

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     future::Future,
     path::Path,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -13,12 +13,15 @@ use arc_swap::ArcSwap;
 use tracing::{error, info, warn};
 
 use crate::{
-    config::{Origin, Settings, file::Listen, plan::Credential, providers::Providers, tls::TlsFiles},
+    config::{
+        Origin, Settings, file::Listen, plan::Credential, providers::Providers, saved::Saved, tls::TlsFiles,
+    },
     egress::Egress,
     pool::{Address, Pool, Service},
     provider::{self, sandbox::Sandbox},
     router::{Router, State},
     serve::Hangups,
+    store::{CannotOpen, Store, now_ms},
     telemetry,
     tls::Tls,
     worker::{
@@ -45,6 +48,14 @@ pub struct Gateway {
     tls: Option<Arc<Tls>>,
     /// As they are configured, so that a change of configuration keeps connections.
     remote: Mutex<Remotes>,
+    /// What the file says now.
+    settings: ArcSwap<Settings>,
+    /// What is remembered, if it can be.
+    store: OnceLock<Arc<Store>>,
+    /// What was saved, as it was last loaded.
+    saved: ArcSwap<Saved>,
+    /// Held while that is put into force.
+    refreshing: tokio::sync::Mutex<()>,
 }
 
 /// Workers elsewhere, by provider and addresses.
@@ -64,7 +75,19 @@ impl Gateway {
         let settings = Arc::new(origin.read(&built_in)?);
         let tls = settings.tls.files().cloned().map(Tls::try_new).transpose();
         let tls = tls.map_err(|reason| anyhow!("tls: {reason}"))?;
-        let gateway = Self { origin, built_in, local, http, secrets, tls, remote: Mutex::default() };
+        let gateway = Self {
+            origin,
+            built_in,
+            local,
+            http,
+            secrets,
+            tls,
+            remote: Mutex::default(),
+            settings: ArcSwap::new(Arc::clone(&settings)),
+            store: OnceLock::new(),
+            saved: ArcSwap::default(),
+            refreshing: tokio::sync::Mutex::default(),
+        };
         gateway.apply(&settings);
         Ok((gateway, settings))
     }
@@ -75,7 +98,79 @@ impl Gateway {
     /// The address of a worker cannot be one.
     pub fn state(&self, settings: &Arc<Settings>) -> Result<State> {
         let workers = Arc::new(self.workers(settings)?);
-        Ok(State::new(Arc::clone(settings), workers, &self.built_in).reaching(&self.http))
+        let providers =
+            workers.providers().iter().fold(self.built_in.clone(), |all, name| all.with_own(name));
+        let joined = Arc::new(settings.joined(&self.saved.load(), &providers));
+        Ok(State::new(joined, workers, &self.built_in).reaching(&self.http))
+    }
+
+    /// Opens the store and loads what was saved. A file that cannot be used is done without, and said: the gateway
+    /// still does what its configuration says. A database that was configured is waited for by whoever starts this
+    /// process again.
+    ///
+    /// # Errors
+    /// The database cannot be used.
+    pub async fn remember(&self) -> Result<()> {
+        let settings = self.settings.load_full();
+        let opened = async {
+            let store = Store::open(&settings.memory, &settings.data_dir).await?;
+            let saved = store.load().await.map_err(|error| CannotOpen(error.message.clone()))?;
+            Ok::<_, CannotOpen>((store, saved))
+        };
+        match opened.await {
+            Ok((store, saved)) => {
+                telemetry::store_up(true);
+                self.saved.store(Arc::new(saved));
+                _ = self.store.set(Arc::new(store));
+                Ok(())
+            }
+            Err(reason) if settings.memory.store_url.is_none() => {
+                telemetry::store_up(false);
+                telemetry::store_away(&reason.to_string());
+                Ok(())
+            }
+            Err(reason) => Err(reason.into()),
+        }
+    }
+
+    /// What is remembered, if it can be.
+    pub fn store(&self) -> Option<&Arc<Store>> {
+        self.store.get()
+    }
+
+    /// Loads what was saved and puts it into force.
+    ///
+    /// # Errors
+    /// The store is away: what was loaded before stays in force.
+    pub async fn refresh(&self, router: &Router) -> Result<()> {
+        let Some(store) = self.store() else { return Ok(()) };
+        let _alone = self.refreshing.lock().await;
+        self.saved.store(Arc::new(store.load().await.map_err(|error| anyhow!("{}", error.message))?));
+        router.replace(self.state(&self.settings.load_full())?);
+        Ok(())
+    }
+
+    /// Notices what other routers have saved, and what expires, as long as it runs.
+    pub async fn keep_fresh(&self, router: &Router) {
+        let Some(store) = self.store() else { return };
+        let mut is_away = false;
+        loop {
+            tokio::time::sleep(LOOK_EVERY).await;
+            let known = self.saved.load().revision;
+            let is_due = self.saved.load().next_change_ms.is_some_and(|at| at <= now_ms());
+            let looked = match store.revision().await {
+                Ok(revision) if revision == known && !is_due => Ok(()),
+                Ok(_) => self.refresh(router).await.map_err(|problem| problem.to_string()),
+                Err(error) => Err(error.message.clone()),
+            };
+            telemetry::store_up(looked.is_ok());
+            match &looked {
+                Err(reason) if !is_away => telemetry::store_away(reason),
+                Ok(()) if is_away => telemetry::store_back(),
+                _ => {}
+            }
+            is_away = looked.is_err();
+        }
     }
 
     /// Every worker: those of this process, and those that the configuration names.
@@ -126,7 +221,7 @@ impl Gateway {
     }
 
     /// Puts every valid change of the file into force. An invalid one is logged, and the old one stays.
-    pub fn watch(self, router: Option<(Router, Listen)>) -> impl Future<Output = ()> + Send {
+    pub fn watch(self: Arc<Self>, router: Option<(Router, Listen)>) -> impl Future<Output = ()> + Send {
         // From now on: one that comes before anybody listens ends the process.
         let mut hangups = Hangups::new();
         async move {
@@ -159,6 +254,7 @@ impl Gateway {
         match read {
             Ok((state, settings)) => {
                 self.apply(&settings);
+                self.settings.store(settings);
                 if let Some((router, _)) = router {
                     router.replace(state);
                 }
@@ -179,7 +275,7 @@ impl Gateway {
             let api_key = match &upstream.credential {
                 Credential::ApiKey(key) => Some(key.clone()),
                 Credential::None => None,
-                Credential::HeldByWorker(_) => return None,
+                Credential::HeldByWorker(_) | Credential::Withdrawn(_) => return None,
             };
             Some((name.clone(), Held { api_key, options: Options(upstream.options.clone()) }))
         });

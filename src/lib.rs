@@ -15,6 +15,7 @@
 //! - [`route`]: executes a plan: strategies, the target, fitting, retries, cost
 //! - [`health`]: what past calls tell about targets and strategies: breakers, latency, budgets
 //! - [`cache`]: answers that are given again, and requests that wait for the same answer
+//! - [`store`]: what is remembered, in SQLite or PostgreSQL, and sealed where it is secret
 //! - [`jobs`]: requests that run whether or not somebody waits, and webhooks
 //! - [`call`]: what one request carries down the tree, and what is recorded on the way
 //! - [`worker`]: `WorkerService`: drives a provider over HTTP, here or in another process
@@ -66,6 +67,7 @@ pub mod route;
 pub mod router;
 pub mod serve;
 pub mod shim;
+pub mod store;
 pub mod telemetry;
 pub mod tls;
 pub mod transport;

@@ -38,6 +38,10 @@ const ENDPOINT_EJECTIONS: &str = "imagegate_endpoint_ejections_total";
 const CERTIFICATE_EXPIRES: &str = "imagegate_tls_certificate_expiry_timestamp_seconds";
 const REDIS_UP: &str = "imagegate_redis_up";
 const REDIS_ERRORS: &str = "imagegate_redis_errors_total";
+const STORE_ERRORS: &str = "imagegate_store_errors_total";
+const STORE_UP: &str = "imagegate_store_up";
+const LOG_WRITTEN: &str = "imagegate_request_log_written_total";
+const LOG_LOST: &str = "imagegate_request_log_lost_total";
 const TLS_REFUSALS: &str = "imagegate_tls_refusals_total";
 
 /// Seconds: an image takes from one second to several minutes.
@@ -100,6 +104,10 @@ pub fn init_metrics() -> Result<PrometheusHandle, String> {
     describe_gauge!(CERTIFICATE_EXPIRES, "When this process's certificate ends.");
     describe_gauge!(REDIS_UP, "Whether Redis answers in time: 1 or 0.");
     describe_counter!(REDIS_ERRORS, "What was asked of Redis in vain, by operation.");
+    describe_counter!(STORE_ERRORS, "What was asked of the store in vain.");
+    describe_gauge!(STORE_UP, "Whether the store answers: 1 or 0.");
+    describe_counter!(LOG_WRITTEN, "Requests that were written to the request log.");
+    describe_counter!(LOG_LOST, "Requests that are missing in the request log, by reason.");
     describe_counter!(TLS_REFUSALS, "Connections whose TLS handshake failed, by reason.");
     Ok(handle)
 }
@@ -140,6 +148,48 @@ pub fn rejected(request_id: &str, trace_id: &str, error: &Error) {
     counter!(REQUESTS, "operation" => "rejected", "outcome" => error.kind.name()).increment(1);
     let (outcome, status, message) = (error.kind.name(), error.status, error.message.as_str());
     info!(request_id, trace_id, outcome, status, attempts = 0, error = message, "request");
+}
+
+/// Notes what was asked of the store in vain.
+pub fn store_failed(reason: &str) {
+    counter!(STORE_ERRORS).increment(1);
+    debug!(reason, "the store failed");
+}
+
+/// Notes whether the store answers.
+pub fn store_up(up: bool) {
+    gauge!(STORE_UP).set(if up { 1.0 } else { 0.0 });
+}
+
+/// Says once that the store is away.
+pub fn store_away(reason: &str) {
+    error!(reason, "the store is away: requests go on with what is known, nothing can be managed");
+}
+
+/// Says once that the store is there again.
+pub fn store_back() {
+    info!("the store is there again");
+}
+
+/// Notes requests that were written to the log.
+pub fn log_written(requests: usize) {
+    counter!(LOG_WRITTEN).increment(requests as u64);
+}
+
+/// Notes requests that will be missing in the log.
+pub fn log_lost(reason: &'static str, requests: usize) {
+    counter!(LOG_LOST, "reason" => reason).increment(requests as u64);
+    debug!(reason, requests, "requests are missing in the log");
+}
+
+/// Says once that the log cannot be written.
+pub fn log_not_written() {
+    error!("the request log cannot be written: what does not fit into memory will be missing");
+}
+
+/// Says once that the log is written again.
+pub fn log_written_again() {
+    info!("the request log is written again");
 }
 
 /// Notes that a job begins.

@@ -9,12 +9,14 @@ use anyhow::Result;
 
 use super::ConfigArg;
 use crate::{
+    admin::Admin,
     config::{Origin, file::Listen},
     fleet::Fleet,
     gateway::Gateway,
     router::{self, remote::Served},
     serve::{Grpc, Servers},
     shim::{Files, Shim},
+    store::journal::Journal,
     telemetry, worker,
 };
 
@@ -37,24 +39,29 @@ impl Router {
 pub async fn serve(origin: Origin, defaults: Listen) -> Result<()> {
     let metrics = telemetry::init_metrics().map_err(anyhow::Error::msg)?;
     let (gateway, settings) = Gateway::try_new(origin)?;
+    let gateway = Arc::new(gateway);
     let listen = Listen {
         http: settings.listen.http.or(defaults.http),
         grpc: settings.listen.grpc.or(defaults.grpc),
         admin: settings.listen.admin.or(defaults.admin),
     };
     settings.check_exposure(listen).map_err(anyhow::Error::msg)?;
+    gateway.remember().await?;
+    let journal = gateway.store().map(|_| Journal::new());
     let fleet = settings.redis.as_ref().map(Fleet::try_new).transpose().map_err(anyhow::Error::msg)?;
     if let Some(fleet) = &fleet {
         fleet.begin().await;
     }
-    let router = router::Router::in_fleet(gateway.state(&settings)?, fleet);
+    let router = router::Router::in_fleet(gateway.state(&settings)?, fleet, journal.clone());
+    let admin = Admin::new(Arc::clone(&gateway), router.clone());
     let mut servers = Servers::new(settings.shutdown);
     if let Some(address) = listen.admin {
         servers.admin(address, metrics).await?;
     }
     if let Some(address) = listen.grpc {
         let served = Served(Arc::new(router.clone()));
-        let service = Grpc::<_, worker::remote::Served>::Router(served, settings.limits.max_body_bytes);
+        let service =
+            Grpc::<_, worker::remote::Served>::Router(served, admin.clone(), settings.limits.max_body_bytes);
         servers.grpc("grpc", address, service, gateway.tls()).await?;
     }
     if let Some(address) = listen.http {
@@ -72,8 +79,21 @@ pub async fn serve(origin: Origin, defaults: Listen) -> Result<()> {
     if let Some(tls) = gateway.tls() {
         servers.background(Arc::clone(tls).watch());
     }
-    servers.background(gateway.watch(Some((router.clone(), listen))));
+    if let (Some(store), Some(journal)) = (gateway.store(), &journal) {
+        let (fresh, known) = (Arc::clone(&gateway), router.clone());
+        servers.until_the_end(async move { fresh.keep_fresh(&known).await });
+        let (journal, kept) = (Arc::clone(journal), Arc::clone(store));
+        let (flush_every, retention) = (settings.memory.flush_every, settings.memory.retention);
+        servers.until_the_end(async move {
+            tokio::join!(journal.keep_writing(&kept, flush_every), journal.keep_forgetting(&kept, retention));
+        });
+    }
+    servers.background(Arc::clone(&gateway).watch(Some((router.clone(), listen))));
     let outcome = servers.run().await;
     router.leave_fleet().await;
+    if let (Some(store), Some(journal)) = (gateway.store(), &journal) {
+        journal.flush(store).await;
+        store.close().await;
+    }
     outcome
 }

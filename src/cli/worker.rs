@@ -68,7 +68,7 @@ impl Worker {
         if let Some(tls) = tls {
             servers.background(Arc::clone(tls).watch());
         }
-        servers.background(gateway.watch(None));
+        servers.background(Arc::new(gateway).watch(None));
         servers.run().await
     }
 }

@@ -6,12 +6,16 @@ use std::{
     sync::Arc,
 };
 
+use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
-use super::read::{Object, suggestion};
+use super::{
+    read::{Object, suggestion},
+    saved::DEFAULT_TENANT,
+};
 
 /// Who may call, by the digest of the key: a lookup that leaks no timing about the keys themselves.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Callers {
     by_digest: HashMap<[u8; 32], Arc<Caller>>,
     /// `auth: open` was written.
@@ -19,14 +23,26 @@ pub struct Callers {
 }
 
 /// One caller.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Caller {
+    /// Tells it from all others, also of other tenants. Of the file's, the name.
+    pub id: String,
     /// For logs.
     pub name: String,
+    /// Whose configs, keys and log it sees.
+    pub tenant: String,
     /// What it may do.
     pub scopes: BTreeSet<Scope>,
     /// For its requests that name no route.
     pub default_config: Option<String>,
+    /// False: its requests may name no other route.
+    pub allow_config_override: bool,
+    /// Over the metadata of its requests.
+    pub metadata: Map<String, Value>,
+    /// Configs it may use; none: all of its tenant.
+    pub configs: Option<BTreeSet<String>>,
+    /// Virtual keys it may use, also through configs; none: all of its tenant.
+    pub virtual_keys: Option<BTreeSet<String>>,
 }
 
 /// What a caller may do.
@@ -63,9 +79,27 @@ impl Callers {
         self.by_digest.len()
     }
 
+    /// Adds one, by the digest of its key.
+    pub fn insert(&mut self, digest: [u8; 32], caller: Arc<Caller>) {
+        // Who stands in the file stays who they are.
+        self.by_digest.entry(digest).or_insert(caller);
+    }
+
     /// Whose key this is.
     pub fn find(&self, key: &str) -> Option<&Arc<Caller>> {
         self.by_digest.get(&digest(key))
+    }
+}
+
+impl Scope {
+    /// All names, for messages.
+    pub fn names() -> Vec<&'static str> {
+        SCOPES.iter().map(|(word, _)| *word).collect()
+    }
+
+    /// The scope of this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        SCOPES.iter().find(|(word, _)| *word == name).map(|(_, scope)| *scope)
     }
 }
 
@@ -110,8 +144,19 @@ pub fn read_callers(file: &mut Object<'_>, configs: &[&str]) -> Callers {
         });
         let scopes = scopes.collect();
         let name = object.text("name").unwrap_or_default().to_owned();
+        let tenant = object.text("tenant").unwrap_or(DEFAULT_TENANT).to_owned();
         if let Some(key) = key {
-            let caller = Arc::new(Caller { name, scopes, default_config });
+            let caller = Arc::new(Caller {
+                id: name.clone(),
+                name,
+                tenant,
+                scopes,
+                default_config,
+                allow_config_override: true,
+                metadata: Map::new(),
+                configs: None,
+                virtual_keys: None,
+            });
             if callers.by_digest.insert(digest(key), caller).is_some() {
                 object.problem("key", "another entry has the same key");
             }
@@ -128,6 +173,7 @@ pub fn check_config_id(object: &Object<'_>, field: &str, id: Option<&str>, confi
     }
 }
 
-fn digest(key: &str) -> [u8; 32] {
+/// By what a key is known: nobody can turn it back.
+pub fn digest(key: &str) -> [u8; 32] {
     Sha256::digest(key.as_bytes()).into()
 }

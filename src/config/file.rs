@@ -6,10 +6,12 @@ use serde_json::Value;
 
 use super::{
     callers::{Callers, check_config_id, read_callers},
+    memory::MemorySettings,
     plan::{self, Credential, Known, Plan, Upstream},
     providers::Providers,
     read::{Object, Problems, suggestion},
     redis::RedisSettings,
+    saved::Realm,
     spec::{self, Secret},
     tls::TlsChoice,
 };
@@ -20,8 +22,8 @@ use crate::{
     provider::{canonical_name, catalog},
 };
 
-/// Everything the file says, checked.
-#[derive(Debug)]
+/// Everything the file says, checked, and what was saved beside it.
+#[derive(Clone, Debug)]
 pub struct Settings {
     /// Addresses to listen on; a role fills in what it needs.
     pub listen: Listen,
@@ -43,6 +45,10 @@ pub struct Settings {
     pub egress: Arc<Egress>,
     /// Bounds of a request.
     pub limits: Limits,
+    /// What the gateway remembers.
+    pub memory: MemorySettings,
+    /// What was saved, by tenant.
+    pub tenants: BTreeMap<String, Realm>,
     /// What several routers share.
     pub redis: Option<RedisSettings>,
     /// Who compares prompts for `cache.mode: semantic`.
@@ -153,6 +159,7 @@ impl Settings {
         let data_dir = file.text("data_dir").unwrap_or("./data").into();
         let limits = read_limits(file.object("limits"));
         let redis = file.object("redis").and_then(RedisSettings::read);
+        let memory = MemorySettings::read(&mut file);
         let embeddings = file.object("embeddings").and_then(read_embeddings);
         let public_url = file.text("public_url").map(|url| url.trim_end_matches('/').to_owned());
         if let Some(Err(message)) = public_url.as_deref().map(plan::operator_host) {
@@ -182,6 +189,8 @@ impl Settings {
             tls,
             egress,
             limits,
+            memory,
+            tenants: BTreeMap::new(),
             redis,
             embeddings,
             retired_models,
@@ -359,7 +368,8 @@ fn read_virtual_keys(
     keys
 }
 
-fn read_virtual_key(
+/// Reads one entry of `virtual_keys`.
+pub fn read_virtual_key(
     id: &str,
     mut object: Object<'_>,
     providers: &Providers,

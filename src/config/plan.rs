@@ -165,6 +165,8 @@ pub enum Credential {
     ApiKey(Secret),
     /// The worker reads its own secret of this name.
     HeldByWorker(String),
+    /// It must not be used: why, as in "virtual key x is disabled".
+    Withdrawn(String),
 }
 
 /// An upstream address.
@@ -206,7 +208,7 @@ impl Upstream {
     /// Whom it calls.
     pub fn identity(&self) -> Identity {
         let credential = match &self.credential {
-            Credential::None => "",
+            Credential::None | Credential::Withdrawn(_) => "",
             Credential::ApiKey(key) => key.0.expose_secret(),
             Credential::HeldByWorker(name) => name,
         };

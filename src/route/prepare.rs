@@ -127,9 +127,9 @@ async fn prepare(
 }
 
 fn upstream_message(target: &Target, ctx: &RequestContext, upstream: &Upstream) -> Result<pb::Upstream> {
-    let host =
-        ctx.overrides.custom_host.as_ref().or(target.custom_host.as_ref()).or(upstream.base_url.as_ref());
-    if let (Some(host), Some(virtual_key)) = (host.filter(|host| host.from_caller), &upstream.virtual_key) {
+    let custom_host = ctx.overrides.custom_host.as_ref().or(target.custom_host.as_ref());
+    let from_caller = custom_host.filter(|host| host.from_caller);
+    if let (Some(host), Some(virtual_key)) = (from_caller, &upstream.virtual_key) {
         // Or else any caller could send a stored credential to a server of its own.
         if !ctx.settings.egress.trusts(&host.url) {
             let message =
@@ -137,7 +137,14 @@ fn upstream_message(target: &Target, ctx: &RequestContext, upstream: &Upstream) 
             return Err(Error::new(ErrorKind::PermissionDenied, message));
         }
     }
+    // A virtual key's own host was saved by whoever saved the key.
+    let host = custom_host.or(upstream.base_url.as_ref());
     let credential = match &upstream.credential {
+        Credential::Withdrawn(reason) => {
+            let key = upstream.virtual_key.as_deref().unwrap_or_default();
+            let message = format!("virtual key \"{key}\" {reason}");
+            return Err(Error::new(ErrorKind::PermissionDenied, message));
+        }
         Credential::None => None,
         Credential::ApiKey(key) => Some(pb::credential::Credential::ApiKey(expose(key))),
         Credential::HeldByWorker(name) => Some(pb::credential::Credential::HeldByWorker(name.clone())),

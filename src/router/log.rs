@@ -1,65 +1,227 @@
-//! The one log line of a request, and its metrics.
+//! What is left of a request: its log line, its metrics, and its record in the request log.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
+use serde_json::Value;
 use tokio::time::Instant;
 
+use super::{replay::Answered, report, resolve::Route};
 use crate::{
-    call::RequestContext,
+    call::Call,
+    config::plan::Source,
     error::{Error, ErrorKind},
-    pb,
+    pb::{self, RequestRecord},
+    store::{Logged, journal::Journal, now_ms},
     telemetry::{self, Finished},
 };
+
+/// More of a caller's metadata is not kept: entries, and characters of a value, as the reference has it.
+const METADATA_ENTRIES: usize = 32;
+const METADATA_CHARS: usize = 128;
+
+/// The metadata that a request's `user` is, in the reference's words.
+const USER: &str = "_user";
 
 /// A request in progress. Dropped unfinished, the caller went away.
 #[derive(Debug)]
 pub struct RequestLog {
-    ctx: Arc<RequestContext>,
-    route: String,
-    operation: &'static str,
+    call: Call,
+    route: Route,
+    operation: pb::Operation,
+    journal: Option<Arc<Journal>>,
+    created_unix_ms: i64,
     started: Instant,
     finished: bool,
 }
 
+/// How a request ended.
+struct Outcome<'a> {
+    name: &'static str,
+    status: u16,
+    provider: &'a str,
+    model: &'a str,
+    message: &'a str,
+    answer: Option<&'a Answered>,
+}
+
 impl RequestLog {
-    /// A request begins.
-    pub fn begin(ctx: Arc<RequestContext>, route: String, operation: pb::Operation) -> Self {
+    /// A request begins. The journal is where records go.
+    pub fn begin(call: &Call, route: Route, operation: pb::Operation, journal: Option<Arc<Journal>>) -> Self {
         telemetry::request_begins();
-        Self { ctx, route, operation: operation.name(), started: Instant::now(), finished: false }
+        let (call, started) = (call.clone(), Instant::now());
+        Self { call, route, operation, journal, created_unix_ms: now_ms(), started, finished: false }
     }
 
     /// It was answered.
-    pub fn succeed(mut self, report: &pb::RouteReport) {
+    pub fn succeed(mut self, answered: &Answered) {
+        let report = &answered.report;
         // A target that is left alone for now has been warned of once.
         let failed_elsewhere = |attempt: &pb::Attempt| attempt.target != report.target && attempt.is_call();
         if report.attempts.iter().any(failed_elsewhere) {
             let attempts = pb::attempts_text(&report.attempts);
-            telemetry::rescued(&self.ctx.request_id, &report.provider, &attempts);
+            telemetry::rescued(&self.call.ctx.request_id, &report.provider, &attempts);
         }
-        self.finish("ok", 200, (&report.provider, &report.model), "");
+        let outcome = Outcome {
+            name: "ok",
+            status: 200,
+            provider: &report.provider,
+            model: &report.model,
+            message: "",
+            answer: Some(answered),
+        };
+        self.finish(&outcome, Some(report));
     }
 
     /// It failed.
     pub fn fail(mut self, error: &Error) {
-        self.finish(error.kind.name(), error.status, (&error.provider, ""), &error.message);
+        let outcome = Outcome {
+            name: error.kind.name(),
+            status: error.status,
+            provider: &error.provider,
+            model: "",
+            message: &error.message,
+            answer: None,
+        };
+        self.finish(&outcome, error.report.as_deref());
     }
 
-    fn finish(&mut self, outcome: &'static str, status: u16, (provider, model): (&str, &str), message: &str) {
+    fn finish(&mut self, outcome: &Outcome<'_>, report: Option<&pb::RouteReport>) {
         self.finished = true;
+        let ctx = &self.call.ctx;
         telemetry::request_ends(&Finished {
-            request_id: &self.ctx.request_id,
-            trace_id: &self.ctx.trace_id,
-            caller: &self.ctx.caller,
-            route: &self.route,
-            operation: self.operation,
-            outcome,
-            status,
-            provider,
-            model,
-            calls: self.ctx.record.calls(),
+            request_id: &ctx.request_id,
+            trace_id: &ctx.trace_id,
+            caller: &ctx.caller,
+            route: &self.route.name,
+            operation: self.operation.name(),
+            outcome: outcome.name,
+            status: outcome.status,
+            provider: outcome.provider,
+            model: outcome.model,
+            calls: ctx.record.calls(),
             duration: self.started.elapsed(),
-            message,
+            message: outcome.message,
         });
+        if let Some(journal) = &self.journal {
+            let report = report.cloned().unwrap_or_else(|| report::of_context(ctx));
+            journal.note(Logged { tenant: ctx.tenant.clone(), record: self.record(outcome, report) });
+        }
+    }
+
+    fn record(&self, outcome: &Outcome<'_>, mut report: pb::RouteReport) -> RequestRecord {
+        let ctx = &self.call.ctx;
+        let keeps_nothing = ctx.overrides.keep_nothing;
+        if keeps_nothing {
+            report.attempts.iter_mut().for_each(|attempt| attempt.message.clear());
+        }
+        let last = report.attempts.iter().rev().find(|attempt| attempt.is_call());
+        let or_last = |said: &str, last: Option<&String>| match said {
+            "" => last.cloned().unwrap_or_default(),
+            said => said.to_owned(),
+        };
+        let amounts = report.cost_lines.iter().map(|line| line.amount_usd);
+        let is_known = report.cost_lines.is_empty() || amounts.clone().any(|amount| amount.is_some());
+        let answer = outcome.answer;
+        RequestRecord {
+            id: ctx.request_id.clone(),
+            trace_id: ctx.trace_id.clone(),
+            created_unix_ms: self.created_unix_ms,
+            duration_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            caller: ctx.caller.clone(),
+            config: self.route.name.clone(),
+            config_version: self.route.version,
+            operation: self.operation.into(),
+            outcome: outcome.name.to_owned(),
+            status: outcome.status.into(),
+            error_message: if keeps_nothing { String::new() } else { outcome.message.to_owned() },
+            provider: or_last(outcome.provider, last.map(|last| &last.provider)),
+            model: or_last(outcome.model, last.map(|last| &last.model)),
+            virtual_key: self.virtual_key(&report.target),
+            target: report.target.clone(),
+            fallback: answer.is_some()
+                && report.attempts.iter().any(|attempt| attempt.target != report.target),
+            refused: !report.refused_by.is_empty(),
+            cache_status: report.cache_status,
+            calls: u32::try_from(ctx.record.calls()).unwrap_or(u32::MAX),
+            cost_usd: is_known.then(|| amounts.clone().flatten().sum()),
+            cost_unknown: amounts.clone().any(|amount| amount.is_none()),
+            metadata: self.metadata(),
+            prompt: match ctx.settings.memory.prompts && !keeps_nothing {
+                true => self.call.request.prompt.clone(),
+                false => String::new(),
+            },
+            asked: (!keeps_nothing).then(|| asked(&self.call.request)),
+            applied: answer.map(|answer| answer.reply.applied),
+            images: answer.map_or(0, |answer| u32::try_from(answer.reply.images.len()).unwrap_or(u32::MAX)),
+            usage: answer.and_then(|answer| answer.reply.usage),
+            report: Some(report),
+            feedback: Vec::new(),
+        }
+    }
+
+    /// Of the target that answered, or failed last.
+    fn virtual_key(&self, path: &str) -> String {
+        let mut found = None;
+        self.route.plan.visit(&mut |target| {
+            if target.path == path {
+                found = match &target.source {
+                    Source::Fixed(upstream) => upstream.virtual_key.as_ref(),
+                    Source::Request => {
+                        self.call.ctx.upstream.as_ref().and_then(|own| own.virtual_key.as_ref())
+                    }
+                };
+            }
+        });
+        found.cloned().unwrap_or_default()
+    }
+
+    fn metadata(&self) -> BTreeMap<String, String> {
+        let said = self.call.ctx.metadata.as_object().into_iter().flatten();
+        let text = |value: &Value| match value {
+            Value::String(text) => text.chars().take(METADATA_CHARS).collect(),
+            other => other.to_string().chars().take(METADATA_CHARS).collect::<String>(),
+        };
+        let mut metadata: BTreeMap<String, String> = said
+            .take(METADATA_ENTRIES)
+            .map(|(name, value)| (name.chars().take(METADATA_CHARS).collect(), text(value)))
+            .collect();
+        let user = &self.call.request.end_user;
+        if !user.is_empty() && !self.call.ctx.overrides.keep_nothing {
+            let user = user.chars().take(METADATA_CHARS).collect();
+            metadata.entry(USER.to_owned()).or_insert(user);
+        }
+        metadata
+    }
+}
+
+/// The parameters of a request, without what it is about.
+fn asked(request: &pb::ImageRequest) -> pb::ImageRequest {
+    pb::ImageRequest {
+        operation: request.operation,
+        model: request.model.clone(),
+        n: request.n,
+        size: request.size,
+        size_policy: request.size_policy,
+        quality: request.quality,
+        style: request.style.clone(),
+        seed: request.seed,
+        steps: request.steps,
+        guidance: request.guidance,
+        sampler: request.sampler.clone(),
+        scheduler: request.scheduler.clone(),
+        strength: request.strength,
+        outpaint: request.outpaint,
+        upscale: request.upscale,
+        control: request.control,
+        input_fidelity: request.input_fidelity,
+        output: request.output,
+        animation: request.animation,
+        prompt_rewrite: request.prompt_rewrite,
+        moderation: request.moderation,
+        loras: request.loras.clone(),
+        partial_images: request.partial_images,
+        params_policy: request.params_policy,
+        ..Default::default()
     }
 }
 
@@ -67,7 +229,15 @@ impl Drop for RequestLog {
     fn drop(&mut self) {
         if !self.finished {
             let kind = ErrorKind::Cancelled;
-            self.finish(kind.name(), kind.http_status(), ("", ""), "the caller went away");
+            let outcome = Outcome {
+                name: kind.name(),
+                status: kind.http_status(),
+                provider: "",
+                model: "",
+                message: "the caller went away",
+                answer: None,
+            };
+            self.finish(&outcome, None);
         }
     }
 }

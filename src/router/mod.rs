@@ -25,6 +25,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use http::HeaderMap;
+use serde_json::Value;
 use tokio::{sync::mpsc, time::Instant};
 use tonic::{Request, Response, Status};
 
@@ -36,8 +37,14 @@ use self::{
 use crate::{
     cache::{Cache, Embedder},
     call::{Call, Events, Record, RequestContext},
-    config::{Settings, callers::Scope, plan::Plan, providers::Providers},
-    error::{Error, Result},
+    config::{
+        Problem, Settings,
+        callers::{Caller, Scope},
+        plan::{Plan, Source},
+        providers::Providers,
+        saved::DEFAULT_TENANT,
+    },
+    error::{Error, ErrorKind, Result},
     fleet::Fleet,
     health::Health,
     images::Pieces,
@@ -47,7 +54,9 @@ use crate::{
         self, Job, Operation, planned_target::Decision, router_service_server::RouterService,
         stream_image_response::Event,
     },
-    route, telemetry,
+    route,
+    store::journal::Journal,
+    telemetry,
     worker::{Workers, http::Http},
 };
 
@@ -82,6 +91,8 @@ struct Shared {
     jobs: Jobs,
     /// What is shared with other routers.
     fleet: Option<Arc<Fleet>>,
+    /// Where finished requests are noted.
+    journal: Option<Arc<Journal>>,
     /// Where chance comes from: the next seed, or the system's own.
     seeds: Option<AtomicU64>,
 }
@@ -116,21 +127,26 @@ impl State {
 impl Router {
     /// A router with its first state.
     pub fn new(state: State) -> Self {
-        Self::with(state, None, None)
+        Self::with(state, None, None, None)
     }
 
-    /// A router that shares what it can with others.
-    pub fn in_fleet(state: State, fleet: Option<Arc<Fleet>>) -> Self {
-        Self::with(state, fleet, None)
+    /// A router that shares what it can with others, and notes what it has done.
+    pub fn in_fleet(state: State, fleet: Option<Arc<Fleet>>, journal: Option<Arc<Journal>>) -> Self {
+        Self::with(state, fleet, journal, None)
     }
 
     /// A router that leaves nothing to chance: the same requests in the same order, the same choices.
     pub fn seeded(state: State, seed: u64) -> Self {
-        Self::with(state, None, Some(AtomicU64::new(seed)))
+        Self::with(state, None, None, Some(AtomicU64::new(seed)))
     }
 
-    fn with(state: State, fleet: Option<Arc<Fleet>>, seeds: Option<AtomicU64>) -> Self {
-        let shared = Arc::new(Shared::new(&state, fleet, seeds));
+    fn with(
+        state: State,
+        fleet: Option<Arc<Fleet>>,
+        journal: Option<Arc<Journal>>,
+        seeds: Option<AtomicU64>,
+    ) -> Self {
+        let shared = Arc::new(Shared { journal, ..Shared::new(&state, fleet, seeds) });
         Self { state: Arc::new(ArcSwap::from_pointee(state)), shared }
     }
 
@@ -169,6 +185,62 @@ impl Router {
         self.state.store(Arc::new(state));
     }
 
+    /// Who manages what the gateway remembers.
+    ///
+    /// # Errors
+    /// 401 without a valid key, 403 without the scope, and where everybody is let in.
+    pub fn manager(&self, headers: &HeaderMap, scope: Scope) -> Result<Caller> {
+        let settings = &self.state.load().settings;
+        if settings.callers.is_empty() && !settings.callers.open {
+            return Ok(Caller::anybody());
+        }
+        let caller = resolve::authenticate(headers, settings, scope)?;
+        caller.map(|caller| Caller::clone(&caller)).ok_or_else(|| {
+            let message =
+                "an API key is required: `auth: open` lets everybody make images, and nobody manage";
+            Error::new(ErrorKind::Unauthenticated, message)
+        })
+    }
+
+    /// Settings and providers as they are now.
+    pub fn known(&self) -> (Arc<Settings>, Providers) {
+        let state = self.state.load();
+        (Arc::clone(&state.settings), state.providers.clone())
+    }
+
+    /// Checks a config that a tenant wants to save.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it.
+    pub fn check_config(&self, tenant: &str, config: &Value) -> Result<(), Vec<Problem>> {
+        let state = self.state.load();
+        state.settings.check_config(tenant, config, &state.providers).map(drop)
+    }
+
+    /// Why a tenant's saved config cannot be run now; empty if it can.
+    pub fn problem(&self, tenant: &str, slug: &str) -> String {
+        let version = self.state.load().settings.config_of(tenant, slug);
+        version.and_then(|version| version.plan.err()).unwrap_or_default()
+    }
+
+    /// A tenant's saved configs that use a virtual key.
+    pub fn configs_with(&self, tenant: &str, virtual_key: &str) -> Vec<String> {
+        let state = self.state.load();
+        let configs = state.settings.tenants.get(tenant).into_iter().flat_map(|realm| &realm.configs);
+        let uses = |plan: &Plan| {
+            let mut uses = false;
+            plan.visit(&mut |target| {
+                let Source::Fixed(upstream) = &target.source else { return };
+                uses |= upstream.virtual_key.as_deref() == Some(virtual_key);
+            });
+            uses
+        };
+        configs
+            .filter(|(_, version)| version.plan.as_ref().is_ok_and(|plan| uses(plan)))
+            .map(|(slug, _)| slug.clone())
+            .collect()
+    }
+
     async fn answer<T>(
         &self,
         request: Request<T>,
@@ -188,7 +260,7 @@ impl Router {
     fn caller<T>(&self, request: &Request<T>) -> Result<String> {
         let settings = &self.state.load().settings;
         let caller = resolve::authenticate(request.metadata().as_ref(), settings, Scope::Generate)?;
-        Ok(caller.map_or_else(String::new, |caller| caller.name.clone()))
+        Ok(caller.map_or_else(String::new, |caller| caller.id.clone()))
     }
 
     async fn submit(&self, headers: &HeaderMap, request: pb::SubmitImageRequest) -> Result<Job> {
@@ -237,11 +309,12 @@ impl Router {
     ) -> Result<Started> {
         let ids = Ids::new(headers);
         match self.resolve(headers, image, operation, events, &ids) {
-            Ok((call, Resolved { plan, route, .. })) => {
+            Ok((call, Resolved { route, .. })) => {
                 let idempotency = Idempotency::read(headers, &call.ctx.caller, &call.request)
                     .map_err(|error| ids.reject(error))?;
                 let operation = call.request.effective_operation();
-                let log = RequestLog::begin(Arc::clone(&call.ctx), route, operation);
+                let plan = Arc::clone(&route.plan);
+                let log = RequestLog::begin(&call, route, operation, self.shared.journal.clone());
                 Ok(Started { plan, call, log, idempotency, shared: Arc::clone(&self.shared) })
             }
             Err(error) => Err(ids.reject(error)),
@@ -269,10 +342,11 @@ impl Router {
             trace_id: ids.trace_id.clone(),
             deadline: Instant::now() + incoming::time_limit(headers, state.settings.limits.total_timeout)?,
             headers: headers.clone(),
-            metadata: incoming::metadata(headers),
+            metadata: resolved.metadata(incoming::metadata(headers)),
             seed: self.shared.seed(),
             health: Arc::clone(&self.shared.health),
-            caller: resolved.caller.as_ref().map_or_else(String::new, |caller| caller.name.clone()),
+            caller: resolved.caller.as_ref().map_or_else(String::new, |caller| caller.id.clone()),
+            tenant: resolved.caller.as_ref().map_or(DEFAULT_TENANT, |caller| &caller.tenant).to_owned(),
             cache: Arc::clone(&self.shared.cache),
             embedder: state.embedder.clone(),
             upstream: resolved.upstream.take(),
@@ -319,6 +393,7 @@ impl Shared {
             replays: Replays::new(limits.idempotency_bytes, fleet.clone()),
             cache,
             fleet,
+            journal: None,
             jobs: Jobs::new(&state.settings.data_dir),
             seeds,
         }
@@ -362,7 +437,7 @@ impl Started {
         };
         match outcome {
             Ok(answered) => {
-                log.succeed(&answered.report);
+                log.succeed(&answered);
                 Ok(answered)
             }
             Err(error) => {
@@ -503,11 +578,11 @@ impl RouterService for Router {
         let headers = request.metadata().as_ref();
         let (call, resolved) =
             self.resolve(headers, image, Operation::Unspecified, None, &Ids::new(headers))?;
-        let targets = route::explain(&resolved.plan, &call).await;
+        let targets = route::explain(&resolved.route.plan, &call).await;
         let tried = targets.iter().filter(|target| target.decision() == Decision::Tried);
         let prices: Option<Vec<f64>> = tried.map(|target| target.price_usd).collect();
         Ok(Response::new(pb::ExplainRouteResponse {
-            route: resolved.route,
+            route: resolved.route.name,
             min_cost_usd: prices.iter().flatten().copied().reduce(f64::min),
             max_cost_usd: prices.iter().flatten().copied().reduce(f64::max),
             targets,
@@ -519,10 +594,16 @@ impl RouterService for Router {
         request: Request<pb::ListModelsRequest>,
     ) -> Result<Response<pb::ListModelsResponse>, Status> {
         let state = self.state.load_full();
-        resolve::authenticate(request.metadata().as_ref(), &state.settings, Scope::Generate)?;
+        let caller = resolve::authenticate(request.metadata().as_ref(), &state.settings, Scope::Generate)?;
+        let tenant = caller.as_ref().map_or(DEFAULT_TENANT, |caller| &caller.tenant);
+        let granted = |id: &str| {
+            let granted = caller.as_ref().and_then(|caller| caller.virtual_keys.as_ref());
+            granted.is_none_or(|granted| granted.contains(id))
+        };
         let mut models = Vec::new();
         for record in state.workers.records().await {
-            let keys = state.settings.virtual_keys.iter().filter(|(_, key)| key.provider == record.name);
+            let keys = state.settings.virtual_keys_of(tenant).iter();
+            let keys = keys.filter(|(id, key)| key.provider == record.name && granted(id));
             let keys: Vec<_> = keys.collect();
             if keys.is_empty() && !state.providers.is_keyless(&record.name) {
                 continue;

@@ -48,7 +48,8 @@ fn failure(attempt: &pb::Attempt) -> String {
     format!("{} {}: {}{status}: {}", attempt.target, attempt.provider, attempt.outcome, attempt.message)
 }
 
-fn of_context(ctx: &RequestContext) -> pb::RouteReport {
+/// The report of a request as far as it has come.
+pub fn of_context(ctx: &RequestContext) -> pb::RouteReport {
     let attempts = ctx.record.attempts();
     let refused = attempts.iter().filter(|attempt| attempt.outcome == ErrorKind::ContentRejected.name());
     pb::RouteReport {

@@ -1,6 +1,6 @@
 //! From a request's headers to who calls and which plan runs (docs/headers.md).
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use http::HeaderMap;
 use serde_json::Value;
@@ -13,6 +13,7 @@ use crate::{
         file::is_config_id,
         plan::{self, Credential, Known, Plan, Source, Upstream, split_model},
         providers::Providers,
+        saved::{DEFAULT_TENANT, Version},
         spec::Secret,
     },
     error::{Error, ErrorKind, Result},
@@ -24,15 +25,39 @@ use crate::{
 #[derive(Debug)]
 pub struct Resolved {
     /// What to run.
-    pub plan: Arc<Plan>,
-    /// Its id, or how it came to be; for logs.
-    pub route: String,
+    pub route: Route,
     /// Who calls; none where everybody may.
     pub caller: Option<Arc<Caller>>,
     /// Provider and credential that came with the request.
     pub upstream: Option<Arc<Upstream>>,
     /// Settings over the config.
     pub overrides: Overrides,
+}
+
+impl Resolved {
+    /// The request's metadata with the caller's own, which win.
+    pub fn metadata(&self, said: Value) -> Value {
+        let Some(caller) = self.caller.as_ref().filter(|caller| !caller.metadata.is_empty()) else {
+            return said;
+        };
+        let mut metadata = match said {
+            Value::Object(said) => said,
+            _ => serde_json::Map::new(),
+        };
+        metadata.extend(caller.metadata.clone());
+        Value::Object(metadata)
+    }
+}
+
+/// What is run.
+#[derive(Clone, Debug)]
+pub struct Route {
+    /// The checked config.
+    pub plan: Arc<Plan>,
+    /// Its id, `inline`, or `request`; for logs.
+    pub name: String,
+    /// Of a config that was saved; else 0.
+    pub version: u32,
 }
 
 /// What the Python SDK of the reference sends as bearer when it has no provider key.
@@ -80,39 +105,76 @@ pub fn resolve(
     providers: &Providers,
 ) -> Result<Resolved> {
     let caller = authenticate(headers, settings, Scope::Generate)?;
+    let tenant = caller.as_ref().map_or(DEFAULT_TENANT, |caller| &caller.tenant);
     let overrides = overrides(headers, settings)?;
-    let upstream =
-        Upstreams { headers, settings, providers, custom_host: overrides.custom_host.is_some() }.find(model);
-    let known = Known {
-        providers,
-        virtual_keys: &settings.virtual_keys,
-        egress: &settings.egress,
-        from_caller: true,
-    };
-    let (plan, route) = if let Some(config) = text(headers, "x-portkey-config") {
-        named_config(config, settings, known, !matches!(upstream, Ok(None)))?
+    let virtual_keys = settings.virtual_keys_of(tenant);
+    let custom_host = overrides.custom_host.is_some();
+    let upstream = Upstreams { headers, settings, virtual_keys, providers, custom_host }.find(model);
+    let known = Known { providers, virtual_keys, egress: &settings.egress, from_caller: true };
+    let named = text(headers, "x-portkey-config");
+    if let Some(caller) = caller.as_ref().filter(|caller| !caller.allow_config_override)
+        && (named.is_some_and(|id| caller.default_config.as_deref() != Some(id.trim()))
+            || !matches!(upstream, Ok(None)))
+    {
+        let message =
+            format!("the API key of \"{}\" may use no other route than its default config", caller.name);
+        return Err(Error::new(ErrorKind::PermissionDenied, message));
+    }
+    let route = if let Some(config) = named {
+        named_config(config, tenant, settings, known, !matches!(upstream, Ok(None)))?
     } else if !matches!(upstream, Ok(None)) {
-        (Arc::new(Plan::from_request()), "request".to_owned())
+        Route { plan: Arc::new(Plan::from_request()), name: "request".to_owned(), version: 0 }
     } else {
         let own = caller.as_ref().and_then(|caller| caller.default_config.as_ref());
-        let Some(id) = own.or(settings.default_config.as_ref()) else {
+        let Some(id) = own.or_else(|| settings.default_config_of(tenant)) else {
             let message = "Either x-portkey-config or x-portkey-provider header is required";
             return Err(Error::invalid("x-portkey-config", message));
         };
-        (saved_config(id, settings)?, id.clone())
+        saved_config(id, tenant, settings)?
     };
+    let plan = &route.plan;
     let upstream = if plan.takes_from_request() {
         upstream?.map(Arc::new)
     } else {
         // What is wrong with a header that nobody needs is nobody's concern.
         None
     };
-    if let (Plan::Target(target), None) = (&*plan, &upstream)
+    if let (Plan::Target(target), None) = (&**plan, &upstream)
         && matches!(target.source, Source::Request)
     {
         return Err(no_provider());
     }
-    Ok(Resolved { plan, route, caller, upstream, overrides })
+    if let Some(caller) = &caller {
+        check_grants(caller, &route, upstream.as_deref())?;
+    }
+    Ok(Resolved { route, caller, upstream, overrides })
+}
+
+/// Whether a caller may use this route and every virtual key on it.
+fn check_grants(caller: &Caller, route: &Route, upstream: Option<&Upstream>) -> Result<()> {
+    let refuse = |what: &str, id: &str| {
+        let message = format!("the API key of \"{}\" may not use {what} \"{id}\"", caller.name);
+        Err(Error::new(ErrorKind::PermissionDenied, message))
+    };
+    if let Some(configs) = &caller.configs
+        && is_config_id(&route.name)
+        && !matches!(route.name.as_str(), "inline" | "request")
+        && !configs.contains(&route.name)
+    {
+        return refuse("config", &route.name);
+    }
+    let Some(granted) = &caller.virtual_keys else { return Ok(()) };
+    let mut used: Vec<&str> =
+        upstream.and_then(|upstream| upstream.virtual_key.as_deref()).into_iter().collect();
+    route.plan.visit(&mut |target| {
+        if let Source::Fixed(upstream) = &target.source {
+            used.extend(upstream.virtual_key.as_deref());
+        }
+    });
+    match used.into_iter().find(|id| !granted.contains(*id)) {
+        Some(id) => refuse("virtual key", id),
+        None => Ok(()),
+    }
 }
 
 fn no_provider() -> Error {
@@ -125,13 +187,14 @@ fn no_provider() -> Error {
 
 fn named_config(
     header: &str,
+    tenant: &str,
     settings: &Settings,
     known: Known<'_>,
     has_upstream: bool,
-) -> Result<(Arc<Plan>, String)> {
+) -> Result<Route> {
     let header = header.trim();
     if is_config_id(header) {
-        return Ok((saved_config(header, settings)?, header.to_owned()));
+        return saved_config(header, tenant, settings);
     }
     let config: Value = serde_json::from_str(header)
         .ok()
@@ -148,15 +211,23 @@ fn named_config(
             .map(|problem| pb::Violation { path: problem.path, message: problem.message });
         Error::config("Invalid config passed", violations.collect())
     })?;
-    Ok((Arc::new(plan), "inline".to_owned()))
+    Ok(Route { plan: Arc::new(plan), name: "inline".to_owned(), version: 0 })
 }
 
-fn saved_config(id: &str, settings: &Settings) -> Result<Arc<Plan>> {
-    settings.configs.get(id).cloned().ok_or_else(|| {
-        let mut error = Error::new(ErrorKind::NotFound, format!("config \"{id}\" does not exist"));
+fn saved_config(id: &str, tenant: &str, settings: &Settings) -> Result<Route> {
+    let at_header = |mut error: Error| {
         error.param = Some("x-portkey-config".into());
-        error.with_code("config_not_found")
-    })
+        error
+    };
+    let Some(Version { number, plan }) = settings.config_of(tenant, id) else {
+        let error = Error::new(ErrorKind::NotFound, format!("config \"{id}\" does not exist"));
+        return Err(at_header(error.with_code("config_not_found")));
+    };
+    let plan = plan.map_err(|problem| {
+        let message = format!("config \"{id}\" was valid when it was saved and is not now: {problem}");
+        at_header(Error::invalid("x-portkey-config", message))
+    })?;
+    Ok(Route { plan, name: id.to_owned(), version: number })
 }
 
 fn overrides(headers: &HeaderMap, settings: &Settings) -> Result<Overrides> {
@@ -197,6 +268,7 @@ fn overrides(headers: &HeaderMap, settings: &Settings) -> Result<Overrides> {
 struct Upstreams<'a> {
     headers: &'a HeaderMap,
     settings: &'a Settings,
+    virtual_keys: &'a BTreeMap<String, Arc<Upstream>>,
     providers: &'a Providers,
     custom_host: bool,
 }
@@ -216,7 +288,7 @@ impl Upstreams<'_> {
     }
 
     fn virtual_key(&self, id: &str, param: &str) -> Result<Upstream> {
-        let found = self.settings.virtual_keys.get(id).ok_or_else(|| {
+        let found = self.virtual_keys.get(id).ok_or_else(|| {
             let mut error = Error::new(ErrorKind::NotFound, format!("virtual key \"{id}\" does not exist"));
             error.param = Some(param.to_owned());
             error.with_code("virtual_key_not_found")
@@ -231,7 +303,7 @@ impl Upstreams<'_> {
         }
         let provider = canonical_name(said);
         if !self.providers.contains(provider) {
-            if self.settings.virtual_keys.contains_key(said) {
+            if self.virtual_keys.contains_key(said) {
                 return self.virtual_key(said, PARAM);
             }
             let known = self.providers.names().join(", ");
@@ -241,7 +313,7 @@ impl Upstreams<'_> {
         let credential = match self.provider_key() {
             Some(key) => Credential::ApiKey(Secret::new(key)),
             // A slug of the reference's model catalogue may be named like a provider.
-            None if self.settings.virtual_keys.contains_key(said) => return self.virtual_key(said, PARAM),
+            None if self.virtual_keys.contains_key(said) => return self.virtual_key(said, PARAM),
             None => match self.only_virtual_key(provider)? {
                 Some(upstream) => return Ok(upstream),
                 None if self.custom_host || self.does_without_key(provider) => Credential::None,
@@ -273,7 +345,7 @@ impl Upstreams<'_> {
     }
 
     fn only_virtual_key(&self, provider: &str) -> Result<Option<Upstream>> {
-        let mut found = self.settings.virtual_keys.values().filter(|upstream| upstream.provider == provider);
+        let mut found = self.virtual_keys.values().filter(|upstream| upstream.provider == provider);
         match (found.next(), found.next()) {
             (None, _) => Ok(None),
             (Some(upstream), None) => Ok(Some(Upstream::clone(upstream))),

@@ -35,9 +35,11 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 use tracing::{info, warn};
 
 use crate::{
+    admin::Admin,
     config::file::Shutdown,
     pb::{
         DESCRIPTORS,
+        admin_service_server::{AdminServiceServer, SERVICE_NAME as ADMIN},
         router_service_server::{RouterService, SERVICE_NAME as ROUTER},
         worker_service_server::{SERVICE_NAME as WORKER, WorkerService},
     },
@@ -75,8 +77,8 @@ pub struct Servers {
 /// What a gRPC listener serves.
 #[derive(Debug)]
 pub enum Grpc<R, W> {
-    /// `RouterService`, with the largest request in bytes.
-    Router(R, usize),
+    /// `RouterService` and `AdminService`, with the largest request in bytes.
+    Router(R, Admin, usize),
     /// `WorkerService`.
     Worker(W),
 }
@@ -129,20 +131,26 @@ impl Servers {
             Grpc::Worker(_) => WORKER,
         };
         let reflection = || {
-            tonic_reflection::server::Builder::configure()
+            let builder = tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(DESCRIPTORS)
                 .register_encoded_file_descriptor_set(HEALTH_DESCRIPTORS)
-                .with_service_name(name)
-                .with_service_name("grpc.health.v1.Health")
+                .with_service_name(name);
+            match &service {
+                Grpc::Router(..) => builder.with_service_name(ADMIN),
+                Grpc::Worker(_) => builder,
+            }
+            .with_service_name("grpc.health.v1.Health")
         };
         let server = transport::server()
             .add_service(health_service)
             .add_service(reflection().build_v1().context("reflection")?)
             .add_service(reflection().build_v1alpha().context("reflection")?);
         let server = match service {
-            Grpc::Router(router, max_request_bytes) => {
+            Grpc::Router(router, admin, max_request_bytes) => {
                 telemetry::router_begins();
-                server.add_service(transport::router_server(router, max_request_bytes))
+                server
+                    .add_service(transport::router_server(router, max_request_bytes))
+                    .add_service(AdminServiceServer::new(admin))
             }
             Grpc::Worker(worker) => {
                 telemetry::worker_begins();

@@ -1,0 +1,231 @@
+//! Saved routing configs and their versions.
+
+use sqlx::{Row as _, any::AnyRow};
+
+use super::{Store, announce, flag, not_found, now_ms, slugified, suffix, within};
+use crate::{config::saved::SavedConfig, error::Result, pb};
+
+const COLUMNS: &str = "c.id, c.slug, c.name, c.is_default, c.version, c.created_ms, c.updated_ms, c.created_by, \
+                       c.updated_by, v.version_id, v.content";
+
+/// What an update changes.
+#[derive(Debug, Default)]
+pub struct ConfigChange {
+    /// Another name.
+    pub name: Option<String>,
+    /// Another version.
+    pub content: Option<String>,
+    /// Whether it is the tenant's default.
+    pub is_default: Option<bool>,
+}
+
+impl Store {
+    /// A tenant's configs by name, without their content.
+    pub async fn list_configs(&self, tenant: &str) -> Result<Vec<pb::SavedConfig>> {
+        let sql = format!(
+            "SELECT {COLUMNS} FROM configs c JOIN config_versions v ON v.config_id = c.id AND v.version = c.version \
+             WHERE c.tenant = $1 ORDER BY c.name, c.slug"
+        );
+        let rows = within(sqlx::query(sqlx::AssertSqlSafe(sql)).bind(tenant).fetch_all(&self.pool)).await?;
+        let read =
+            |row: &AnyRow| read(row).map(|config| pb::SavedConfig { config_json: String::new(), ..config });
+        within(async { rows.iter().map(read).collect() }).await
+    }
+
+    /// A config by slug or id; version 0 is the one in force.
+    pub async fn get_config(&self, tenant: &str, slug: &str, version: u32) -> Result<pb::SavedConfig> {
+        let sql = format!(
+            "SELECT {COLUMNS} FROM configs c JOIN config_versions v ON v.config_id = c.id \
+             WHERE c.tenant = $1 AND (c.slug = $2 OR c.id = $2) \
+             AND (v.version = $3 OR ($3 = 0 AND v.version = c.version))"
+        );
+        let query = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(tenant).bind(slug).bind(i64::from(version));
+        let row = within(query.fetch_optional(&self.pool)).await?;
+        let row = row.ok_or_else(|| not_found("config", slug, "config_not_found"))?;
+        let config = within(async { read(&row) }).await?;
+        // That of an older version is the number asked for.
+        Ok(if version == 0 { config } else { pb::SavedConfig { version, ..config } })
+    }
+
+    /// All versions of a config, the newest first.
+    pub async fn config_versions(&self, tenant: &str, slug: &str) -> Result<Vec<pb::ConfigVersion>> {
+        let query = sqlx::query(
+            "SELECT v.version, v.version_id, v.content, v.created_ms, v.created_by \
+             FROM config_versions v JOIN configs c ON c.id = v.config_id \
+             WHERE c.tenant = $1 AND (c.slug = $2 OR c.id = $2) ORDER BY v.version DESC",
+        );
+        let rows = within(query.bind(tenant).bind(slug).fetch_all(&self.pool)).await?;
+        if rows.is_empty() {
+            return Err(not_found("config", slug, "config_not_found"));
+        }
+        let read = |row: &AnyRow| {
+            Ok(pb::ConfigVersion {
+                version: row.try_get::<i64, _>(0)? as u32,
+                version_id: row.try_get(1)?,
+                config_json: row.try_get(2)?,
+                created_unix_ms: row.try_get(3)?,
+                created_by: row.try_get(4)?,
+            })
+        };
+        within(async { rows.iter().map(read).collect() }).await
+    }
+
+    /// Saves a config that was checked. Without a slug it gets one from its name.
+    pub async fn create_config(
+        &self,
+        tenant: &str,
+        author: &str,
+        new: &pb::CreateConfigRequest,
+    ) -> Result<pb::SavedConfig> {
+        let slug = match new.slug.as_str() {
+            "" => {
+                let parts = ["pc", &slugified(&new.name), &suffix()].map(str::to_owned);
+                parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("-")
+            }
+            slug => slug.to_owned(),
+        };
+        let (id, now) = (uuid::Uuid::now_v7().to_string(), now_ms());
+        within(async {
+            let mut transaction = self.begin().await?;
+            if new.is_default {
+                sqlx::query("UPDATE configs SET is_default = 0 WHERE tenant = $1")
+                    .bind(tenant)
+                    .execute(&mut *transaction)
+                    .await?;
+            }
+            sqlx::query("INSERT INTO configs VALUES ($1, $2, $3, $4, $5, 1, $6, $6, $7, $7)")
+                .bind(&id)
+                .bind(tenant)
+                .bind(&slug)
+                .bind(&new.name)
+                .bind(i64::from(new.is_default))
+                .bind(now)
+                .bind(author)
+                .execute(&mut *transaction)
+                .await?;
+            add_version(&mut transaction, &id, 1, &new.config_json, now, author).await?;
+            announce(&mut transaction).await?;
+            transaction.commit().await
+        })
+        .await?;
+        self.get_config(tenant, &slug, 0).await
+    }
+
+    /// Changes a config; other content, which was checked, makes another version.
+    pub async fn update_config(
+        &self,
+        tenant: &str,
+        author: &str,
+        slug: &str,
+        change: ConfigChange,
+    ) -> Result<pb::SavedConfig> {
+        let now = now_ms();
+        let changed = within(async {
+            let mut transaction = self.begin().await?;
+            if change.is_default == Some(true) {
+                sqlx::query("UPDATE configs SET is_default = 0 WHERE tenant = $1")
+                    .bind(tenant)
+                    .execute(&mut *transaction)
+                    .await?;
+            }
+            // The row is locked from here on: versions are numbered without gaps.
+            let updated = sqlx::query(
+                "UPDATE configs SET name = COALESCE($3, name), is_default = COALESCE($4, is_default), \
+                 version = version + $5, updated_ms = $6, updated_by = $7 \
+                 WHERE tenant = $1 AND (slug = $2 OR id = $2) RETURNING id, version",
+            )
+            .bind(tenant)
+            .bind(slug)
+            .bind(change.name)
+            .bind(change.is_default.map(i64::from))
+            .bind(i64::from(change.content.is_some()))
+            .bind(now)
+            .bind(author)
+            .fetch_optional(&mut *transaction)
+            .await?;
+            let Some(updated) = updated else { return Ok(false) };
+            if let Some(content) = &change.content {
+                let (id, version): (String, i64) = (updated.try_get(0)?, updated.try_get(1)?);
+                add_version(&mut transaction, &id, version, content, now, author).await?;
+            }
+            announce(&mut transaction).await?;
+            transaction.commit().await?;
+            Ok(true)
+        })
+        .await?;
+        if !changed {
+            return Err(not_found("config", slug, "config_not_found"));
+        }
+        self.get_config(tenant, slug, 0).await
+    }
+
+    /// Forgets a config with all its versions.
+    pub async fn delete_config(&self, tenant: &str, slug: &str) -> Result<()> {
+        let deleted = within(async {
+            let mut transaction = self.begin().await?;
+            let query = sqlx::query("DELETE FROM configs WHERE tenant = $1 AND (slug = $2 OR id = $2)");
+            let done = query.bind(tenant).bind(slug).execute(&mut *transaction).await?;
+            announce(&mut transaction).await?;
+            transaction.commit().await?;
+            Ok(done.rows_affected() > 0)
+        })
+        .await?;
+        if deleted { Ok(()) } else { Err(not_found("config", slug, "config_not_found")) }
+    }
+
+    /// Every tenant's configs as they are in force.
+    pub(super) async fn saved_configs(&self) -> Result<Vec<SavedConfig>> {
+        let query = sqlx::query(
+            "SELECT c.tenant, c.slug, c.version, v.content, c.is_default FROM configs c \
+             JOIN config_versions v ON v.config_id = c.id AND v.version = c.version",
+        );
+        let rows = within(query.fetch_all(&self.pool)).await?;
+        let read = |row: &AnyRow| {
+            Ok(SavedConfig {
+                tenant: row.try_get(0)?,
+                slug: row.try_get(1)?,
+                version: row.try_get::<i64, _>(2)? as u32,
+                content: row.try_get(3)?,
+                is_default: flag(row, "is_default")?,
+            })
+        };
+        within(async { rows.iter().map(read).collect() }).await
+    }
+}
+
+async fn add_version(
+    transaction: &mut sqlx::Transaction<'static, sqlx::Any>,
+    config: &str,
+    version: i64,
+    content: &str,
+    now: i64,
+    author: &str,
+) -> sqlx::Result<()> {
+    sqlx::query("INSERT INTO config_versions VALUES ($1, $2, $3, $4, $5, $6)")
+        .bind(config)
+        .bind(version)
+        .bind(uuid::Uuid::now_v7().to_string())
+        .bind(content)
+        .bind(now)
+        .bind(author)
+        .execute(&mut **transaction)
+        .await
+        .map(drop)
+}
+
+fn read(row: &AnyRow) -> sqlx::Result<pb::SavedConfig> {
+    Ok(pb::SavedConfig {
+        id: row.try_get("id")?,
+        slug: row.try_get("slug")?,
+        name: row.try_get("name")?,
+        config_json: row.try_get("content")?,
+        version: row.try_get::<i64, _>("version")? as u32,
+        version_id: row.try_get("version_id")?,
+        is_default: flag(row, "is_default")?,
+        created_unix_ms: row.try_get("created_ms")?,
+        updated_unix_ms: row.try_get("updated_ms")?,
+        created_by: row.try_get("created_by")?,
+        updated_by: row.try_get("updated_by")?,
+        problem: String::new(),
+    })
+}

@@ -1,0 +1,290 @@
+//! What the gateway remembers, in SQLite or PostgreSQL: saved configs, virtual keys, API keys, the request log.
+//!
+//! No request waits for it: what requests need of it is held in memory, and what they leave behind is written by somebody
+//! else. One file a kind of state; the SQL is the same for both engines.
+
+mod api_keys;
+mod configs;
+mod feedback;
+pub mod journal;
+mod requests;
+mod usage;
+mod vault;
+mod virtual_keys;
+
+use std::{
+    fmt,
+    future::Future,
+    path::Path,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use secrecy::ExposeSecret as _;
+use sqlx::{
+    Any, AnyPool, Executor as _, Row as _, Transaction,
+    any::{AnyPoolOptions, AnyRow},
+    migrate::{Migration, MigrationType, Migrator},
+};
+use tokio::time::timeout;
+
+pub use self::{
+    api_keys::NewApiKey,
+    configs::ConfigChange,
+    requests::{Logged, Written},
+    vault::Vault,
+    virtual_keys::{KeyChange, NewVirtualKey},
+};
+use crate::{
+    config::{memory::MemorySettings, saved::Saved},
+    error::{Error, ErrorKind, Result},
+    pb::BillingClass,
+    telemetry,
+};
+
+/// Whoever manages something waits no longer.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+
+/// How often the schema is tried to be made, by routers that start together on one SQLite file.
+const MIGRATION_TRIES: u32 = 20;
+
+/// Every schema there was, the oldest first. Never change one that was released: add another.
+const SCHEMAS: &[(&str, &str)] = &[("first", include_str!("schema.sql"))];
+
+/// The store.
+pub struct Store {
+    pool: AnyPool,
+    engine: Engine,
+    vault: Vault,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Engine {
+    Sqlite,
+    Postgres,
+}
+
+/// Why a store cannot be opened, without the password that may be in its address.
+#[derive(Debug)]
+pub struct CannotOpen(pub String);
+
+impl fmt::Display for CannotOpen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for CannotOpen {}
+
+impl Store {
+    /// Opens the store, makes its tables or brings them up to date, and seals with the current key what an older one
+    /// sealed.
+    ///
+    /// # Errors
+    /// It cannot be reached or written, or the vault's key cannot be had.
+    pub async fn open(settings: &MemorySettings, data_dir: &Path) -> Result<Self, CannotOpen> {
+        sqlx::any::install_default_drivers();
+        let failed = |what: &str| {
+            let what = what.to_owned();
+            move |error: sqlx::Error| CannotOpen(format!("{what}: {}", reason(&error)))
+        };
+        let (engine, url) = match &settings.store_url {
+            Some(url) => (Engine::Postgres, url.0.expose_secret().to_owned()),
+            None => (Engine::Sqlite, sqlite_url(data_dir)?),
+        };
+        let vault = Vault::open(settings.vault.as_ref(), data_dir)?;
+        let pool = AnyPoolOptions::new()
+            .max_connections(if engine == Engine::Sqlite { 4 } else { 8 })
+            .acquire_timeout(ANSWER_WITHIN)
+            .after_connect(move |connection, _| {
+                Box::pin(async move {
+                    if engine == Engine::Sqlite {
+                        // A write that was acknowledged survives a loss of power, too.
+                        for pragma in ["PRAGMA journal_mode = WAL", "PRAGMA synchronous = FULL"] {
+                            connection.execute(pragma).await?;
+                        }
+                    }
+                    Ok(())
+                })
+            })
+            .connect(&url)
+            .await
+            .map_err(failed("the store cannot be reached"))?;
+        let store = Self { pool, engine, vault };
+        store.migrate().await?;
+        store.reseal().await.map_err(|error| CannotOpen(error.message.clone()))?;
+        Ok(store)
+    }
+
+    /// Everything that requests need.
+    ///
+    /// # Errors
+    /// The store is away.
+    pub async fn load(&self) -> Result<Saved> {
+        // Before the rest: what changes meanwhile is loaded again.
+        let revision = self.revision().await?;
+        let now = now_ms();
+        Ok(Saved {
+            revision,
+            next_change_ms: self.next_expiry(now).await?,
+            virtual_keys: self.saved_keys(now).await?,
+            configs: self.saved_configs().await?,
+            callers: self.saved_callers(now).await?,
+        })
+    }
+
+    /// Grows with every change of configs and keys, at whatever router.
+    ///
+    /// # Errors
+    /// The store is away.
+    pub async fn revision(&self) -> Result<i64> {
+        let query = sqlx::query("SELECT value FROM revision WHERE id = 1");
+        within(async { query.fetch_one(&self.pool).await?.try_get(0) }).await
+    }
+
+    /// When the next key expires.
+    async fn next_expiry(&self, now: i64) -> Result<Option<i64>> {
+        let query = sqlx::query(
+            "SELECT MIN(at) FROM (SELECT expires_ms AS at FROM virtual_keys \
+             UNION ALL SELECT expires_ms FROM api_keys UNION ALL SELECT old_expires_ms FROM api_keys) AS ends \
+             WHERE at > $1",
+        );
+        let row = within(query.bind(now).fetch_one(&self.pool)).await?;
+        within(async { row.try_get(0) }).await
+    }
+
+    /// Closes the connections.
+    pub async fn close(&self) {
+        _ = timeout(ANSWER_WITHIN, self.pool.close()).await;
+    }
+
+    async fn migrate(&self) -> Result<(), CannotOpen> {
+        let migrations = SCHEMAS.iter().zip(1_i64..).map(|((name, sql), version)| {
+            let sql = match self.engine {
+                Engine::Sqlite => (*sql).to_owned(),
+                Engine::Postgres => sql.replace(" BLOB ", " BYTEA "),
+            };
+            let sql = sqlx::SqlSafeStr::into_sql_str(sqlx::AssertSqlSafe(sql));
+            Migration::new(version, (*name).into(), MigrationType::Simple, sql, false)
+        });
+        let migrator = Migrator::with_migrations(migrations.collect());
+        let mut tries = 0;
+        loop {
+            match migrator.run(&self.pool).await {
+                Ok(()) => return Ok(()),
+                // Another router makes the tables. PostgreSQL has a lock for that, SQLite has not.
+                Err(_) if self.engine == Engine::Sqlite && tries < MIGRATION_TRIES => {
+                    tries += 1;
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+                Err(error) => {
+                    return Err(CannotOpen(format!("the store's tables cannot be made: {error}")));
+                }
+            }
+        }
+    }
+
+    /// Begins to write.
+    async fn begin(&self) -> sqlx::Result<Transaction<'static, Any>> {
+        match self.engine {
+            // One that begins to write later than to read may find that it cannot.
+            Engine::Sqlite => self.pool.begin_with("BEGIN IMMEDIATE").await,
+            Engine::Postgres => self.pool.begin().await,
+        }
+    }
+}
+
+/// Says that something has changed that routers hold in memory.
+async fn announce(transaction: &mut Transaction<'static, Any>) -> sqlx::Result<()> {
+    let query = sqlx::query("UPDATE revision SET value = value + 1 WHERE id = 1");
+    query.execute(&mut **transaction).await.map(drop)
+}
+
+/// Waits for the store no longer than anybody would.
+async fn within<T>(work: impl Future<Output = sqlx::Result<T>>) -> Result<T> {
+    match timeout(ANSWER_WITHIN, work).await {
+        Ok(Ok(done)) => Ok(done),
+        Ok(Err(error)) => Err(failure(&error)),
+        Err(_) => Err(away("it does not answer in time")),
+    }
+}
+
+fn failure(error: &sqlx::Error) -> Error {
+    match error {
+        sqlx::Error::Database(database) if database.is_unique_violation() => taken(),
+        _ => away(&reason(error)),
+    }
+}
+
+/// A name that exists already.
+fn taken() -> Error {
+    Error::invalid("slug", "this slug is taken; choose another").with_status(409).with_code("slug_taken")
+}
+
+fn away(reason: &str) -> Error {
+    telemetry::store_failed(reason);
+    // The reason may tell of the operator's network: it is in the log.
+    let mut error =
+        Error::transport(ErrorKind::Unavailable, BillingClass::NotSent, "the store is not available");
+    error.retry_after = Some(Duration::from_secs(5));
+    error
+}
+
+/// In words, without values of rows or the address.
+fn reason(error: &sqlx::Error) -> String {
+    match error {
+        sqlx::Error::Database(database) => database.message().to_owned(),
+        sqlx::Error::PoolTimedOut => "no connection within 5 s".to_owned(),
+        sqlx::Error::Io(error) => error.to_string(),
+        sqlx::Error::Configuration(_) => "the address is not understood".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+fn not_found(what: &str, id: &str, code: &str) -> Error {
+    Error::new(ErrorKind::NotFound, format!("{what} \"{id}\" does not exist")).with_code(code)
+}
+
+fn sqlite_url(data_dir: &Path) -> Result<String, CannotOpen> {
+    let cannot = |error: std::io::Error| {
+        CannotOpen(format!("data_dir {} cannot be used: {error}", data_dir.display()))
+    };
+    std::fs::create_dir_all(data_dir).map_err(cannot)?;
+    let file = data_dir.canonicalize().map_err(cannot)?.join("imagegate.db");
+    let url =
+        url::Url::from_file_path(&file).map_err(|()| CannotOpen(format!("{} is no path", file.display())))?;
+    Ok(format!("sqlite://{}?mode=rwc", url.path()))
+}
+
+/// Milliseconds since 1970.
+pub fn now_ms() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(now.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// A part of a slug that nobody foresees.
+fn suffix() -> String {
+    uuid::Uuid::new_v4().simple().to_string()[..6].to_owned()
+}
+
+/// A name as part of a slug: `My config!` is `my-config`.
+fn slugified(name: &str) -> String {
+    let dashed: String =
+        name.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' }).collect();
+    let parts: Vec<&str> = dashed.split('-').filter(|part| !part.is_empty()).collect();
+    let mut slug = parts.join("-");
+    slug.truncate(64);
+    slug
+}
+
+fn flag(row: &AnyRow, column: &str) -> sqlx::Result<bool> {
+    Ok(row.try_get::<i64, _>(column)? != 0)
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store").field("engine", &self.engine).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,343 @@
+//! The request log: one row a request, with everything else in an encoded record.
+
+use prost::Message as _;
+use sqlx::{Any, Row as _, any::AnyRow, query::Query};
+
+use super::{Store, not_found, within};
+use crate::{
+    error::{Error, Result},
+    pb::{self, RequestFilter, RequestRecord},
+};
+
+/// Billionths in one.
+pub const NANOS: f64 = 1e9;
+
+/// Rows that are forgotten in one transaction: the store is not kept from others for long.
+const FORGOTTEN_AT_ONCE: i64 = 2000;
+
+const PAGE: u32 = 50;
+const LARGEST_PAGE: u32 = 1000;
+
+/// A request to be kept.
+#[derive(Debug)]
+pub struct Logged {
+    /// Whose it was.
+    pub tenant: String,
+    /// What is known of it.
+    pub record: RequestRecord,
+}
+
+/// What became of some requests that were to be kept.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Written {
+    /// They are kept.
+    pub kept: usize,
+    /// The store did not take them, and never will.
+    pub refused: usize,
+}
+
+/// What a request cost at one provider and model.
+#[derive(Debug, PartialEq, Eq)]
+struct Cost {
+    provider: String,
+    model: String,
+    nanos: i64,
+    is_unknown: bool,
+}
+
+/// A condition or several, with their values in order.
+pub(super) struct Conditions {
+    pub text: String,
+    values: Vec<Bound>,
+}
+
+enum Bound {
+    Text(String),
+    Number(i64),
+}
+
+impl Store {
+    /// Keeps some requests, all at once; one by one if the store does not take them so.
+    ///
+    /// # Errors
+    /// The store is away: nothing is kept.
+    pub async fn log(&self, requests: &[Logged]) -> Result<Written> {
+        match within(self.insert(requests)).await {
+            Ok(()) => Ok(Written { kept: requests.len(), refused: 0 }),
+            // Away, or one of them is at fault: the store that takes a part of them is not away.
+            Err(error) => {
+                let mut written = Written::default();
+                for request in requests {
+                    match within(self.insert(std::slice::from_ref(request))).await {
+                        Ok(()) => written.kept += 1,
+                        Err(_) if written.kept > 0 || self.revision().await.is_ok() => written.refused += 1,
+                        Err(_) => return Err(error),
+                    }
+                }
+                Ok(written)
+            }
+        }
+    }
+
+    /// A page of a tenant's requests, the newest first.
+    pub async fn list_requests(
+        &self,
+        tenant: &str,
+        filter: &RequestFilter,
+        page_size: u32,
+        page_token: &str,
+    ) -> Result<pb::ListRequestsResponse> {
+        let size = if page_size == 0 { PAGE } else { page_size };
+        if size > LARGEST_PAGE {
+            let message = format!("page_size: {size} is not allowed; allowed: 1 to {LARGEST_PAGE}");
+            return Err(Error::invalid("page_size", message));
+        }
+        let mut conditions = Conditions::new(tenant, filter);
+        if !page_token.is_empty() {
+            let parts = page_token.split_once('.').and_then(|(ms, id)| Some((ms.parse().ok()?, id)));
+            let (ms, id): (i64, &str) = parts.ok_or_else(|| {
+                Error::invalid("page_token", "page_token: not one that a page before has given")
+            })?;
+            conditions.add("(r.created_ms < ", Bound::Number(ms), "");
+            conditions.or(" OR (r.created_ms = ", Bound::Number(ms), "");
+            conditions.or(" AND r.id < ", Bound::Text(id.to_owned()), "))");
+        }
+        let sql = format!(
+            "SELECT r.record, r.created_ms, r.id FROM requests r WHERE {} ORDER BY r.created_ms DESC, r.id DESC \
+             LIMIT {}",
+            conditions.text,
+            size + 1
+        );
+        let query = conditions.bind(sqlx::query(sqlx::AssertSqlSafe(sql)));
+        let rows = within(query.fetch_all(&self.pool)).await?;
+        let whole = rows.len() <= size as usize;
+        let rows = &rows[..rows.len().min(size as usize)];
+        within(async {
+            let next_page_token = match rows.last() {
+                Some(last) if !whole => {
+                    format!("{}.{}", last.try_get::<i64, _>(1)?, last.try_get::<String, _>(2)?)
+                }
+                _ => String::new(),
+            };
+            let requests = rows.iter().map(|row| Ok(RequestRecord { report: None, ..read(row)? }));
+            Ok(pb::ListRequestsResponse { requests: requests.collect::<sqlx::Result<_>>()?, next_page_token })
+        })
+        .await
+    }
+
+    /// A request with everything that is known of it.
+    pub async fn get_request(&self, tenant: &str, id: &str) -> Result<RequestRecord> {
+        let query = sqlx::query("SELECT record FROM requests WHERE id = $1 AND tenant = $2");
+        let row = within(query.bind(id).bind(tenant).fetch_optional(&self.pool)).await?;
+        let row = row.ok_or_else(|| not_found("request", id, "request_not_found"))?;
+        let mut record = within(async { read(&row) }).await?;
+        record.feedback = self.feedback_of(tenant, &record.trace_id).await?;
+        Ok(record)
+    }
+
+    /// Forgets the requests before a time, and the feedback.
+    pub async fn forget_before(&self, ms: i64) -> Result<u64> {
+        let mut forgotten = 0;
+        loop {
+            let query = sqlx::query(
+                "DELETE FROM requests WHERE id IN (SELECT id FROM requests WHERE created_ms < $1 LIMIT $2)",
+            );
+            let done = within(query.bind(ms).bind(FORGOTTEN_AT_ONCE).execute(&self.pool)).await?;
+            forgotten += done.rows_affected();
+            if done.rows_affected() == 0 {
+                break;
+            }
+        }
+        let query = sqlx::query("DELETE FROM feedback WHERE created_ms < $1");
+        within(query.bind(ms).execute(&self.pool)).await?;
+        Ok(forgotten)
+    }
+
+    async fn insert(&self, requests: &[Logged]) -> sqlx::Result<()> {
+        let mut transaction = self.begin().await?;
+        for Logged { tenant, record } in requests {
+            let costs = costs(record);
+            let known: i64 = costs.iter().map(|cost| cost.nanos).sum();
+            let done = sqlx::query(
+                "INSERT INTO requests VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, \
+                 $17, $18, $19, $20) ON CONFLICT (id) DO NOTHING",
+            )
+            .bind(&record.id)
+            .bind(clean(tenant))
+            .bind(record.created_unix_ms)
+            .bind(clean(&record.trace_id))
+            .bind(clean(&record.caller))
+            .bind(clean(&record.config))
+            .bind(record.operation().name())
+            .bind(&record.outcome)
+            .bind(i64::from(record.status))
+            .bind(clean(&record.provider))
+            .bind(clean(&record.model))
+            .bind(clean(&record.virtual_key))
+            .bind(i64::from(record.fallback))
+            .bind(i64::from(record.refused))
+            .bind(record.cache_status().name().unwrap_or_default())
+            .bind(i64::from(record.images))
+            .bind(i64::try_from(record.duration_ms).unwrap_or(i64::MAX))
+            .bind(record.cost_usd.map(|_| known))
+            .bind(i64::from(record.cost_unknown))
+            .bind(record.encode_to_vec())
+            .execute(&mut *transaction)
+            .await?;
+            // Kept before, by a transaction that was not known to have succeeded.
+            if done.rows_affected() == 0 {
+                continue;
+            }
+            for (name, value) in &record.metadata {
+                sqlx::query("INSERT INTO request_metadata VALUES ($1, $2, $3)")
+                    .bind(clean(name))
+                    .bind(clean(value))
+                    .bind(&record.id)
+                    .execute(&mut *transaction)
+                    .await?;
+            }
+            for cost in &costs {
+                sqlx::query("INSERT INTO costs VALUES ($1, $2, $3, $4, $5)")
+                    .bind(&record.id)
+                    .bind(clean(&cost.provider))
+                    .bind(clean(&cost.model))
+                    .bind(cost.nanos)
+                    .bind(i64::from(cost.is_unknown))
+                    .execute(&mut *transaction)
+                    .await?;
+            }
+        }
+        transaction.commit().await
+    }
+}
+
+impl Conditions {
+    /// What a filter asks of the rows `r` of `requests`.
+    pub(super) fn new(tenant: &str, filter: &RequestFilter) -> Self {
+        let mut all = Self { text: String::new(), values: Vec::new() };
+        let text = |text: &str| Bound::Text(text.to_owned());
+        all.or("r.tenant = ", text(tenant), "");
+        for (column, value) in [
+            ("provider", &filter.provider),
+            ("model", &filter.model),
+            ("config", &filter.config),
+            ("caller", &filter.caller),
+            ("virtual_key", &filter.virtual_key),
+            ("trace_id", &filter.trace_id),
+            ("cache_status", &filter.cache_status),
+        ] {
+            if !value.is_empty() {
+                all.add(&format!("r.{column} = "), text(value), "");
+            }
+        }
+        let nanos = |usd: f64| (usd * NANOS).round() as i64;
+        for (comparison, value) in [
+            ("r.created_ms >= ", filter.from_unix_ms),
+            ("r.created_ms < ", filter.until_unix_ms),
+            ("r.cost_nanos >= ", filter.min_cost_usd.map(nanos)),
+            ("r.cost_nanos <= ", filter.max_cost_usd.map(nanos)),
+            ("r.fallback = ", filter.fallback.map(i64::from)),
+            ("r.refused = ", filter.refused.map(i64::from)),
+        ] {
+            if let Some(value) = value {
+                all.add(comparison, Bound::Number(value), "");
+            }
+        }
+        match filter.success {
+            Some(true) => all.text.push_str(" AND r.status < 400"),
+            Some(false) => all.text.push_str(" AND r.status >= 400"),
+            None => {}
+        }
+        if !filter.statuses.is_empty() {
+            let statuses: Vec<String> = filter.statuses.iter().map(u32::to_string).collect();
+            all.text.push_str(&format!(" AND r.status IN ({})", statuses.join(", ")));
+        }
+        for (name, value) in &filter.metadata {
+            let exists = "EXISTS (SELECT 1 FROM request_metadata m WHERE m.request_id = r.id AND m.name = ";
+            all.add(exists, text(name), "");
+            all.or(" AND m.value = ", text(value), ")");
+        }
+        all
+    }
+
+    /// Adds a condition that must hold, too.
+    fn add(&mut self, before: &str, value: Bound, after: &str) {
+        self.text.push_str(" AND ");
+        self.or(before, value, after);
+    }
+
+    /// Goes on with a condition.
+    fn or(&mut self, before: &str, value: Bound, after: &str) {
+        self.values.push(value);
+        self.text.push_str(&format!("{before}${}{after}", self.values.len()));
+    }
+
+    /// Goes on with a text that is no value.
+    pub(super) fn parameter(&mut self, value: &str) -> String {
+        self.values.push(Bound::Text(value.to_owned()));
+        format!("${}", self.values.len())
+    }
+
+    pub(super) fn bind<'q>(
+        &self,
+        query: Query<'q, Any, sqlx::any::AnyArguments>,
+    ) -> Query<'q, Any, sqlx::any::AnyArguments> {
+        self.values.iter().fold(query, |query, value| match value {
+            Bound::Text(text) => query.bind(clean(text)),
+            Bound::Number(number) => query.bind(*number),
+        })
+    }
+}
+
+/// What the record's lines say, in a row for each provider and model.
+fn costs(record: &RequestRecord) -> Vec<Cost> {
+    let mut costs: Vec<Cost> = Vec::new();
+    for line in record.report.iter().flat_map(|report| &report.cost_lines) {
+        let at = costs.iter().position(|cost| cost.provider == line.provider && cost.model == line.model);
+        let at = at.unwrap_or_else(|| {
+            let (provider, model) = (line.provider.clone(), line.model.clone());
+            costs.push(Cost { provider, model, nanos: 0, is_unknown: false });
+            costs.len() - 1
+        });
+        match line.amount_usd {
+            Some(usd) => costs[at].nanos += (usd * NANOS).round() as i64,
+            None => costs[at].is_unknown = true,
+        }
+    }
+    costs
+}
+
+/// PostgreSQL has no text with this character.
+fn clean(text: &str) -> String {
+    text.replace('\0', "\u{fffd}")
+}
+
+fn read(row: &AnyRow) -> sqlx::Result<RequestRecord> {
+    let record: Vec<u8> = row.try_get(0)?;
+    RequestRecord::decode(record.as_slice()).map_err(|error| sqlx::Error::Decode(error.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn costs_are_summed_by_who_was_paid() {
+        let line = |provider: &str, amount_usd| pb::CostLine {
+            provider: provider.into(),
+            model: "m".into(),
+            amount_usd,
+            ..Default::default()
+        };
+        let lines = vec![line("a", Some(0.1)), line("b", None), line("a", Some(0.2))];
+        let report = pb::RouteReport { cost_lines: lines, ..Default::default() };
+        let record = RequestRecord { report: Some(report), ..Default::default() };
+        let cost = |provider: &str, nanos, is_unknown| Cost {
+            provider: provider.into(),
+            model: "m".into(),
+            nanos,
+            is_unknown,
+        };
+        assert_eq!(costs(&record), [cost("a", 300_000_000, false), cost("b", 0, true)]);
+    }
+}

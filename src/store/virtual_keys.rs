@@ -1,0 +1,297 @@
+//! Virtual keys: credentials of providers, sealed.
+
+use std::collections::BTreeMap;
+
+use secrecy::ExposeSecret as _;
+use serde_json::{Value, json};
+use sqlx::{Row as _, any::AnyRow};
+use zeroize::Zeroizing;
+
+use super::{Store, announce, flag, not_found, now_ms, slugified, suffix, taken, within};
+use crate::{
+    config::{
+        saved::{KeySecrets, SavedKey},
+        spec::Secret,
+    },
+    error::{Error, Result},
+    pb::{self, KeyStatus},
+};
+
+const CODE: &str = "virtual_key_not_found";
+
+/// A virtual key to be saved, checked.
+#[derive(Debug)]
+pub struct NewVirtualKey {
+    /// For people.
+    pub name: String,
+    /// Empty: made from the name.
+    pub slug: String,
+    /// Provider id.
+    pub provider: String,
+    /// For people.
+    pub note: String,
+    /// Empty: the provider's own.
+    pub base_url: String,
+    /// What is sealed.
+    pub secrets: KeySecrets,
+    /// When it stops working, in ms since 1970.
+    pub expires_ms: Option<i64>,
+}
+
+/// What an update changes.
+#[derive(Debug, Default)]
+pub struct KeyChange {
+    /// Another name.
+    pub name: Option<String>,
+    /// Another note.
+    pub note: Option<String>,
+    /// Another credential with all its settings.
+    pub secrets: Option<KeySecrets>,
+    /// Whether it rests.
+    pub disabled: Option<bool>,
+    /// Another end; 0: none.
+    pub expires_ms: Option<i64>,
+}
+
+impl Store {
+    /// A tenant's virtual keys by name.
+    pub async fn list_virtual_keys(&self, tenant: &str) -> Result<Vec<pb::VirtualKey>> {
+        let query = sqlx::query("SELECT * FROM virtual_keys WHERE tenant = $1 ORDER BY name, slug");
+        let rows = within(query.bind(tenant).fetch_all(&self.pool)).await?;
+        within(async { rows.iter().map(read).collect() }).await
+    }
+
+    /// A virtual key by slug or id.
+    pub async fn get_virtual_key(&self, tenant: &str, slug: &str) -> Result<pb::VirtualKey> {
+        let row = self.virtual_key_row(tenant, slug).await?;
+        within(async { read(&row) }).await
+    }
+
+    /// What a virtual key holds, with its provider and address, for checking a change of it.
+    pub async fn virtual_key_secrets(
+        &self,
+        tenant: &str,
+        slug: &str,
+    ) -> Result<(pb::VirtualKey, Option<KeySecrets>)> {
+        let row = self.virtual_key_row(tenant, slug).await?;
+        within(async {
+            let (id, sealed): (String, Vec<u8>) = (row.try_get("id")?, row.try_get("sealed")?);
+            Ok((read(&row)?, self.open_secrets(&id, &sealed).map(|(secrets, _)| secrets)))
+        })
+        .await
+    }
+
+    /// Saves a virtual key.
+    pub async fn create_virtual_key(
+        &self,
+        tenant: &str,
+        author: &str,
+        new: NewVirtualKey,
+    ) -> Result<pb::VirtualKey> {
+        let wanted = match new.slug.as_str() {
+            "" => match slugified(&new.name) {
+                slug if slug.starts_with(|c: char| c.is_ascii_alphabetic()) => slug,
+                slug => format!("key-{slug}").trim_end_matches('-').to_owned(),
+            },
+            slug => slug.to_owned(),
+        };
+        let slug = match self.insert_virtual_key(tenant, author, &wanted, &new).await {
+            Ok(()) => wanted,
+            // A name may be given twice; a slug that somebody chose may not.
+            Err(error) if new.slug.is_empty() && error.status == taken().status => {
+                let slug = format!("{wanted}-{}", suffix());
+                self.insert_virtual_key(tenant, author, &slug, &new).await?;
+                slug
+            }
+            Err(error) => return Err(error),
+        };
+        self.get_virtual_key(tenant, &slug).await
+    }
+
+    /// Changes a virtual key.
+    pub async fn update_virtual_key(
+        &self,
+        tenant: &str,
+        slug: &str,
+        change: KeyChange,
+    ) -> Result<pb::VirtualKey> {
+        let id = self.get_virtual_key(tenant, slug).await?.id;
+        let sealed = change.secrets.as_ref().map(|secrets| self.seal_secrets(&id, secrets));
+        let names = change.secrets.as_ref().map(option_names);
+        within(async {
+            let mut transaction = self.begin().await?;
+            sqlx::query(
+                "UPDATE virtual_keys SET name = COALESCE($2, name), note = COALESCE($3, note), \
+                 disabled = COALESCE($4, disabled), updated_ms = $5, \
+                 expires_ms = CASE WHEN $6 = 0 THEN NULL WHEN $6 < 0 THEN expires_ms ELSE $6 END WHERE id = $1",
+            )
+            .bind(&id)
+            .bind(change.name)
+            .bind(change.note)
+            .bind(change.disabled.map(i64::from))
+            .bind(now_ms())
+            .bind(change.expires_ms.unwrap_or(-1))
+            .execute(&mut *transaction)
+            .await?;
+            if let (Some(sealed), Some(names)) = (sealed, names) {
+                sqlx::query("UPDATE virtual_keys SET sealed = $2, option_names = $3 WHERE id = $1")
+                    .bind(&id)
+                    .bind(sealed)
+                    .bind(names)
+                    .execute(&mut *transaction)
+                    .await?;
+            }
+            announce(&mut transaction).await?;
+            transaction.commit().await
+        })
+        .await?;
+        self.get_virtual_key(tenant, &id).await
+    }
+
+    /// Forgets a virtual key.
+    pub async fn delete_virtual_key(&self, tenant: &str, slug: &str) -> Result<()> {
+        let deleted = within(async {
+            let mut transaction = self.begin().await?;
+            let query = sqlx::query("DELETE FROM virtual_keys WHERE tenant = $1 AND (slug = $2 OR id = $2)");
+            let done = query.bind(tenant).bind(slug).execute(&mut *transaction).await?;
+            announce(&mut transaction).await?;
+            transaction.commit().await?;
+            Ok(done.rows_affected() > 0)
+        })
+        .await?;
+        if deleted { Ok(()) } else { Err(not_found("virtual key", slug, CODE)) }
+    }
+
+    /// Every tenant's keys with what they hold.
+    pub(super) async fn saved_keys(&self, now: i64) -> Result<Vec<SavedKey>> {
+        let rows = within(sqlx::query("SELECT * FROM virtual_keys").fetch_all(&self.pool)).await?;
+        let saved = |row: &AnyRow| {
+            let (id, sealed): (String, Vec<u8>) = (row.try_get("id")?, row.try_get("sealed")?);
+            let withdrawn = match status(row, now)? {
+                KeyStatus::Disabled => Some("is disabled"),
+                KeyStatus::Expired => Some("has expired"),
+                _ => None,
+            };
+            Ok(SavedKey {
+                tenant: row.try_get("tenant")?,
+                slug: row.try_get("slug")?,
+                provider: row.try_get("provider")?,
+                base_url: row.try_get("base_url")?,
+                secrets: self.open_secrets(&id, &sealed).map(|(secrets, _)| secrets),
+                withdrawn,
+            })
+        };
+        within(async { rows.iter().map(saved).collect() }).await
+    }
+
+    /// Seals with the current key whatever an older one has sealed.
+    pub(super) async fn reseal(&self) -> Result<()> {
+        let rows = within(sqlx::query("SELECT id, sealed FROM virtual_keys").fetch_all(&self.pool)).await?;
+        for row in rows {
+            within(async {
+                let (id, sealed): (String, Vec<u8>) = (row.try_get(0)?, row.try_get(1)?);
+                if let Some((secrets, true)) = self.open_secrets(&id, &sealed) {
+                    // Not if somebody has changed it meanwhile.
+                    sqlx::query("UPDATE virtual_keys SET sealed = $2 WHERE id = $1 AND sealed = $3")
+                        .bind(&id)
+                        .bind(self.seal_secrets(&id, &secrets))
+                        .bind(sealed)
+                        .execute(&self.pool)
+                        .await?;
+                }
+                Ok(())
+            })
+            .await?;
+        }
+        Ok(())
+    }
+
+    async fn virtual_key_row(&self, tenant: &str, slug: &str) -> Result<AnyRow> {
+        let query = sqlx::query("SELECT * FROM virtual_keys WHERE tenant = $1 AND (slug = $2 OR id = $2)");
+        let row = within(query.bind(tenant).bind(slug).fetch_optional(&self.pool)).await?;
+        row.ok_or_else(|| -> Error { not_found("virtual key", slug, CODE) })
+    }
+
+    async fn insert_virtual_key(
+        &self,
+        tenant: &str,
+        author: &str,
+        slug: &str,
+        new: &NewVirtualKey,
+    ) -> Result<()> {
+        let (id, now) = (uuid::Uuid::now_v7().to_string(), now_ms());
+        within(async {
+            let mut transaction = self.begin().await?;
+            sqlx::query(
+                "INSERT INTO virtual_keys VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 0, $10, $11, $11, $12)",
+            )
+            .bind(&id)
+            .bind(tenant)
+            .bind(slug)
+            .bind(&new.name)
+            .bind(&new.provider)
+            .bind(&new.note)
+            .bind(&new.base_url)
+            .bind(option_names(&new.secrets))
+            .bind(self.seal_secrets(&id, &new.secrets))
+            .bind(new.expires_ms)
+            .bind(now)
+            .bind(author)
+            .execute(&mut *transaction)
+            .await?;
+            announce(&mut transaction).await?;
+            transaction.commit().await
+        })
+        .await
+    }
+
+    fn seal_secrets(&self, id: &str, secrets: &KeySecrets) -> Vec<u8> {
+        let options: BTreeMap<&str, &str> =
+            secrets.options.iter().map(|(name, value)| (name.as_str(), value.0.expose_secret())).collect();
+        let key = secrets.key.as_ref().map(|key| key.0.expose_secret());
+        let text = Zeroizing::new(json!({"key": key, "options": options}).to_string());
+        self.vault.seal(text.as_bytes(), id)
+    }
+
+    fn open_secrets(&self, id: &str, sealed: &[u8]) -> Option<(KeySecrets, bool)> {
+        let opened = self.vault.unseal(sealed, id)?;
+        let value: Value = serde_json::from_slice(&opened.text).ok()?;
+        let text = |value: &Value| value.as_str().map(Secret::new);
+        let options = value["options"].as_object()?.iter();
+        let options = options.filter_map(|(name, value)| Some((name.clone(), text(value)?))).collect();
+        Some((KeySecrets { key: text(&value["key"]), options }, opened.is_old))
+    }
+}
+
+fn option_names(secrets: &KeySecrets) -> String {
+    secrets.options.keys().map(String::as_str).collect::<Vec<_>>().join(" ")
+}
+
+fn status(row: &AnyRow, now: i64) -> sqlx::Result<KeyStatus> {
+    let expires: Option<i64> = row.try_get("expires_ms")?;
+    Ok(if flag(row, "disabled")? {
+        KeyStatus::Disabled
+    } else if expires.is_some_and(|expires| expires <= now) {
+        KeyStatus::Expired
+    } else {
+        KeyStatus::Active
+    })
+}
+
+fn read(row: &AnyRow) -> sqlx::Result<pb::VirtualKey> {
+    let options: String = row.try_get("option_names")?;
+    Ok(pb::VirtualKey {
+        id: row.try_get("id")?,
+        slug: row.try_get("slug")?,
+        name: row.try_get("name")?,
+        provider: row.try_get("provider")?,
+        note: row.try_get("note")?,
+        status: status(row, now_ms())?.into(),
+        base_url: row.try_get("base_url")?,
+        options: options.split_whitespace().map(str::to_owned).collect(),
+        expires_unix_ms: row.try_get("expires_ms")?,
+        created_unix_ms: row.try_get("created_ms")?,
+        updated_unix_ms: row.try_get("updated_ms")?,
+        created_by: row.try_get("created_by")?,
+    })
+}
