@@ -10,7 +10,7 @@ use super::{
     filter::FilterArgs,
     json,
     table::{Heading, Table, usd},
-    times::short,
+    times::{date, short},
 };
 use crate::{
     admin::remote::Remote,
@@ -59,17 +59,23 @@ fn table(by: Option<&str>, groups: &[UsageGroup]) -> Table {
         ["REQUESTS", "OK", "RESCUED", "REFUSED", "CACHED", "IMAGES", "MEAN", "COST"].map(Heading::Right);
     let mut table = Table::new([&[Heading::Left("GROUP")], counts.as_slice()].concat());
     for group in groups {
-        let key = match by {
-            None => "all",
-            Some(_) if group.key.is_empty() => "(none)",
-            Some(_) => &group.key,
-        };
-        table.row(cells(key, group));
+        table.row(cells(&name(by, &group.key), group));
     }
     if groups.len() > 1 {
-        table.row(cells("all", &total(groups)));
+        table.row(cells("total", &total(groups)));
     }
     table
+}
+
+fn name(by: Option<&str>, key: &str) -> String {
+    match (by, key.parse()) {
+        (None, _) => "all".to_owned(),
+        // Times come as milliseconds since 1970.
+        (Some("day"), Ok(unix_ms)) => date(unix_ms).chars().take("2026-11-27".len()).collect(),
+        (Some("hour"), Ok(unix_ms)) => date(unix_ms).chars().take("2026-11-27 10:00".len()).collect(),
+        (Some(_), _) if key.is_empty() => "(none)".to_owned(),
+        (Some(_), _) => key.to_owned(),
+    }
 }
 
 fn cells(key: &str, group: &UsageGroup) -> [String; 9] {
@@ -127,7 +133,14 @@ mod tests {
         let lines = lines(Some("provider"), &groups);
         assert_eq!(lines[0], ["openai", "3", "0", "0", "0", "0", "0", "1.0s", "$0.1200"]);
         assert_eq!(lines[1], ["(none)", "1", "0", "0", "0", "0", "0", "5.0s", "unknown"]);
-        assert_eq!(lines[2], ["all", "4", "0", "0", "0", "0", "0", "2.0s", "$0.1200 + unknown"]);
+        assert_eq!(lines[2], ["total", "4", "0", "0", "0", "0", "0", "2.0s", "$0.1200 + unknown"]);
+    }
+
+    #[test]
+    fn days_and_hours_are_dates() {
+        assert_eq!(name(Some("day"), "1795780800000"), "2026-11-27");
+        assert_eq!(name(Some("hour"), "1795780800000"), "2026-11-27 12:00");
+        assert_eq!(name(Some("metadata.order"), "1795780800000"), "1795780800000");
     }
 
     #[test]

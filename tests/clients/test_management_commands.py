@@ -147,19 +147,21 @@ def test_a_wrong_config_is_refused_with_its_lines(command, tmp_path):
     assert "line 1, column 13: strategy.mode" in said and "fallback" in said
     assert "line 3, column 7: targets.0.virtual_key" in said
     (tmp_path / "broken.yaml").write_text("a: [")
-    assert "broken.yaml: line 1" in command("configs", "save", "x", "broken.yaml", code=1)
+    assert "broken.yaml: line " in command("configs", "save", "x", "broken.yaml", code=1)
 
 
-def test_logs_and_usage_tell_what_happened(command, gateway, stability_api, tmp_path):
+def test_logs_and_usage_tell_what_happened(command, gateway, stability_api, openai_api):
     stability_api.script.append(faults.filtered())
     fell_back = post(gateway, "pc-sdxl-dalle", x_portkey_metadata=json.dumps({"team": "red"}))
     post(gateway, "pc-stability")
-    post(gateway, "pc-nowhere")
-    lines = eventually(lambda: (found := command("logs").splitlines()) and len(found) == 3 and found, 5, "the log")
+    openai_api.always = faults.status(503)
+    post(gateway, "pc-openai")
+    eventually(lambda: len(command("logs").splitlines()) >= 3, 5, "the log")
+    lines = command("logs").splitlines()
     identity = fell_back.headers["x-imagegate-request-id"]
     assert identity in lines[0] and " 200 " in lines[0] and "openai/dall-e-3" in lines[0]
     assert "fallback refused" in lines[0] and re.search(r"\d+(ms|\.\ds)", lines[0])
-    assert "fallback" not in lines[1] and re.search(r" 40[04]  -  ", lines[2])
+    assert "fallback" not in lines[1] and " 503 " in lines[2]
     assert command("logs", "--fallback", "--since", "1h").splitlines() == lines[:1]
     assert command("logs", "--success=false").splitlines() == lines[2:]
     assert command("logs", "-n", "1").splitlines() == lines[2:]
@@ -178,17 +180,18 @@ def test_logs_and_usage_tell_what_happened(command, gateway, stability_api, tmp_
     table = command("usage", "--by", "provider").splitlines()
     assert table[0].split() == ["GROUP", "REQUESTS", "OK", "RESCUED", "REFUSED", "CACHED", "IMAGES", "MEAN", "COST"]
     rows = {row.split()[0]: row.split() for row in table[1:]}
-    assert rows["openai"][1:5] == ["1", "1", "1", "1"] and rows["openai"][8].startswith("$0.04")
-    assert rows["stability-ai"][8] == "unknown" and rows["all"][1] == "3"
+    assert rows["openai"][1:5] == ["2", "1", "1", "1"] and rows["openai"][8].startswith("$0.04")
+    assert rows["stability-ai"][8] == "$0.0300" and rows["total"][1] == "3"
     groups = parsed(command("usage", "--by", "provider", "--json"))
     assert sum(group["requests"] for group in groups) == 3
     assert command("usage", "--since", "7d", "--fallback").splitlines()[1].split()[:2] == ["all", "1"]
+    assert re.match(r"20\d\d-\d\d-\d\d +3 ", command("usage", "--by", "day").splitlines()[1])
     assert "not a time" in command("usage", "--since", "soon", code=2)
 
 
 def test_logs_follow(gateway, tmp_path):
     post(gateway, "pc-openai")
-    env = {"IMAGEGATE_ROUTER": "http://" + gateway.grpc, "IMAGEGATE_API_KEY": OPS_KEY}
+    env = {"IMAGEGATE_ROUTER": "http://" + gateway.grpc, "IMAGEGATE_API_KEY": OPS_KEY, "RUST_LOG": "warn"}
     following = Process(["logs", "-f", "--json"], tmp_path, env)
     try:
         seen = lambda: following.log.splitlines()

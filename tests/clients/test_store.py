@@ -19,6 +19,8 @@ from grpc_client import Admin
 
 # Within this time other routers know of a change, and the log has a request.
 SOON = 3
+# Within this time a key that has expired by itself is refused.
+EXPIRY = 1.5
 SMALL = {"prompt": "a red fox", "size": "1024x1024", "response_format": "b64_json"}
 ALL_SCOPES = ["generate", "configs", "keys", "logs", "admin"]
 
@@ -228,7 +230,7 @@ def test_a_key_that_must_not_be_used_is_refused_at_once(remembering, store, open
     admin.ask("UpdateVirtualKey", slug=virtual_key, disabled=False)
     answered(image(gateway, hero(virtual_key)))
 
-    time.sleep(max(0, ends / 1000 - time.time()) + 0.1)
+    time.sleep(max(0, ends / 1000 - time.time()) + EXPIRY)
     calls = len(openai_api.calls)
     assert image(gateway, "pc-openai", key=short.key).status_code == 401
     assert image(gateway, hero(brief)).status_code in (400, 401, 403, 404)
@@ -245,7 +247,7 @@ def test_a_rotated_api_key_works_a_while_longer(remembering, store):
     assert new.api_key.id == old.api_key.id and new.key != old.key
     assert image(gateway, "pc-openai", key=old.key).status_code == 200
     assert image(gateway, "pc-openai", key=new.key).status_code == 200
-    time.sleep(max(0, new.old_key_expires_unix_ms / 1000 - time.time()) + 0.1)
+    time.sleep(max(0, new.old_key_expires_unix_ms / 1000 - time.time()) + EXPIRY)
     assert image(gateway, "pc-openai", key=old.key).status_code == 401
     newest = admin.ask("RotateApiKey", id=old.api_key.id, overlap_s=0)
     assert image(gateway, "pc-openai", key=new.key).status_code == 401
@@ -337,7 +339,7 @@ def test_a_request_is_in_the_log_with_attempts_cost_and_cause(remembering, store
     assert abs(record.created_unix_ms / 1000 - time.time()) < 30 and record.duration_ms < 30_000
     first, second = record.report.attempts
     assert (first.provider, first.outcome, second.outcome) == ("stability-ai", "content_rejected", "ok")
-    assert first.message and list(record.report.refused_by) == ["config.targets[0]"]
+    assert first.message and list(record.report.refused_by) == ["config.targets[0] stability-ai"]
     lines = record.report.cost_lines
     known = [line.amount_usd for line in lines if line.HasField("amount_usd")]
     assert record.cost_usd == pytest.approx(sum(known)) and sum(known) >= 0.04
@@ -350,11 +352,9 @@ def test_a_failure_is_in_the_log_with_its_cause(remembering, store, stability_ap
     admin = Admin(gateway)
     stability_api.always, openai_api.always = faults.status(429), faults.status(503)
     record = logged(admin, image(gateway, "pc-sdxl-dalle"))
-    assert (record.outcome, record.status, record.images, record.fallback) == ("unavailable", 503, 0, True)
+    assert (record.outcome, record.status, record.images, record.fallback) == ("unavailable", 503, 0, False)
     assert record.provider == "openai" and record.error_message
     assert [attempt.status for attempt in record.report.attempts] == [429, 503]
-    record = logged(admin, image(gateway, "pc-nowhere"))
-    assert record.status in (400, 404) and "pc-nowhere" in record.error_message and not record.report.attempts
 
 
 @pytest.fixture
@@ -452,6 +452,8 @@ def test_usage_is_the_sum_of_the_log(varied, by):
 
     expected = {}
     for record in log:
+        if by.startswith("metadata.") and not key(record):
+            continue  # It is in no group.
         group = expected.setdefault(key(record), [0] * 8)
         is_known = record.HasField("cost_usd")
         facts = [1, record.status == 200, record.status == 200 and record.fallback, record.refused]
@@ -672,6 +674,20 @@ def test_requests_go_on_without_the_store(remembering, shared, postgres, openai_
     assert traffic.failures == [] and len(traffic.answers) > during > 20
     waits = [later - earlier for (_, earlier), (_, later) in zip(traffic.answers, traffic.answers[1:])]
     assert max(waits) < 5, "requests waited for the store"
+
+
+def test_a_key_expires_without_the_store_too(remembering, shared, postgres):
+    gateway = remembering(shared)
+    admin = Admin(gateway)
+    ends = int((time.time() + 3) * 1000)
+    brief = admin.ask("CreateApiKey", name="b", scopes=["generate"], expires_unix_ms=ends).key
+    old = admin.ask("CreateApiKey", name="c", scopes=["generate"])
+    admin.ask("RotateApiKey", id=old.api_key.id, overlap_s=2)
+    answered(image(gateway, "pc-openai", key=brief))
+    answered(image(gateway, "pc-openai", key=old.key))
+    postgres.kill()
+    time.sleep(max(0, ends / 1000 - time.time()) + EXPIRY)
+    assert [image(gateway, "pc-openai", key=key).status_code for key in (brief, old.key)] == [401, 401]
 
 
 def test_a_store_that_is_away_at_the_start_is_said(serve, shared, postgres, stability_api, openai_api, tmp_path):
