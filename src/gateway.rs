@@ -14,7 +14,8 @@ use tracing::{error, info, warn};
 
 use crate::{
     config::{
-        Origin, Settings, file::Listen, plan::Credential, providers::Providers, saved::Saved, tls::TlsFiles,
+        Origin, Settings, file::Listen, memory::StoreChoice, plan::Credential, providers::Providers,
+        saved::Saved, tls::TlsFiles,
     },
     egress::Egress,
     pool::{Address, Pool, Service},
@@ -112,6 +113,9 @@ impl Gateway {
     /// The database cannot be used.
     pub async fn remember(&self) -> Result<()> {
         let settings = self.settings.load_full();
+        if matches!(settings.memory.store, StoreChoice::Off) {
+            return Ok(());
+        }
         let opened = async {
             let store = Store::open(&settings.memory, &settings.data_dir).await?;
             let saved = store.load().await.map_err(|error| CannotOpen(error.message.clone()))?;
@@ -124,7 +128,7 @@ impl Gateway {
                 _ = self.store.set(Arc::new(store));
                 Ok(())
             }
-            Err(reason) if settings.memory.store_url.is_none() => {
+            Err(reason) if matches!(settings.memory.store, StoreChoice::File) => {
                 telemetry::store_up(false);
                 telemetry::store_away(&reason.to_string());
                 Ok(())

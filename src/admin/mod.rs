@@ -45,7 +45,12 @@ impl Admin {
     }
 
     fn store(&self) -> Result<&Store> {
-        let away = || Error::new(ErrorKind::Unavailable, "this gateway has no store: its log says why");
+        let away = || {
+            Error::new(
+                ErrorKind::Unavailable,
+                "this gateway has no store: `store: off` is written, or its log says why",
+            )
+        };
         self.gateway.store().map(|store| &**store).ok_or_else(away)
     }
 

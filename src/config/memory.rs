@@ -2,13 +2,15 @@
 
 use std::{sync::Arc, time::Duration};
 
+use serde_json::Value;
+
 use super::{read::Object, spec::Secret};
 
 /// What the gateway remembers.
 #[derive(Clone, Debug)]
 pub struct MemorySettings {
-    /// A PostgreSQL; without it a file in `data_dir`.
-    pub store_url: Option<Secret>,
+    /// Where.
+    pub store: StoreChoice,
     /// What credentials are sealed with.
     pub vault: Option<VaultKeys>,
     /// Prompts are kept in the request log.
@@ -17,6 +19,17 @@ pub struct MemorySettings {
     pub retention: Duration,
     /// How often it is written.
     pub flush_every: Duration,
+}
+
+/// Where the gateway remembers.
+#[derive(Clone, Debug)]
+pub enum StoreChoice {
+    /// It does not.
+    Off,
+    /// A SQLite file in `data_dir`.
+    File,
+    /// A PostgreSQL; a password may be in its address.
+    Postgres(Secret),
 }
 
 /// Keys of 32 bytes, which are not shown.
@@ -39,27 +52,24 @@ const WRONG_URL: &str = "not allowed; allowed: postgres://USER:PASSWORD@HOST:POR
 impl MemorySettings {
     /// Reads the file's `store`, `vault` and `log`.
     pub fn read(file: &mut Object<'_>) -> Self {
-        let store_url = file.object("store").and_then(|mut store| {
-            let url = store.required("url").and(store.text("url")).filter(|url| !url.is_empty());
-            let is_known = |url: &str| {
-                let parsed = url::Url::parse(url);
-                parsed.is_ok_and(|url| {
-                    matches!(url.scheme(), "postgres" | "postgresql") && url.host().is_some()
-                })
-            };
-            if url.is_some_and(|url| !is_known(url)) {
-                // Without the value, which may hold a password.
-                store.problem("url", WRONG_URL);
+        let store = match file.value("store") {
+            None => StoreChoice::File,
+            // YAML's older versions read `off` as false.
+            Some(Value::Bool(false)) => StoreChoice::Off,
+            Some(Value::String(text)) if text == "off" => StoreChoice::Off,
+            Some(Value::Object(_)) => {
+                file.object("store").and_then(read_url).map_or(StoreChoice::File, StoreChoice::Postgres)
             }
-            store.finish();
-            url.map(Secret::new)
-        });
+            Some(_) => {
+                file.problem("store", "not allowed; allowed: off, or url");
+                StoreChoice::File
+            }
+        };
         let vault = file.object("vault").and_then(|mut vault| {
             let current = vault.required("key").and(vault.text("key")).map(decode);
             let previous = vault.texts("previous_keys").unwrap_or_default();
             let previous: Vec<_> = previous.into_iter().map(decode).collect();
-            for (i, key) in previous.iter().enumerate().filter(|(_, key)| key.is_none()) {
-                _ = key;
+            for (i, _) in previous.iter().enumerate().filter(|(_, key)| key.is_none()) {
                 vault.problem(&format!("previous_keys.{i}"), WRONG_KEY);
             }
             if matches!(current, Some(None)) {
@@ -68,7 +78,7 @@ impl MemorySettings {
             vault.finish();
             Some(VaultKeys { current: current??, previous: previous.into_iter().flatten().collect() })
         });
-        if store_url.is_some() && !file.has("vault") {
+        if matches!(store, StoreChoice::Postgres(_)) && !file.has("vault") {
             file.problem("vault", "Required with store.url: routers that share a store share its key");
         }
         let (mut prompts, mut retention_days, mut flush_ms) = (false, 30, 500);
@@ -79,13 +89,27 @@ impl MemorySettings {
             log.finish();
         }
         Self {
-            store_url,
+            store,
             vault,
             prompts,
             retention: Duration::from_secs(retention_days * 86_400),
             flush_every: Duration::from_millis(flush_ms),
         }
     }
+}
+
+fn read_url(mut store: Object<'_>) -> Option<Secret> {
+    let url = store.required("url").and(store.text("url")).filter(|url| !url.is_empty());
+    let is_known = |url: &str| {
+        url::Url::parse(url)
+            .is_ok_and(|url| matches!(url.scheme(), "postgres" | "postgresql") && url.host().is_some())
+    };
+    if url.is_some_and(|url| !is_known(url)) {
+        // Without the value, which may hold a password.
+        store.problem("url", WRONG_URL);
+    }
+    store.finish();
+    url.map(Secret::new)
 }
 
 const WRONG_KEY: &str =

@@ -35,7 +35,10 @@ pub use self::{
     virtual_keys::{KeyChange, NewVirtualKey},
 };
 use crate::{
-    config::{memory::MemorySettings, saved::Saved},
+    config::{
+        memory::{MemorySettings, StoreChoice},
+        saved::Saved,
+    },
     error::{Error, ErrorKind, Result},
     pb::BillingClass,
     telemetry,
@@ -87,9 +90,10 @@ impl Store {
             let what = what.to_owned();
             move |error: sqlx::Error| CannotOpen(format!("{what}: {}", reason(&error)))
         };
-        let (engine, url) = match &settings.store_url {
-            Some(url) => (Engine::Postgres, url.0.expose_secret().to_owned()),
-            None => (Engine::Sqlite, sqlite_url(data_dir)?),
+        let (engine, url) = match &settings.store {
+            StoreChoice::Off => return Err(CannotOpen("`store: off` is written".to_owned())),
+            StoreChoice::File => (Engine::Sqlite, sqlite_url(data_dir)?),
+            StoreChoice::Postgres(url) => (Engine::Postgres, url.0.expose_secret().to_owned()),
         };
         let vault = Vault::open(settings.vault.as_ref(), data_dir)?;
         let pool = AnyPoolOptions::new()

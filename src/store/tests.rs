@@ -12,7 +12,7 @@ use crate::{
 fn settings(current: u8, previous: &[u8]) -> MemorySettings {
     let key = |byte: u8| Arc::new([byte; 32]);
     MemorySettings {
-        store_url: None,
+        store: StoreChoice::File,
         vault: Some(VaultKeys {
             current: key(current),
             previous: previous.iter().map(|byte| key(*byte)).collect(),

@@ -77,6 +77,9 @@ CONTEXTS = [
     ("redis.existingSecret", None),
     ("redis.*", lambda c: at("redis.existingSecret", "redis")),
     ("networkPolicy.redis.*", lambda c: at("redis.existingSecret", "redis")),
+    ("store.existingSecret", None),
+    ("store.*", lambda c: at("store.existingSecret", "store")),
+    ("networkPolicy.store.*", lambda c: at("store.existingSecret", "store")),
     ("ingress.enabled", None),
     ("ingress.*", lambda c: at("ingress.enabled", True)),
     ("httpRoute.enabled", lambda c: at("httpRoute.parentRefs", GATEWAY)),
@@ -148,6 +151,7 @@ SAMPLES = [
     ("*.loadBalancerSourceRanges", ["10.7.0.0/16"]),
     ("networkPolicy.dns.to", [PEER]),
     ("networkPolicy.redis.to", [PEER]),
+    ("networkPolicy.store.to", [PEER]),
     ("networkPolicy.scrapers", [PEER]),
     ("*.listenHost", "127.0.0.1"),
     ("*.appProtocol", "example.com/sample"),
@@ -498,11 +502,20 @@ def unpack(config, folder):
     return file
 
 
+# What the binary checks the form of.
+SECRETS = {
+    "REDIS_URL": "redis://127.0.0.1",
+    "STORE_URL": "postgres://a:b@127.0.0.1/c",
+    "VAULT_KEY": "A" * 43 + "=",
+}
+
 # Files worth a look of the binary besides those of the examples.
 FILES = {
     "mutual-tls-callers-with-keys-only": merged(MTLS, at("tls.requireRouterClients", False)),
     "dual-stack": at("network.ipFamilyPolicy", "PreferDualStack"),
     "redis": at("redis", {"existingSecret": "redis", "prefix": "other", "timeoutMs": 50}),
+    "store": at("store", {"existingSecret": "store"}),
+    "several-without-store": at("router.replicas", 3),
     "pre-stop-sleep": at("drain.preStopSleep", True),
     "egress": at("config.egress.allow", ["10.20.0.0/16"]),
     "credentials": merged(
@@ -532,7 +545,7 @@ def test_the_binary_accepts_the_files(case, tmp_path):
         folder = tmp_path / name
         folder.mkdir()
         environment = {
-            variable["name"]: "redis://127.0.0.1" if variable["name"] == "REDIS_URL" else f"secret-{variable['name']}"
+            variable["name"]: SECRETS.get(variable["name"], f"secret-{variable['name']}")
             for variable in rendered.named("Deployment", name)["spec"]["template"]["spec"]["containers"][0]["env"]
             if "valueFrom" in variable
         }
@@ -732,6 +745,7 @@ REFUSALS = {
     "listen": (at("config.listen.grpc", "0.0.0.0:1"), "config.listen: the chart sets it"),
     "tls in the file": (at("config.tls", {"key": "/k"}), "config.tls: set tls.mode instead"),
     "redis in the file": (at("config.redis", {"url": "redis://a"}), "config.redis: set redis.existingSecret instead"),
+    "store in the file": (at("config.store", "off"), "config.store: set store.existingSecret instead"),
     "camelCase": (at("config.shutdownGraceS", 3), "config.shutdownGraceS: it follows from deadlines"),
     "tls in a worker's file": (
         at("workers.sandbox.config.tls", "off"),

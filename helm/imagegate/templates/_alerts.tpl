@@ -114,6 +114,25 @@ increased yet, so that the rare ones are compared with whether they were there b
       {{`Redis fails for {{ $labels.operation }}`}}
     description: >-
       Requests go on without what routers share, as when it does not answer in time.
+- alert: ImagegateStoreDown
+  expr: 'max by (namespace, pod) (imagegate_store_up{ {{- $series -}} }) == 0'
+  for: 5m
+  labels: { severity: warning }
+  annotations:
+    summary: >-
+      {{`The store does not answer {{ $labels.pod }}`}}
+    description: >-
+      Requests go on with the configs and keys that were loaded before. Nothing can be changed, and what the request log
+      has no room for in memory is lost.
+- alert: ImagegateRequestLogLost
+  expr: 'sum by (namespace, pod, reason) (increase(imagegate_request_log_lost_total{ {{- $series -}} }[10m])) > 0'
+  for: 0m
+  labels: { severity: warning }
+  annotations:
+    summary: >-
+      {{`Requests are missing in the request log of {{ $labels.pod }}: {{ $labels.reason }}`}}
+    description: >-
+      They were answered as usual. What they cost is missing in usage reports, too.
 - alert: ImagegateConfigRefused
   expr: 'sum by (namespace, pod) (increase(imagegate_config_reloads_total{ {{- $series -}} ,outcome="rejected"}[15m]) > 0 or imagegate_config_reloads_total{ {{- $series -}} ,outcome="rejected"} > 0 unless imagegate_config_reloads_total{ {{- $series -}} ,outcome="rejected"} offset 15m) > 0'
   for: 0m

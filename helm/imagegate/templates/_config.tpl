@@ -87,6 +87,13 @@ open
 {{- if .Values.redis.existingSecret -}}
 {{- $_ := set $config "redis" (dict "url" (dict "env" "REDIS_URL") "prefix" .Values.redis.prefix "timeout_ms" (int .Values.redis.timeoutMs) "max_answer_bytes" (int .Values.redis.maxAnswerBytes)) -}}
 {{- end -}}
+{{- if .Values.store.existingSecret -}}
+{{- $_ := set $config "store" (dict "url" (dict "env" "STORE_URL")) -}}
+{{- $_ := set $config "vault" (dict "key" (dict "env" "VAULT_KEY")) -}}
+{{- else if gt (int (include "imagegate.maxReplicas" (dict "values" .Values.router))) 1 -}}
+{{- /* One file for several routers, perhaps on a network volume, would be broken sooner or later. */ -}}
+{{- $_ := set $config "store" "off" -}}
+{{- end -}}
 {{ toYaml $config }}
 {{ include "imagegate.tlsConfig" (dict "root" . "clients" (include "imagegate.routerClients" . | fromJsonArray)) }}
 {{- end }}

@@ -307,6 +307,18 @@ env:
         name: {{ .root.Values.redis.existingSecret }}
         key: {{ .root.Values.redis.key }}
   {{- end }}
+  {{- if and (eq .role "router") .root.Values.store.existingSecret }}
+  - name: STORE_URL
+    valueFrom:
+      secretKeyRef:
+        name: {{ .root.Values.store.existingSecret }}
+        key: {{ .root.Values.store.urlKey }}
+  - name: VAULT_KEY
+    valueFrom:
+      secretKeyRef:
+        name: {{ .root.Values.store.existingSecret }}
+        key: {{ .root.Values.store.vaultKey }}
+  {{- end }}
   {{- with .values.extraEnv }}
   {{- toYaml . | nindent 2 }}
   {{- end }}

@@ -27,6 +27,8 @@ What a single value may be is the business of values.schema.json.
   "data_dir" "the chart sets it (router.persistence)"
   "tls" "set tls.mode instead"
   "redis" "set redis.existingSecret instead"
+  "store" "set store.existingSecret instead"
+  "vault" "set store.existingSecret instead"
   "shutdown_delay_s" "set drain.delaySeconds instead"
   "shutdown_grace_s" "it follows from deadlines" -}}
 {{- range $field, $instead := $owned -}}
