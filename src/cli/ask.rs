@@ -2,17 +2,16 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use anyhow::{Context as _, Result, anyhow};
-use tonic::{Request, Status, metadata::MetadataValue};
+use anyhow::{Result, anyhow};
+use tonic::{Request, Status};
 
-use super::connect::{self, TlsArgs};
+use super::connect::{self, RouterArgs};
 use crate::{
     config::Origin,
     error::Error,
     gateway::Gateway,
     params,
     pb::{self, attempts_text},
-    pool::Service,
     router::{Router, SharedRouter, remote::Remote},
 };
 
@@ -42,16 +41,8 @@ pub struct Ask {
     #[arg(long, value_name = "JSON")]
     metadata: Option<String>,
 
-    /// The router to ask
-    #[arg(long, env = "IMAGEGATE_ROUTER", value_name = "URI", default_value = "http://127.0.0.1:50051")]
-    router: String,
-
     #[command(flatten)]
-    tls: TlsArgs,
-
-    /// API key for the router
-    #[arg(long, env = "IMAGEGATE_API_KEY", value_name = "KEY", hide_env_values = true)]
-    api_key: Option<String>,
+    router: RouterArgs,
 
     /// Ask no router: run in this process with this configuration
     #[arg(long, value_name = "FILE")]
@@ -66,11 +57,7 @@ impl Ask {
                 let (gateway, settings) = Gateway::try_new(Origin::File(file.clone()))?;
                 Arc::new(Router::new(gateway.state(&settings)?))
             }
-            None => {
-                let uris = std::slice::from_ref(&self.router);
-                let tls = self.tls.read()?;
-                Arc::new(Remote::new(connect::pool("--router", Service::Router, uris, tls.as_ref())?))
-            }
+            None => Arc::new(Remote::new(self.router.pool()?)),
         })
     }
 
@@ -88,18 +75,10 @@ impl Ask {
 
     /// A message with the caller's metadata.
     pub fn message<T>(&self, message: T) -> Result<Request<T>> {
-        let mut request = Request::new(message);
-        let texts = [
-            ("x-portkey-config", &self.config_id),
-            ("x-portkey-api-key", &self.api_key),
-            ("x-portkey-metadata", &self.metadata),
-        ];
-        for (name, text) in texts {
+        let mut request = self.router.message(message)?;
+        for (name, text) in [("x-portkey-config", &self.config_id), ("x-portkey-metadata", &self.metadata)] {
             if let Some(text) = text {
-                let mut value: MetadataValue<_> =
-                    text.parse().with_context(|| format!("{name} is not plain text"))?;
-                value.set_sensitive(true);
-                request.metadata_mut().insert(name, value);
+                connect::put(&mut request, name, text)?;
             }
         }
         Ok(request)
@@ -114,10 +93,7 @@ impl Ask {
             return anyhow!("{}\n  tried: {attempts}", error.message);
         }
         if error.transport && self.config.is_none() {
-            return anyhow!(
-                "no router answers at {}: start one with `imagegate serve`, or run in this process with --config FILE",
-                self.router
-            );
+            return self.router.unreachable(", or run in this process with --config FILE");
         }
         anyhow!("{}", error.message)
     }

@@ -1,11 +1,14 @@
-//! How commands without a file reach other processes: addresses, and TLS by flags.
+//! How commands without a file reach other processes: addresses, TLS and the caller's key by flags.
 
 use std::{path::PathBuf, sync::Arc};
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context as _, Result, anyhow};
+use tonic::{Request, Response, Status, metadata::MetadataValue};
 
 use crate::{
+    admin,
     config::tls::TlsFiles,
+    error::Error,
     gateway::client_tls,
     pool::{Address, Pool, Service},
     tls::Tls,
@@ -15,16 +18,44 @@ use crate::{
 #[derive(Debug, clap::Args)]
 pub struct TlsArgs {
     /// Certificate to show, in PEM
-    #[arg(long, env = "IMAGEGATE_TLS_CERTIFICATE", value_name = "FILE")]
+    #[arg(long, global = true, env = "IMAGEGATE_TLS_CERTIFICATE", value_name = "FILE")]
     tls_certificate: Option<PathBuf>,
 
     /// Its private key, in PEM
-    #[arg(long, env = "IMAGEGATE_TLS_KEY", value_name = "FILE")]
+    #[arg(long, global = true, env = "IMAGEGATE_TLS_KEY", value_name = "FILE")]
     tls_key: Option<PathBuf>,
 
     /// Who signs the other side's certificate, in PEM; the system's CAs without it
-    #[arg(long, env = "IMAGEGATE_TLS_CA", value_name = "FILE")]
+    #[arg(long, global = true, env = "IMAGEGATE_TLS_CA", value_name = "FILE")]
     tls_ca: Option<PathBuf>,
+}
+
+/// The router to ask, and as whom.
+#[derive(Debug, clap::Args)]
+pub struct RouterArgs {
+    /// The router to ask
+    #[arg(
+        long,
+        global = true,
+        env = "IMAGEGATE_ROUTER",
+        value_name = "URI",
+        default_value = "http://127.0.0.1:50051"
+    )]
+    router: String,
+
+    #[command(flatten)]
+    tls: TlsArgs,
+
+    /// API key for the router
+    #[arg(long, global = true, env = "IMAGEGATE_API_KEY", value_name = "KEY", hide_env_values = true)]
+    api_key: Option<String>,
+}
+
+/// What a router remembers, behind a connection that is made when it is first used.
+#[derive(Debug)]
+pub struct Memory<'a> {
+    admin: admin::remote::Remote,
+    args: &'a RouterArgs,
 }
 
 impl TlsArgs {
@@ -37,9 +68,75 @@ impl TlsArgs {
     }
 }
 
+impl RouterArgs {
+    /// The router behind a connection that is made when it is first used.
+    pub fn pool(&self) -> Result<Pool> {
+        let uris = std::slice::from_ref(&self.router);
+        pool("--router", Service::Router, uris, self.tls.read()?.as_ref())
+    }
+
+    /// What the router remembers.
+    pub fn memory(&self) -> Result<Memory<'_>> {
+        Ok(Memory { admin: admin::remote::Remote::new(self.pool()?), args: self })
+    }
+
+    /// A message from the caller.
+    pub fn message<T>(&self, message: T) -> Result<Request<T>> {
+        let mut request = Request::new(message);
+        if let Some(key) = &self.api_key {
+            put(&mut request, "x-portkey-api-key", key)?;
+        }
+        Ok(request)
+    }
+
+    /// A router that does not answer, in words for a person. `instead` is what else can be done.
+    pub fn unreachable(&self, instead: &str) -> anyhow::Error {
+        anyhow!("no router answers at {}: start one with `imagegate serve`{instead}", self.router)
+    }
+}
+
+impl Memory<'_> {
+    /// One call of `AdminService`, with a failure in words for a person.
+    pub async fn ask<Q, A>(
+        &self,
+        message: Q,
+        call: impl AsyncFnOnce(&admin::remote::Remote, Request<Q>) -> Result<Response<A>, Status>,
+    ) -> Result<A> {
+        let answer = self.try_ask(message, call).await?;
+        answer.map_err(|error| match error.message.as_str() {
+            // A router that is older than the command says nothing.
+            "" => anyhow!("{}", error.kind.name()),
+            message => anyhow!("{message}"),
+        })
+    }
+
+    /// The same for those who tell more about an error that the router answers.
+    pub async fn try_ask<Q, A>(
+        &self,
+        message: Q,
+        call: impl AsyncFnOnce(&admin::remote::Remote, Request<Q>) -> Result<Response<A>, Status>,
+    ) -> Result<Result<A, Error>> {
+        match call(&self.admin, self.args.message(message)?).await {
+            Ok(answer) => Ok(Ok(answer.into_inner())),
+            Err(status) => match Error::from_status(&status) {
+                error if error.transport => Err(self.args.unreachable("")),
+                error => Ok(Err(error)),
+            },
+        }
+    }
+}
+
 /// The endpoints behind some addresses. `flag` is where they come from.
 pub fn pool(flag: &str, service: Service, uris: &[String], tls: Option<&Arc<Tls>>) -> Result<Pool> {
     let addresses = Address::parse_all(uris).map_err(|reason| anyhow!("{flag}: {reason}"))?;
     let tls = client_tls(&addresses, tls)?;
     Ok(Pool::new(service, addresses, tls))
+}
+
+/// Adds what HTTP callers send as a header, and what no log shows.
+pub fn put<T>(request: &mut Request<T>, name: &'static str, text: &str) -> Result<()> {
+    let mut value: MetadataValue<_> = text.parse().with_context(|| format!("{name} is not plain text"))?;
+    value.set_sensitive(true);
+    request.metadata_mut().insert(name, value);
+    Ok(())
 }

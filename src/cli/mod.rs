@@ -1,18 +1,32 @@
 //! The commands, one file each.
 
+mod api_keys;
 mod ask;
 mod check;
+mod configs;
 mod conform;
 mod connect;
 mod explain;
+mod filter;
 mod generate;
+mod json;
+mod keys;
+mod logs;
 mod providers;
 mod router;
+mod secret;
 mod serve;
 mod shim;
+mod table;
+mod times;
+mod usage;
 mod worker;
 
-use std::{io, path::PathBuf, process::ExitCode};
+use std::{
+    io::{self, Write as _},
+    path::PathBuf,
+    process::ExitCode,
+};
 
 use clap::{Parser, Subcommand};
 
@@ -72,6 +86,26 @@ enum Command {
         after_help = "Example:\n  imagegate conform http://127.0.0.1:50061\n\nEvery call is a real one: a paid provider bills it. The exit code is 0 if the worker conforms, 1 if not,\n2 if nothing could be checked."
     )]
     Conform(conform::Conform),
+    /// Manage saved routing configs
+    #[command(
+        after_help = "Example:\n  imagegate configs save hero hero.yaml\n  imagegate configs diff pc-hero-1a2b3c 1 2"
+    )]
+    Configs(configs::Configs),
+    /// Manage virtual keys, which stand for providers' credentials, and API keys
+    #[command(
+        after_help = "Example:\n  imagegate keys add openai-prod --provider openai --key-file key.txt\n  imagegate keys api create team-a --scope generate"
+    )]
+    Keys(keys::Keys),
+    /// Show the request log
+    #[command(
+        after_help = "Example:\n  imagegate logs -f --fallback\n  imagegate logs --since 1h --success=false --json"
+    )]
+    Logs(logs::Logs),
+    /// Show what requests cost and how they ended
+    #[command(
+        after_help = "Example:\n  imagegate usage --by provider --since 7d\n  imagegate usage --by metadata.team --json"
+    )]
+    Usage(usage::Usage),
 }
 
 /// Where the configuration comes from.
@@ -110,6 +144,10 @@ impl Cli {
                 Command::Providers(command) => command.run().await?,
                 Command::Check(command) => command.run()?,
                 Command::Conform(command) => return command.run().await,
+                Command::Configs(command) => command.run().await?,
+                Command::Keys(command) => command.run().await?,
+                Command::Logs(command) => command.run().await?,
+                Command::Usage(command) => command.run().await?,
             }
             anyhow::Ok(ExitCode::SUCCESS)
         });
@@ -122,6 +160,16 @@ impl Cli {
             Err(error) => failed(&error),
         }
     }
+}
+
+/// Says that something is gone.
+fn deleted(name: &str, as_json: bool) -> anyhow::Result<()> {
+    if as_json {
+        writeln!(io::stdout(), "{}", serde_json::json!({ "deleted": name }))?;
+    } else {
+        writeln!(io::stdout(), "{name}: deleted")?;
+    }
+    Ok(())
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {

@@ -7,6 +7,7 @@ import shutil
 import pytest
 import yaml
 
+import postgres_server
 import redis_server
 from emulators.openai import OpenAI
 from emulators.pictures import look
@@ -91,6 +92,19 @@ def redis(tmp_path):
     server.start()
     yield server
     server.close()
+
+
+@pytest.fixture
+def postgres():
+    """A PostgreSQL of the test's own, started."""
+    if missing := postgres_server.needs():
+        pytest.skip(missing)
+    server = postgres_server.Postgres()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.close()
 
 
 @pytest.fixture

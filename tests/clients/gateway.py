@@ -232,14 +232,14 @@ def secrets_of(stability, openai):
     }
 
 
-def run(args, cwd, env=None, timeout=60):
-    """Runs a command of the binary to its end."""
+def run(args, cwd, env=None, timeout=60, text=""):
+    """Runs a command of the binary to its end, with a text on its standard input."""
     clean = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LANG", "TMPDIR", "LLVM_PROFILE_FILE")}
     return subprocess.run(
         [binary(), *map(str, args)],
         cwd=cwd,
         env={**clean, **(env or {})},
-        stdin=subprocess.DEVNULL,
+        input=text,
         capture_output=True,
         text=True,
         timeout=timeout,

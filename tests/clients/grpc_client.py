@@ -6,7 +6,7 @@ from google.rpc import error_details_pb2
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from grpc_status import rpc_status
 
-from gateway import TEAM_KEY
+from gateway import OPS_KEY, TEAM_KEY
 
 MESSAGES = [("grpc.max_receive_message_length", -1), ("grpc.max_metadata_size", 1 << 20)]
 
@@ -58,6 +58,38 @@ class Client:
 
     def close(self):
         self.channel.close()
+
+
+class Admin(Client):
+    """Calls AdminService: `admin.ask("GetConfig", slug="pc-hero")`."""
+
+    def __init__(self, gateway, key=OPS_KEY):
+        super().__init__(gateway.grpc, "imagegate.v1.AdminService")
+        self.key = key
+
+    def ask(self, method, timeout=10, **fields):
+        message = message_factory.GetMessageClass(self.service.FindMethodByName(method).input_type)
+        return self.call(method, message(**fields), key=self.key, timeout=timeout)
+
+    def refusal(self, method, **fields):
+        """The error that the call must end with: HTTP status and code."""
+        try:
+            answer = self.ask(method, **fields)
+        except grpc.RpcError as error:
+            found = self.details(error).get("ErrorDetail")
+            assert found is not None, f"{method} failed without details: {error}"
+            return found.status, found.code
+        raise AssertionError(f"{method} {fields} was answered: {answer}")
+
+    def requests(self, **filter):
+        """The log, all pages of it."""
+        found, token = [], ""
+        while True:
+            page = self.ask("ListRequests", filter=filter, page_size=1000, page_token=token)
+            found += page.requests
+            token = page.next_page_token
+            if not token:
+                return found
 
 
 def fill(message, fields):

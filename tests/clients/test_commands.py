@@ -13,7 +13,8 @@ from gateway import founding_config, run
 def test_help_shows_an_example_for_each_command(tmp_path):
     overview = run(["--help"], tmp_path)
     assert overview.returncode == 0
-    for command in ("serve", "router", "worker", "shim", "generate", "check", "conform"):
+    commands = ["serve", "router", "worker", "shim", "generate", "check", "conform", "configs", "keys", "logs", "usage"]
+    for command in commands:
         assert command in overview.stdout
         shown = run([command, "--help"], tmp_path)
         assert shown.returncode == 0

@@ -1,0 +1,266 @@
+//! What a router remembers as JSON: the messages' own names, with words for their enums.
+
+use serde_json::{Value, json};
+
+use crate::pb;
+
+/// A saved config, with its content if it is there.
+pub fn config(saved: &pb::SavedConfig) -> Value {
+    json!({
+        "id": saved.id,
+        "slug": saved.slug,
+        "name": saved.name,
+        "config": content(&saved.config_json),
+        "version": saved.version,
+        "version_id": saved.version_id,
+        "is_default": saved.is_default,
+        "created_unix_ms": saved.created_unix_ms,
+        "updated_unix_ms": saved.updated_unix_ms,
+        "created_by": saved.created_by,
+        "updated_by": saved.updated_by,
+        "problem": saved.problem,
+    })
+}
+
+/// One version of a config.
+pub fn version(version: &pb::ConfigVersion) -> Value {
+    json!({
+        "version": version.version,
+        "version_id": version.version_id,
+        "config": content(&version.config_json),
+        "created_unix_ms": version.created_unix_ms,
+        "created_by": version.created_by,
+    })
+}
+
+/// A virtual key, which never has its credential.
+pub fn virtual_key(key: &pb::VirtualKey) -> Value {
+    json!({
+        "id": key.id,
+        "slug": key.slug,
+        "name": key.name,
+        "provider": key.provider,
+        "note": key.note,
+        "status": status(key.status()),
+        "base_url": key.base_url,
+        "options": key.options,
+        "expires_unix_ms": key.expires_unix_ms,
+        "created_unix_ms": key.created_unix_ms,
+        "updated_unix_ms": key.updated_unix_ms,
+        "created_by": key.created_by,
+    })
+}
+
+/// An API key, without the key itself.
+pub fn api_key(key: &pb::ApiKey) -> Value {
+    json!({
+        "id": key.id,
+        "name": key.name,
+        "tenant": key.tenant,
+        "scopes": key.scopes,
+        "default_config": key.default_config,
+        "allow_config_override": key.allow_config_override,
+        "metadata": key.metadata,
+        "configs": key.configs.as_ref().map(|names| &names.names),
+        "virtual_keys": key.virtual_keys.as_ref().map(|names| &names.names),
+        "status": status(key.status()),
+        "expires_unix_ms": key.expires_unix_ms,
+        "created_unix_ms": key.created_unix_ms,
+        "updated_unix_ms": key.updated_unix_ms,
+        "created_by": key.created_by,
+        "hint": key.hint,
+    })
+}
+
+/// Some requests together.
+pub fn usage_group(group: &pb::UsageGroup) -> Value {
+    json!({
+        "key": group.key,
+        "requests": group.requests,
+        "succeeded": group.succeeded,
+        "rescued": group.rescued,
+        "refused": group.refused,
+        "cache_hits": group.cache_hits,
+        "images": group.images,
+        "cost_usd": group.cost_usd,
+        "cost_unknown": group.cost_unknown,
+        "duration_ms": group.duration_ms,
+    })
+}
+
+/// One request of the log.
+pub fn request(record: &pb::RequestRecord) -> Value {
+    let mut value = json!({
+        "id": record.id,
+        "trace_id": record.trace_id,
+        "created_unix_ms": record.created_unix_ms,
+        "duration_ms": record.duration_ms,
+        "caller": record.caller,
+        "config": record.config,
+        "config_version": record.config_version,
+        "operation": record.operation().name(),
+        "outcome": record.outcome,
+        "status": record.status,
+        "error_message": record.error_message,
+        "provider": record.provider,
+        "model": record.model,
+        "virtual_key": record.virtual_key,
+        "target": record.target,
+        "fallback": record.fallback,
+        "refused": record.refused,
+        "cache_status": record.cache_status().name(),
+        "calls": record.calls,
+        "cost_usd": record.cost_usd,
+        "cost_unknown": record.cost_unknown,
+        "metadata": record.metadata,
+        "images": record.images,
+    });
+    if let Some(asked) = &record.asked {
+        value["asked"] = json!({
+            "model": asked.model,
+            "n": asked.n,
+            "size": asked.size.as_ref().map(pb::Size::text),
+            "quality": word("QUALITY_", asked.quality().as_str_name()),
+            "style": asked.style,
+            "seed": asked.seed,
+        });
+    }
+    if let Some(applied) = &record.applied {
+        value["applied"] = json!({
+            "size": applied.size.as_ref().map(pb::Size::text),
+            "quality": word("QUALITY_", applied.quality().as_str_name()),
+            "background": word("BACKGROUND_", applied.background().as_str_name()),
+        });
+    }
+    if let Some(usage) = &record.usage {
+        value["usage"] = tokens(usage);
+    }
+    if !record.prompt.is_empty() {
+        value["prompt"] = record.prompt.as_str().into();
+    }
+    if let Some(report) = &record.report {
+        value["attempts"] = report.attempts.iter().map(attempt).collect();
+        value["warnings"] = report.warnings.iter().map(warning).collect();
+        value["refused_by"] = report.refused_by.as_slice().into();
+        value["cost_lines"] = report.cost_lines.iter().map(cost_line).collect();
+    }
+    if !record.feedback.is_empty() {
+        value["feedback"] = record.feedback.iter().map(feedback).collect();
+    }
+    value
+}
+
+/// A key's status as a word.
+pub fn status(status: pb::KeyStatus) -> String {
+    word("KEY_STATUS_", status.as_str_name()).unwrap_or_default()
+}
+
+/// How the price of a cost line is known, as a word.
+pub fn cost_source(source: pb::CostSource) -> String {
+    word("COST_SOURCE_", source.as_str_name()).unwrap_or_else(|| "unknown".to_owned())
+}
+
+fn attempt(attempt: &pb::Attempt) -> Value {
+    json!({
+        "number": attempt.number,
+        "target": attempt.target,
+        "provider": attempt.provider,
+        "model": attempt.model,
+        "outcome": attempt.outcome,
+        "status": attempt.status,
+        "message": attempt.message,
+        "reason": attempt.reason,
+        "billing": attempt.billing().name(),
+        "duration_ms": attempt.duration_ms,
+        "upstream_request_id": attempt.upstream_request_id,
+    })
+}
+
+fn warning(warning: &pb::Warning) -> Value {
+    json!({
+        "field": warning.field,
+        "action": word("ACTION_", warning.action().as_str_name()),
+        "detail": warning.detail,
+        "target": warning.target,
+    })
+}
+
+fn cost_line(line: &pb::CostLine) -> Value {
+    json!({
+        "item": line.item,
+        "provider": line.provider,
+        "model": line.model,
+        "operation": line.operation().name(),
+        "quantity": line.quantity,
+        "amount_usd": line.amount_usd,
+        "source": cost_source(line.source()),
+        "attempt": line.attempt,
+        "size": line.size,
+        "quality": word("QUALITY_", line.quality().as_str_name()),
+    })
+}
+
+fn tokens(usage: &pb::Usage) -> Value {
+    json!({
+        "input_text_tokens": usage.input_text_tokens,
+        "input_image_tokens": usage.input_image_tokens,
+        "output_text_tokens": usage.output_text_tokens,
+        "output_image_tokens": usage.output_image_tokens,
+        "megapixels": usage.megapixels,
+        "compute_ms": usage.compute_ms,
+        "credits": usage.credits,
+    })
+}
+
+fn feedback(feedback: &pb::Feedback) -> Value {
+    json!({
+        "id": feedback.id,
+        "trace_id": feedback.trace_id,
+        "value": feedback.value,
+        "weight": feedback.weight,
+        "metadata": content(&feedback.metadata_json),
+        "created_unix_ms": feedback.created_unix_ms,
+    })
+}
+
+fn content(text: &str) -> Value {
+    // A list has no contents; what is no JSON after all is better shown than lost.
+    if text.is_empty() { Value::Null } else { serde_json::from_str(text).unwrap_or_else(|_| text.into()) }
+}
+
+/// `QUALITY_HIGH` as `high`; none where nothing is said.
+fn word(prefix: &str, name: &str) -> Option<String> {
+    let word = name.strip_prefix(prefix).unwrap_or(name).to_lowercase();
+    (word != "unspecified").then_some(word)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_unknown_is_null_and_not_zero() {
+        let shown = request(&pb::RequestRecord { cost_usd: None, ..Default::default() });
+        assert_eq!(shown["cost_usd"], Value::Null);
+        assert_eq!(shown["cache_status"], Value::Null);
+        assert!(shown.get("prompt").is_none() && shown.get("attempts").is_none());
+        let shown = request(&pb::RequestRecord { cost_usd: Some(0.0), ..Default::default() });
+        assert_eq!(shown["cost_usd"], 0.0);
+    }
+
+    #[test]
+    fn enums_are_words() {
+        assert_eq!(status(pb::KeyStatus::Active), "active");
+        assert_eq!(cost_source(pb::CostSource::Unspecified), "unknown");
+        let line = cost_line(&pb::CostLine { quality: pb::Quality::High.into(), ..Default::default() });
+        assert_eq!((&line["quality"], &line["amount_usd"]), (&json!("high"), &Value::Null));
+    }
+
+    #[test]
+    fn everything_is_allowed_only_where_nothing_is_listed() {
+        let all = api_key(&pb::ApiKey::default());
+        assert_eq!(all["configs"], Value::Null);
+        let none = api_key(&pb::ApiKey { configs: Some(pb::Names::default()), ..Default::default() });
+        assert_eq!(none["configs"], json!([]));
+    }
+}
