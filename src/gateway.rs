@@ -55,8 +55,8 @@ pub struct Gateway {
     store: OnceLock<Arc<Store>>,
     /// What was saved, as it was last loaded.
     saved: ArcSwap<Saved>,
-    /// Held while that is put into force.
-    refreshing: tokio::sync::Mutex<()>,
+    /// Held while something is put into force, so that nothing older comes after it.
+    changing: Mutex<()>,
 }
 
 /// Workers elsewhere, by provider and addresses.
@@ -87,7 +87,7 @@ impl Gateway {
             settings: ArcSwap::new(Arc::clone(&settings)),
             store: OnceLock::new(),
             saved: ArcSwap::default(),
-            refreshing: tokio::sync::Mutex::default(),
+            changing: Mutex::default(),
         };
         gateway.apply(&settings);
         Ok((gateway, settings))
@@ -101,7 +101,7 @@ impl Gateway {
         let workers = Arc::new(self.workers(settings)?);
         let providers =
             workers.providers().iter().fold(self.built_in.clone(), |all, name| all.with_own(name));
-        let joined = Arc::new(settings.joined(&self.saved.load(), &providers));
+        let joined = Arc::new(settings.joined(&self.saved.load(), &providers, now_ms()));
         Ok(State::new(joined, workers, &self.built_in).reaching(&self.http))
     }
 
@@ -148,22 +148,46 @@ impl Gateway {
     /// The store is away: what was loaded before stays in force.
     pub async fn refresh(&self, router: &Router) -> Result<()> {
         let Some(store) = self.store() else { return Ok(()) };
-        let _alone = self.refreshing.lock().await;
-        self.saved.store(Arc::new(store.load().await.map_err(|error| anyhow!("{}", error.message))?));
-        router.replace(self.state(&self.settings.load_full())?);
+        let saved = store.load().await.map_err(|error| anyhow!("{}", error.message))?;
+        let _alone = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        if saved.revision >= self.saved.load().revision {
+            self.saved.store(Arc::new(saved));
+            router.replace(self.state(&self.settings.load_full())?);
+        }
         Ok(())
     }
 
     /// Notices what other routers have saved, and what expires, as long as it runs.
     pub async fn keep_fresh(&self, router: &Router) {
         let Some(store) = self.store() else { return };
+        // A store that does not answer keeps nothing from expiring.
+        tokio::join!(self.keep_looking(store, router), self.keep_expiring(router));
+    }
+
+    async fn keep_expiring(&self, router: &Router) {
+        let mut looked_ms = now_ms();
+        loop {
+            tokio::time::sleep(LOOK_EVERY).await;
+            let now = now_ms();
+            let is_due = self.saved.load().next_expiry(looked_ms).is_some_and(|at| at <= now);
+            looked_ms = now;
+            if !is_due {
+                continue;
+            }
+            let _alone = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+            match self.state(&self.settings.load_full()) {
+                Ok(state) => router.replace(state),
+                Err(problem) => error!(%problem, "what has expired stays in force"),
+            }
+        }
+    }
+
+    async fn keep_looking(&self, store: &Store, router: &Router) {
         let mut is_away = false;
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
-            let known = self.saved.load().revision;
-            let is_due = self.saved.load().next_change_ms.is_some_and(|at| at <= now_ms());
             let looked = match store.revision().await {
-                Ok(revision) if revision == known && !is_due => Ok(()),
+                Ok(revision) if revision == self.saved.load().revision => Ok(()),
                 Ok(_) => self.refresh(router).await.map_err(|problem| problem.to_string()),
                 Err(error) => Err(error.message.clone()),
             };
@@ -247,6 +271,7 @@ impl Gateway {
     }
 
     fn reload(&self, router: Option<&(Router, Listen)>) {
+        let _alone = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let read = self.origin.read(&self.built_in).map_err(anyhow::Error::from);
         let read = read.and_then(|settings| {
             let settings = Arc::new(settings);

@@ -25,14 +25,23 @@ pub const DEFAULT_TENANT: &str = "default";
 pub struct Saved {
     /// Grows with every change.
     pub revision: i64,
-    /// When something of it expires next, in ms since 1970.
-    pub next_change_ms: Option<i64>,
     /// Credentials.
     pub virtual_keys: Vec<SavedKey>,
     /// Routing configs.
     pub configs: Vec<SavedConfig>,
-    /// Callers, by the digest of each key that works.
-    pub callers: Vec<([u8; 32], Caller)>,
+    /// Callers, once for each key that works.
+    pub callers: Vec<SavedCaller>,
+}
+
+/// A caller that was saved, with one of its keys.
+#[derive(Debug)]
+pub struct SavedCaller {
+    /// Of the key.
+    pub digest: [u8; 32],
+    /// When the key stops working, in ms since 1970.
+    pub expires_ms: Option<i64>,
+    /// Whose it is.
+    pub caller: Caller,
 }
 
 /// A credential that was saved.
@@ -48,8 +57,10 @@ pub struct SavedKey {
     pub base_url: String,
     /// What is kept under seal; none: it cannot be opened with the keys there are.
     pub secrets: Option<KeySecrets>,
-    /// Why it must not be used.
-    pub withdrawn: Option<&'static str>,
+    /// It must not be used.
+    pub is_disabled: bool,
+    /// When it stops working, in ms since 1970.
+    pub expires_ms: Option<i64>,
 }
 
 /// What is kept under seal.
@@ -96,14 +107,24 @@ pub struct Version {
     pub plan: Result<Arc<Plan>, String>,
 }
 
+impl Saved {
+    /// When something of it expires next.
+    pub fn next_expiry(&self, now_ms: i64) -> Option<i64> {
+        let keys = self.virtual_keys.iter().filter_map(|key| key.expires_ms);
+        let callers = self.callers.iter().filter_map(|caller| caller.expires_ms);
+        keys.chain(callers).filter(|at| *at > now_ms).min()
+    }
+}
+
 impl Settings {
-    /// These settings with what was saved.
+    /// These settings with what was saved and has not expired. Whoever holds them asks again at
+    /// [`Saved::next_expiry`]: the store need not be there for that.
     #[must_use]
-    pub fn joined(&self, saved: &Saved, providers: &Providers) -> Self {
+    pub fn joined(&self, saved: &Saved, providers: &Providers, now_ms: i64) -> Self {
         let mut joined = self.clone();
         joined.tenants = BTreeMap::new();
         for key in &saved.virtual_keys {
-            let upstream = key.upstream(self, providers);
+            let upstream = key.upstream(self, providers, now_ms);
             joined.realm_mut(&key.tenant).virtual_keys.insert(key.slug.clone(), Arc::new(upstream));
         }
         for config in &saved.configs {
@@ -121,8 +142,10 @@ impl Settings {
             let version = Version { number: config.version, plan: plan.map(Arc::new) };
             realm.configs.insert(config.slug.clone(), version);
         }
-        for (digest, caller) in &saved.callers {
-            joined.callers.insert(*digest, Arc::new(caller.clone()));
+        for SavedCaller { digest, expires_ms, caller } in &saved.callers {
+            if !has_passed(*expires_ms, now_ms) {
+                joined.callers.insert(*digest, Arc::new(caller.clone()));
+            }
         }
         joined
     }
@@ -172,9 +195,13 @@ impl Settings {
     }
 }
 
+fn has_passed(expires_ms: Option<i64>, now_ms: i64) -> bool {
+    expires_ms.is_some_and(|at| at <= now_ms)
+}
+
 impl SavedKey {
     /// As it is called. One that cannot be used stays known, so that configs with it keep their other targets.
-    fn upstream(&self, settings: &Settings, providers: &Providers) -> Upstream {
+    fn upstream(&self, settings: &Settings, providers: &Providers, now_ms: i64) -> Upstream {
         let withdrawn = |reason: &str| Upstream {
             provider: self.provider.clone(),
             virtual_key: Some(self.slug.clone()),
@@ -184,10 +211,11 @@ impl SavedKey {
             from_caller: false,
             models: Arc::default(),
         };
-        match (self.withdrawn, &self.secrets) {
-            (Some(reason), _) => withdrawn(reason),
-            (None, None) => withdrawn("cannot be opened: the vault's key is another one"),
-            (None, Some(secrets)) => {
+        match &self.secrets {
+            _ if self.is_disabled => withdrawn("is disabled"),
+            _ if has_passed(self.expires_ms, now_ms) => withdrawn("has expired"),
+            None => withdrawn("cannot be opened: the vault's key is another one"),
+            Some(secrets) => {
                 check_key(&self.slug, &self.provider, &self.base_url, secrets, settings, providers)
                     .unwrap_or_else(|_| withdrawn("is not valid any more"))
             }

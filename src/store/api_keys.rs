@@ -10,7 +10,7 @@ use super::{Store, announce, flag, not_found, now_ms, within};
 use crate::{
     config::{
         callers::{Caller, Scope, digest},
-        saved::DEFAULT_TENANT,
+        saved::{DEFAULT_TENANT, SavedCaller},
         spec::Secret,
     },
     digest::hex,
@@ -141,23 +141,30 @@ impl Store {
         .await
     }
 
-    /// Every tenant's callers, by the digest of each key that works now.
-    pub(super) async fn saved_callers(&self, now: i64) -> Result<Vec<([u8; 32], Caller)>> {
+    /// Every tenant's callers, once for each key that is not disabled.
+    pub(super) async fn saved_callers(&self) -> Result<Vec<SavedCaller>> {
         let rows = within(sqlx::query("SELECT * FROM api_keys").fetch_all(&self.pool)).await?;
         within(async {
             let mut callers = Vec::new();
             for row in &rows {
-                let record = read(row)?;
-                if record.status() != KeyStatus::Active {
+                if flag(row, "disabled")? {
                     continue;
                 }
-                let mut digests: Vec<String> = vec![row.try_get("digest")?];
-                let old_expires: Option<i64> = row.try_get("old_expires_ms")?;
-                if old_expires.is_some_and(|expires| expires > now) {
-                    digests.extend(row.try_get::<Option<String>, _>("old_digest")?);
-                }
+                let record = read(row)?;
+                let expires = record.expires_unix_ms;
                 let caller = caller(record);
-                callers.extend(digests.iter().filter_map(|text| Some((unhex(text)?, caller.clone()))));
+                let mut add = |digest: &str, expires_ms: Option<i64>| {
+                    let saved = |digest| SavedCaller { digest, expires_ms, caller: caller.clone() };
+                    callers.extend(unhex(digest).map(saved));
+                };
+                let digest: String = row.try_get("digest")?;
+                add(&digest, expires);
+                let old_digest: Option<String> = row.try_get("old_digest")?;
+                let old_expires: Option<i64> = row.try_get("old_expires_ms")?;
+                if let (Some(digest), Some(end)) = (old_digest, old_expires) {
+                    // The old key works no longer than the caller itself may.
+                    add(&digest, Some(expires.map_or(end, |expires| expires.min(end))));
+                }
             }
             Ok(callers)
         })

@@ -126,13 +126,11 @@ impl Store {
     pub async fn load(&self) -> Result<Saved> {
         // Before the rest: what changes meanwhile is loaded again.
         let revision = self.revision().await?;
-        let now = now_ms();
         Ok(Saved {
             revision,
-            next_change_ms: self.next_expiry(now).await?,
-            virtual_keys: self.saved_keys(now).await?,
+            virtual_keys: self.saved_keys().await?,
             configs: self.saved_configs().await?,
-            callers: self.saved_callers(now).await?,
+            callers: self.saved_callers().await?,
         })
     }
 
@@ -143,17 +141,6 @@ impl Store {
     pub async fn revision(&self) -> Result<i64> {
         let query = sqlx::query("SELECT value FROM revision WHERE id = 1");
         within(async { query.fetch_one(&self.pool).await?.try_get(0) }).await
-    }
-
-    /// When the next key expires.
-    async fn next_expiry(&self, now: i64) -> Result<Option<i64>> {
-        let query = sqlx::query(
-            "SELECT MIN(at) FROM (SELECT expires_ms AS at FROM virtual_keys \
-             UNION ALL SELECT expires_ms FROM api_keys UNION ALL SELECT old_expires_ms FROM api_keys) AS ends \
-             WHERE at > $1",
-        );
-        let row = within(query.bind(now).fetch_one(&self.pool)).await?;
-        within(async { row.try_get(0) }).await
     }
 
     /// Closes the connections.

@@ -154,16 +154,19 @@ async fn what_a_key_holds_is_sealed_and_rotates_with_the_vault() {
 async fn a_key_that_rests_or_has_expired_says_so() {
     let (_folder, store) = store().await;
     let slug = store.create_virtual_key("a", "", new_key("k", "")).await.unwrap().slug;
-    let withdrawn = async || store.load().await.unwrap().virtual_keys[0].withdrawn;
-    assert_eq!(withdrawn().await, None);
+    let saved = async || {
+        let key = store.load().await.unwrap().virtual_keys.remove(0);
+        (key.is_disabled, key.expires_ms)
+    };
+    assert_eq!(saved().await, (false, None));
     let change = |disabled, expires_ms| KeyChange { disabled, expires_ms, ..Default::default() };
     let disabled = store.update_virtual_key("a", &slug, change(Some(true), None)).await.unwrap();
-    assert_eq!((disabled.status(), withdrawn().await), (KeyStatus::Disabled, Some("is disabled")));
+    assert_eq!((disabled.status(), saved().await), (KeyStatus::Disabled, (true, None)));
     let soon = now_ms() + 60_000;
     store.update_virtual_key("a", &slug, change(Some(false), Some(soon))).await.unwrap();
-    assert_eq!(store.load().await.unwrap().next_change_ms, Some(soon));
+    assert_eq!(saved().await, (false, Some(soon)));
     let expired = store.update_virtual_key("a", &slug, change(None, Some(1))).await.unwrap();
-    assert_eq!((expired.status(), withdrawn().await), (KeyStatus::Expired, Some("has expired")));
+    assert_eq!((expired.status(), saved().await), (KeyStatus::Expired, (false, Some(1))));
     let forever = store.update_virtual_key("a", &slug, change(None, Some(0))).await.unwrap();
     assert_eq!((forever.expires_unix_ms, forever.options), (None, vec!["api_version".to_owned()]));
 }
@@ -185,7 +188,8 @@ async fn an_api_key_is_known_by_its_digest_only_and_two_work_while_it_rotates() 
     let works = async |key: &Secret| {
         let digest = crate::config::callers::digest(key.0.expose_secret());
         let saved = store.load().await.unwrap();
-        saved.callers.into_iter().find(|(known, _)| *known == digest).map(|(_, caller)| caller)
+        let found = saved.callers.into_iter().find(|saved| saved.digest == digest)?;
+        found.expires_ms.is_none_or(|at| at > now_ms()).then_some(found.caller)
     };
     let caller = works(&made.key).await.unwrap();
     assert_eq!((caller.id.as_str(), caller.tenant.as_str()), (made.record.id.as_str(), "a"));

@@ -163,22 +163,18 @@ impl Store {
     }
 
     /// Every tenant's keys with what they hold.
-    pub(super) async fn saved_keys(&self, now: i64) -> Result<Vec<SavedKey>> {
+    pub(super) async fn saved_keys(&self) -> Result<Vec<SavedKey>> {
         let rows = within(sqlx::query("SELECT * FROM virtual_keys").fetch_all(&self.pool)).await?;
         let saved = |row: &AnyRow| {
             let (id, sealed): (String, Vec<u8>) = (row.try_get("id")?, row.try_get("sealed")?);
-            let withdrawn = match status(row, now)? {
-                KeyStatus::Disabled => Some("is disabled"),
-                KeyStatus::Expired => Some("has expired"),
-                _ => None,
-            };
             Ok(SavedKey {
                 tenant: row.try_get("tenant")?,
                 slug: row.try_get("slug")?,
                 provider: row.try_get("provider")?,
                 base_url: row.try_get("base_url")?,
                 secrets: self.open_secrets(&id, &sealed).map(|(secrets, _)| secrets),
-                withdrawn,
+                is_disabled: flag(row, "disabled")?,
+                expires_ms: row.try_get("expires_ms")?,
             })
         };
         within(async { rows.iter().map(saved).collect() }).await

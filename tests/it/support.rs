@@ -625,7 +625,7 @@ fn state(
 ) -> (State, usize) {
     let built_in = workers.iter().fold(Providers::default(), |all, worker| all.with(&worker.record));
     let environment = |name: &str| (name == "PAINT_KEY").then(|| "sk-stored".to_owned());
-    let settings = config::read(yaml, &built_in, &environment).unwrap().joined(saved, &built_in);
+    let settings = config::read(yaml, &built_in, &environment).unwrap().joined(saved, &built_in, 0);
     let mut known = Workers::default();
     for worker in workers {
         let here: SharedWorker = Arc::clone(worker) as _;

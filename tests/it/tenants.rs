@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use imagegate::{
     config::{
         callers::{Caller, Scope, digest},
-        saved::{KeySecrets, Saved, SavedConfig, SavedKey},
+        saved::{KeySecrets, Saved, SavedCaller, SavedConfig, SavedKey},
         spec::Secret,
     },
     error::ErrorKind,
@@ -31,6 +31,10 @@ fn caller(tenant: &str, change: impl FnOnce(&mut Caller)) -> Caller {
     caller
 }
 
+fn saved_caller(key: &str, caller: Caller) -> SavedCaller {
+    SavedCaller { digest: digest(key), expires_ms: None, caller }
+}
+
 fn key(tenant: &str, slug: &str) -> SavedKey {
     let secrets = KeySecrets { key: Some(Secret::new(&format!("sk-{tenant}"))), options: BTreeMap::new() };
     SavedKey {
@@ -39,7 +43,8 @@ fn key(tenant: &str, slug: &str) -> SavedKey {
         provider: "vault".into(),
         base_url: String::new(),
         secrets: Some(secrets),
-        withdrawn: None,
+        is_disabled: false,
+        expires_ms: None,
     }
 }
 
@@ -80,7 +85,7 @@ fn saved() -> Saved {
             config("red", "hero", &red),
             SavedConfig { is_default: true, ..config("blue", "main", &red) },
         ],
-        callers: callers.map(|(key, caller)| (digest(key), caller)).into(),
+        callers: callers.map(|(key, caller)| saved_caller(key, caller)).into(),
         ..Saved::default()
     }
 }
@@ -180,12 +185,14 @@ async fn a_key_that_was_withdrawn_fails_its_own_target_only() {
         let mut saved = saved();
         let content = json!({"strategy": {"mode": "fallback"}, "targets": targets});
         saved.configs.push(config("red", "both", &content));
-        for (withdrawn, secrets, said) in [
-            (Some("is disabled"), saved.virtual_keys[0].secrets.clone(), "virtual key \"vk\" is disabled"),
-            (None, None, "virtual key \"vk\" cannot be opened"),
+        let secrets = saved.virtual_keys[0].secrets.clone();
+        for (is_disabled, expires_ms, secrets, said) in [
+            (true, None, secrets.clone(), "virtual key \"vk\" is disabled"),
+            (false, Some(0), secrets, "virtual key \"vk\" has expired"),
+            (false, None, None, "virtual key \"vk\" cannot be opened"),
         ] {
-            saved.virtual_keys[0].withdrawn = withdrawn;
-            saved.virtual_keys[0].secrets = secrets;
+            let key = &mut saved.virtual_keys[0];
+            (key.is_disabled, key.expires_ms, key.secrets) = (is_disabled, expires_ms, secrets);
             let house = house(mode, &saved);
             let red = ("x-portkey-api-key", "ig-red");
             let result = house.gateway.generate_with(&json!({}), &[red, ("x-portkey-config", "both")]).await;
@@ -226,10 +233,8 @@ async fn the_metadata_of_a_key_goes_over_that_of_a_request() {
         let content = json!({"strategy": strategy, "targets": [ours, other]});
         let mut saved = saved();
         saved.configs.push(config("red", "by-team", &content));
-        saved.callers.push((
-            digest("ig-team"),
-            caller("red", |one| _ = one.metadata.insert("team".into(), json!("red"))),
-        ));
+        let caller = caller("red", |one| _ = one.metadata.insert("team".into(), json!("red")));
+        saved.callers.push(saved_caller("ig-team", caller));
         let house = house(mode, &saved);
         let ask = async |key, said| {
             let headers =
@@ -239,6 +244,21 @@ async fn the_metadata_of_a_key_goes_over_that_of_a_request() {
         assert_eq!(ask("ig-team", "{\"team\": \"blue\"}").await, "b");
         assert_eq!(ask("ig-red", "{\"team\": \"blue\"}").await, "a");
         assert_eq!(ask("ig-red", "{\"team\": \"red\"}").await, "b");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_key_that_has_expired_is_nobodys() {
+    both_ways(async |mode| {
+        let mut saved = saved();
+        // The clock of these tests stands at 0.
+        (saved.callers[0].expires_ms, saved.callers[1].expires_ms) = (Some(0), Some(1));
+        assert_eq!((saved.next_expiry(0), saved.next_expiry(1)), (Some(1), None));
+        let house = house(mode, &saved);
+        let (kind, _) = house.ask(&[("x-portkey-api-key", "ig-red")]).await.unwrap_err();
+        assert_eq!(kind, ErrorKind::Unauthenticated);
+        assert_eq!(house.ask(&[("x-portkey-api-key", "ig-blue")]).await.unwrap(), "sk-blue");
     })
     .await;
 }
