@@ -3,7 +3,11 @@
 use sqlx::{Row as _, any::AnyRow};
 
 use super::{Store, announce, flag, not_found, now_ms, slugified, suffix, within};
-use crate::{config::saved::SavedConfig, error::Result, pb};
+use crate::{
+    config::saved::SavedConfig,
+    error::{Error, ErrorKind, Result},
+    pb,
+};
 
 const COLUMNS: &str = "c.id, c.slug, c.name, c.is_default, c.version, c.created_ms, c.updated_ms, c.created_by, \
                        c.updated_by, v.version_id, v.content";
@@ -41,7 +45,14 @@ impl Store {
         );
         let query = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(tenant).bind(slug).bind(i64::from(version));
         let row = within(query.fetch_optional(&self.pool)).await?;
-        let row = row.ok_or_else(|| not_found("config", slug, "config_not_found"))?;
+        let Some(row) = row else {
+            if version == 0 {
+                return Err(not_found("config", slug, "config_not_found"));
+            }
+            let newest = Box::pin(self.get_config(tenant, slug, 0)).await?.version;
+            let message = format!("config \"{slug}\" has no version {version}; its newest is {newest}");
+            return Err(Error::new(ErrorKind::NotFound, message).with_code("config_version_not_found"));
+        };
         let config = within(async { read(&row) }).await?;
         // That of an older version is the number asked for.
         Ok(if version == 0 { config } else { pb::SavedConfig { version, ..config } })

@@ -95,6 +95,8 @@ async fn every_update_is_a_version_and_an_old_one_stays_readable() {
     assert_eq!(authors, [(2, "bob"), (1, "ann")]);
     assert_eq!(store.revision().await.unwrap(), before + 3);
     let missing = store.get_config("a", &made.slug, 9).await.unwrap_err();
+    assert!(missing.message.ends_with("has no version 9; its newest is 2"), "{}", missing.message);
+    let missing = store.get_config("b", &made.slug, 9).await.unwrap_err();
     assert_eq!(missing.code.as_deref(), Some("config_not_found"));
 }
 
