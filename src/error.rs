@@ -284,6 +284,12 @@ impl Error {
         error
     }
 
+    /// Something that the caller names does not exist: `what` is a `config`, whose code is `config_not_found`.
+    pub fn missing(what: &str, name: &str) -> Self {
+        let code = format!("{}_not_found", what.to_ascii_lowercase().replace(' ', "_"));
+        Self::new(ErrorKind::NotFound, format!("{what} \"{name}\" does not exist")).with_code(&code)
+    }
+
     /// The target cannot serve the request.
     pub fn unsupported(param: impl Into<String>, message: impl Into<String>) -> Self {
         let mut error = Self::new(ErrorKind::Unsupported, message);

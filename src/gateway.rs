@@ -18,11 +18,12 @@ use crate::{
         saved::Saved, tls::TlsFiles,
     },
     egress::Egress,
+    pb::unix_now_ms,
     pool::{Address, Pool, Service},
     provider::{self, sandbox::Sandbox},
     router::{Router, State},
     serve::Hangups,
-    store::{CannotOpen, Store, now_ms},
+    store::{CannotOpen, Store},
     telemetry,
     tls::Tls,
     worker::{
@@ -99,9 +100,8 @@ impl Gateway {
     /// The address of a worker cannot be one.
     pub fn state(&self, settings: &Arc<Settings>) -> Result<State> {
         let workers = Arc::new(self.workers(settings)?);
-        let providers =
-            workers.providers().iter().fold(self.built_in.clone(), |all, name| all.with_own(name));
-        let joined = Arc::new(settings.joined(&self.saved.load(), &providers, now_ms()));
+        let providers = self.built_in.clone().with_all_own(workers.providers());
+        let joined = Arc::new(settings.joined(&self.saved.load(), &providers, unix_now_ms()));
         Ok(State::new(joined, workers, &self.built_in).reaching(&self.http))
     }
 
@@ -165,10 +165,10 @@ impl Gateway {
     }
 
     async fn keep_expiring(&self, router: &Router) {
-        let mut looked_ms = now_ms();
+        let mut looked_ms = unix_now_ms();
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
-            let now = now_ms();
+            let now = unix_now_ms();
             let is_due = self.saved.load().next_expiry(looked_ms).is_some_and(|at| at <= now);
             looked_ms = now;
             if !is_due {

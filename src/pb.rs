@@ -21,8 +21,13 @@ pub const CHUNK_BYTES: usize = 256 * 1024;
 
 /// Seconds since 1970.
 pub fn unix_now() -> i64 {
+    unix_now_ms() / 1000
+}
+
+/// Milliseconds since 1970.
+pub fn unix_now_ms() -> i64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(now.as_secs()).unwrap_or(i64::MAX)
+    i64::try_from(now.as_millis()).unwrap_or(i64::MAX)
 }
 
 impl ImageRequest {
@@ -260,6 +265,58 @@ impl BillingClass {
             Self::RejectedUnbilled => "rejected_unbilled",
             Self::Billed => "billed",
         }
+    }
+}
+
+impl KeyStatus {
+    /// As answers spell it.
+    pub fn name(self) -> Option<&'static str> {
+        match self {
+            Self::Unspecified => None,
+            Self::Active => Some("active"),
+            Self::Disabled => Some("disabled"),
+            Self::Expired => Some("expired"),
+        }
+    }
+}
+
+impl CostSource {
+    /// As answers spell it; none where nobody told a price.
+    pub fn name(self) -> Option<&'static str> {
+        match self {
+            Self::Unspecified => None,
+            Self::Reported => Some("reported"),
+            Self::Tokens => Some("tokens"),
+            Self::Table => Some("table"),
+        }
+    }
+}
+
+impl warning::Action {
+    /// As answers spell it.
+    pub fn name(self) -> Option<&'static str> {
+        match self {
+            Self::Unspecified => None,
+            Self::Dropped => Some("dropped"),
+            Self::Adjusted => Some("adjusted"),
+            Self::Emulated => Some("emulated"),
+            Self::Notice => Some("notice"),
+        }
+    }
+}
+
+impl Usage {
+    /// What a provider counted, as JSON.
+    pub fn to_json(&self) -> serde_json::Value {
+        serde_json::json!({
+            "input_text_tokens": self.input_text_tokens,
+            "input_image_tokens": self.input_image_tokens,
+            "output_text_tokens": self.output_text_tokens,
+            "output_image_tokens": self.output_image_tokens,
+            "megapixels": self.megapixels,
+            "compute_ms": self.compute_ms,
+            "credits": self.credits,
+        })
     }
 }
 

@@ -6,7 +6,6 @@ use crate::{
     config::{Problem, callers::Scope, file::is_config_id, read::suggestion, spec::Secret},
     error::{Error, Result},
     pb,
-    store::now_ms,
 };
 
 const LONGEST_NAME: usize = 255;
@@ -47,7 +46,7 @@ pub fn slug(slug: &str) -> Result<()> {
 /// A time that is still to come.
 pub fn expiry(ms: Option<i64>) -> Result<Option<i64>> {
     match ms {
-        Some(ms) if ms <= now_ms() => {
+        Some(ms) if ms <= pb::unix_now_ms() => {
             Err(Error::invalid("expires_at", format!("expires_at: {ms} (ms since 1970) has passed")))
         }
         ms => Ok(ms),

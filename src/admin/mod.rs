@@ -6,6 +6,37 @@
 mod check;
 pub mod remote;
 
+/// Hands every call of `AdminService` to a macro that implements it.
+macro_rules! for_each_call {
+    ($implement:ident) => {
+        $implement! {
+            list_configs: ListConfigsRequest => ListConfigsResponse,
+            get_config: GetConfigRequest => GetConfigResponse,
+            create_config: CreateConfigRequest => CreateConfigResponse,
+            update_config: UpdateConfigRequest => UpdateConfigResponse,
+            delete_config: DeleteConfigRequest => DeleteConfigResponse,
+            list_config_versions: ListConfigVersionsRequest => ListConfigVersionsResponse,
+            list_virtual_keys: ListVirtualKeysRequest => ListVirtualKeysResponse,
+            get_virtual_key: GetVirtualKeyRequest => GetVirtualKeyResponse,
+            create_virtual_key: CreateVirtualKeyRequest => CreateVirtualKeyResponse,
+            update_virtual_key: UpdateVirtualKeyRequest => UpdateVirtualKeyResponse,
+            delete_virtual_key: DeleteVirtualKeyRequest => DeleteVirtualKeyResponse,
+            list_api_keys: ListApiKeysRequest => ListApiKeysResponse,
+            get_api_key: GetApiKeyRequest => GetApiKeyResponse,
+            create_api_key: CreateApiKeyRequest => CreateApiKeyResponse,
+            update_api_key: UpdateApiKeyRequest => UpdateApiKeyResponse,
+            delete_api_key: DeleteApiKeyRequest => DeleteApiKeyResponse,
+            rotate_api_key: RotateApiKeyRequest => RotateApiKeyResponse,
+            list_requests: ListRequestsRequest => ListRequestsResponse,
+            get_request: GetRequestRequest => GetRequestResponse,
+            get_usage: GetUsageRequest => GetUsageResponse,
+            create_feedback: CreateFeedbackRequest => CreateFeedbackResponse,
+            update_feedback: UpdateFeedbackRequest => UpdateFeedbackResponse,
+        }
+    };
+}
+pub(crate) use for_each_call;
+
 use std::sync::Arc;
 
 use tonic::{Request, Response, Status};
@@ -21,7 +52,7 @@ use crate::{
     pb::{self, ApiKey, KeyStatus, admin_service_server::AdminService},
     provider::canonical_name,
     router::Router,
-    store::{ConfigChange, KeyChange, NewVirtualKey, Store, now_ms},
+    store::{ConfigChange, KeyChange, NewVirtualKey, Store},
 };
 
 /// The memory of this process, or the adapter of one elsewhere: the same to its callers.
@@ -63,12 +94,10 @@ impl Admin {
         _ = self.gateway.refresh(&self.router).await;
     }
 
-    /// The content of a config, which is checked.
-    fn checked_config(&self, tenant: &str, text: &str) -> Result<String> {
+    fn check_config(&self, tenant: &str, text: &str) -> Result<()> {
         let value = serde_json::from_str(text)
             .map_err(|error| Error::invalid("config", format!("config: not JSON: {error}")))?;
-        self.router.check_config(tenant, &value).map_err(|problems| check::refused("config", problems))?;
-        Ok(text.to_owned())
+        self.router.check_config(tenant, &value).map_err(|problems| check::refused("config", problems))
     }
 
     async fn list_configs(
@@ -96,10 +125,10 @@ impl Admin {
         request: Request<pb::CreateConfigRequest>,
     ) -> Result<pb::CreateConfigResponse> {
         let caller = self.authorize(&request, Scope::Configs)?;
-        let mut new = request.into_inner();
+        let new = request.into_inner();
         check::name(&new.name)?;
         check::slug(&new.slug)?;
-        new.config_json = self.checked_config(&caller.tenant, &new.config_json)?;
+        self.check_config(&caller.tenant, &new.config_json)?;
         let config = self.store()?.create_config(&caller.tenant, &caller.id, &new).await?;
         self.put_in_force().await;
         Ok(pb::CreateConfigResponse { config: Some(config) })
@@ -127,7 +156,7 @@ impl Admin {
             (content, None) => content,
         };
         // A version that was valid once may not be now.
-        let content = content.map(|text| self.checked_config(&caller.tenant, &text)).transpose()?;
+        content.as_deref().map_or(Ok(()), |text| self.check_config(&caller.tenant, text))?;
         let change = ConfigChange { name, content, is_default };
         let config = self.store()?.update_config(&caller.tenant, &caller.id, &slug, change).await?;
         self.put_in_force().await;
@@ -368,7 +397,7 @@ impl Admin {
             let message = format!("overlap_s: {overlap} is not allowed; allowed: 0 to {LONGEST_OVERLAP_S}");
             return Err(Error::invalid("overlap_s", message));
         }
-        let until = now_ms() + i64::try_from(overlap * 1000).unwrap_or_default();
+        let until = pb::unix_now_ms() + i64::try_from(overlap * 1000).unwrap_or_default();
         let made = self.store()?.rotate_api_key(&caller.tenant, &id, until).await?;
         self.put_in_force().await;
         Ok(pb::RotateApiKeyResponse {
@@ -465,27 +494,4 @@ macro_rules! serve {
     };
 }
 
-serve! {
-    list_configs: ListConfigsRequest => ListConfigsResponse,
-    get_config: GetConfigRequest => GetConfigResponse,
-    create_config: CreateConfigRequest => CreateConfigResponse,
-    update_config: UpdateConfigRequest => UpdateConfigResponse,
-    delete_config: DeleteConfigRequest => DeleteConfigResponse,
-    list_config_versions: ListConfigVersionsRequest => ListConfigVersionsResponse,
-    list_virtual_keys: ListVirtualKeysRequest => ListVirtualKeysResponse,
-    get_virtual_key: GetVirtualKeyRequest => GetVirtualKeyResponse,
-    create_virtual_key: CreateVirtualKeyRequest => CreateVirtualKeyResponse,
-    update_virtual_key: UpdateVirtualKeyRequest => UpdateVirtualKeyResponse,
-    delete_virtual_key: DeleteVirtualKeyRequest => DeleteVirtualKeyResponse,
-    list_api_keys: ListApiKeysRequest => ListApiKeysResponse,
-    get_api_key: GetApiKeyRequest => GetApiKeyResponse,
-    create_api_key: CreateApiKeyRequest => CreateApiKeyResponse,
-    update_api_key: UpdateApiKeyRequest => UpdateApiKeyResponse,
-    delete_api_key: DeleteApiKeyRequest => DeleteApiKeyResponse,
-    rotate_api_key: RotateApiKeyRequest => RotateApiKeyResponse,
-    list_requests: ListRequestsRequest => ListRequestsResponse,
-    get_request: GetRequestRequest => GetRequestResponse,
-    get_usage: GetUsageRequest => GetUsageResponse,
-    create_feedback: CreateFeedbackRequest => CreateFeedbackResponse,
-    update_feedback: UpdateFeedbackRequest => UpdateFeedbackResponse,
-}
+for_each_call!(serve);

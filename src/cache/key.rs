@@ -3,7 +3,7 @@
 use prost::Message as _;
 
 use crate::{
-    digest::{Framed, Images, hex},
+    digest::{Framed, Images, hex, unhex},
     images::convert::Wish,
     pb,
 };
@@ -76,14 +76,7 @@ fn add_call(digest: &mut Framed, call: &pb::ImageRequest, images: &mut Images) {
 impl Key {
     /// The key that another process shows so.
     pub fn parse(shown: &str) -> Option<Self> {
-        let mut key = [0; 32];
-        if shown.len() != 64 || !shown.is_ascii() {
-            return None;
-        }
-        for (i, byte) in key.iter_mut().enumerate() {
-            *byte = u8::from_str_radix(&shown[2 * i..2 * i + 2], 16).ok()?;
-        }
-        Some(Self(key))
+        unhex(shown).map(Self)
     }
 }
 

@@ -4,14 +4,13 @@ use std::io::{Write as _, stderr, stdout};
 
 use anyhow::Result;
 use clap::Subcommand;
-use serde_json::Value;
 
 use super::{
     connect::Memory,
     filter::pair,
     json,
     table::Table,
-    times::{When, date, date_or_never, length, now},
+    times::{When, date, date_or_never, length},
 };
 use crate::{
     admin::remote::Remote,
@@ -146,7 +145,7 @@ impl Create {
             metadata: self.metadata.into_iter().collect(),
             configs: names(self.configs),
             virtual_keys: names(self.virtual_keys),
-            expires_unix_ms: self.expires.map(|when| when.ahead(now())),
+            expires_unix_ms: self.expires.map(|when| when.ahead(pb::unix_now_ms())),
         }
     }
 }
@@ -155,9 +154,7 @@ async fn list(memory: &Memory<'_>, as_json: bool) -> Result<()> {
     let ask = async |admin: &Remote, request| admin.list_api_keys(request).await;
     let keys = memory.ask(pb::ListApiKeysRequest {}, ask).await?.api_keys;
     if as_json {
-        let list: Vec<Value> = keys.iter().map(json::api_key).collect();
-        writeln!(stdout(), "{}", serde_json::to_string_pretty(&list)?)?;
-        return Ok(());
+        return json::print_all(&keys, json::api_key);
     }
     let mut table =
         Table::of_texts(&["ID", "NAME", "TENANT", "KEY", "SCOPES", "DEFAULT CONFIG", "STATUS", "EXPIRES"]);
@@ -169,7 +166,7 @@ async fn list(memory: &Memory<'_>, as_json: bool) -> Result<()> {
             format!("{}...", key.hint),
             key.scopes.join(","),
             key.default_config.clone(),
-            json::status(key.status()),
+            json::status(key.status()).to_owned(),
             date_or_never(key.expires_unix_ms),
         ]);
     }
@@ -182,10 +179,9 @@ async fn set_disabled(memory: &Memory<'_>, id: String, disabled: bool, as_json: 
     let ask = async |admin: &Remote, request| admin.update_api_key(request).await;
     let key = memory.ask(request, ask).await?.api_key.unwrap_or_default();
     if as_json {
-        writeln!(stdout(), "{}", serde_json::to_string_pretty(&json::api_key(&key))?)?;
-    } else {
-        writeln!(stdout(), "{} ({}): {}", key.id, key.name, if disabled { "disabled" } else { "enabled" })?;
+        return json::print(&json::api_key(&key));
     }
+    writeln!(stdout(), "{} ({}): {}", key.id, key.name, if disabled { "disabled" } else { "enabled" })?;
     Ok(())
 }
 
@@ -197,8 +193,7 @@ fn print_key(api_key: &ApiKey, key: &str, old_key_expires: Option<i64>, as_json:
         if let Some(expires) = old_key_expires {
             value["old_key_expires_unix_ms"] = expires.into();
         }
-        writeln!(stdout(), "{}", serde_json::to_string_pretty(&value)?)?;
-        return Ok(());
+        return json::print(&value);
     }
     writeln!(stdout(), "{key}")?;
     writeln!(stderr(), "{} ({}): keep the key, it is not shown again", api_key.id, api_key.name)?;

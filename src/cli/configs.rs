@@ -114,12 +114,10 @@ impl Configs {
             Command::List => list(&memory, self.json).await,
             Command::Show { slug, number } => {
                 let config = get(&memory, &slug, number.unwrap_or(0)).await?;
-                let text = if self.json {
-                    serde_json::to_string_pretty(&json::config(&config))?
-                } else {
-                    pretty(&config.config_json)
-                };
-                writeln!(stdout(), "{text}")?;
+                if self.json {
+                    return json::print(&json::config(&config));
+                }
+                writeln!(stdout(), "{}", pretty(&config.config_json))?;
                 Ok(())
             }
             Command::Save { name, file, slug, default } => {
@@ -133,11 +131,9 @@ impl Configs {
                 let before = get(&memory, &slug, before).await?;
                 let after = get(&memory, &slug, after).await?;
                 if self.json {
-                    let pair = [json::config(&before), json::config(&after)];
-                    writeln!(stdout(), "{}", serde_json::to_string_pretty(&pair)?)?;
-                } else {
-                    write!(stdout(), "{}", diff(&names, &before.config_json, &after.config_json))?;
+                    return json::print_all(&[before, after], json::config);
                 }
+                write!(stdout(), "{}", diff(&names, &before.config_json, &after.config_json))?;
                 Ok(())
             }
             Command::Rollback { slug, number } => {
@@ -159,9 +155,7 @@ async fn list(memory: &Memory<'_>, as_json: bool) -> Result<()> {
     let ask = async |admin: &Remote, request| admin.list_configs(request).await;
     let configs = memory.ask(pb::ListConfigsRequest {}, ask).await?.configs;
     if as_json {
-        let list: Vec<Value> = configs.iter().map(json::config).collect();
-        writeln!(stdout(), "{}", serde_json::to_string_pretty(&list)?)?;
-        return Ok(());
+        return json::print_all(&configs, json::config);
     }
     let texts = ["DEFAULT", "CHANGED", "BY", "PROBLEM"].map(Heading::Left);
     let first = [Heading::Left("SLUG"), Heading::Left("NAME"), Heading::Right("VERSION")];
@@ -221,9 +215,7 @@ async fn versions(memory: &Memory<'_>, slug: String, as_json: bool) -> Result<()
     let ask = async |admin: &Remote, request| admin.list_config_versions(request).await;
     let versions = memory.ask(pb::ListConfigVersionsRequest { slug }, ask).await?.versions;
     if as_json {
-        let list: Vec<Value> = versions.iter().map(json::version).collect();
-        writeln!(stdout(), "{}", serde_json::to_string_pretty(&list)?)?;
-        return Ok(());
+        return json::print_all(&versions, json::version);
     }
     let mut table = Table::new([
         Heading::Right("VERSION"),
@@ -245,10 +237,9 @@ async fn versions(memory: &Memory<'_>, slug: String, as_json: bool) -> Result<()
 
 fn tell(config: &SavedConfig, as_json: bool) -> Result<()> {
     if as_json {
-        writeln!(stdout(), "{}", serde_json::to_string_pretty(&json::config(config))?)?;
-    } else {
-        writeln!(stdout(), "{}: version {}", config.slug, config.version)?;
+        return json::print(&json::config(config));
     }
+    writeln!(stdout(), "{}: version {}", config.slug, config.version)?;
     Ok(())
 }
 

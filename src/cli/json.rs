@@ -1,8 +1,21 @@
 //! What a router remembers as JSON: the messages' own names, with words for their enums.
 
+use std::io::{Write as _, stdout};
+
 use serde_json::{Value, json};
 
-use crate::pb;
+use crate::{params, pb};
+
+/// Prints a document for a program.
+pub fn print(document: &Value) -> anyhow::Result<()> {
+    writeln!(stdout(), "{document:#}")?;
+    Ok(())
+}
+
+/// Prints a list of documents.
+pub fn print_all<T>(things: &[T], shown: impl Fn(&T) -> Value) -> anyhow::Result<()> {
+    print(&things.iter().map(shown).collect())
+}
 
 /// A saved config, with its content if it is there.
 pub fn config(saved: &pb::SavedConfig) -> Value {
@@ -120,7 +133,7 @@ pub fn request(record: &pb::RequestRecord) -> Value {
             "model": asked.model,
             "n": asked.n,
             "size": asked.size.as_ref().map(pb::Size::text),
-            "quality": word("QUALITY_", asked.quality().as_str_name()),
+            "quality": params::quality_name(asked.quality()),
             "style": asked.style,
             "seed": asked.seed,
         });
@@ -128,12 +141,12 @@ pub fn request(record: &pb::RequestRecord) -> Value {
     if let Some(applied) = &record.applied {
         value["applied"] = json!({
             "size": applied.size.as_ref().map(pb::Size::text),
-            "quality": word("QUALITY_", applied.quality().as_str_name()),
-            "background": word("BACKGROUND_", applied.background().as_str_name()),
+            "quality": params::quality_name(applied.quality()),
+            "background": params::background_name(applied.background()),
         });
     }
     if let Some(usage) = &record.usage {
-        value["usage"] = tokens(usage);
+        value["usage"] = usage.to_json();
     }
     if !record.prompt.is_empty() {
         value["prompt"] = record.prompt.as_str().into();
@@ -151,13 +164,13 @@ pub fn request(record: &pb::RequestRecord) -> Value {
 }
 
 /// A key's status as a word.
-pub fn status(status: pb::KeyStatus) -> String {
-    word("KEY_STATUS_", status.as_str_name()).unwrap_or_default()
+pub fn status(status: pb::KeyStatus) -> &'static str {
+    status.name().unwrap_or_default()
 }
 
 /// How the price of a cost line is known, as a word.
-pub fn cost_source(source: pb::CostSource) -> String {
-    word("COST_SOURCE_", source.as_str_name()).unwrap_or_else(|| "unknown".to_owned())
+pub fn cost_source(source: pb::CostSource) -> &'static str {
+    source.name().unwrap_or("unknown")
 }
 
 fn attempt(attempt: &pb::Attempt) -> Value {
@@ -179,7 +192,7 @@ fn attempt(attempt: &pb::Attempt) -> Value {
 fn warning(warning: &pb::Warning) -> Value {
     json!({
         "field": warning.field,
-        "action": word("ACTION_", warning.action().as_str_name()),
+        "action": warning.action().name(),
         "detail": warning.detail,
         "target": warning.target,
     })
@@ -196,19 +209,7 @@ fn cost_line(line: &pb::CostLine) -> Value {
         "source": cost_source(line.source()),
         "attempt": line.attempt,
         "size": line.size,
-        "quality": word("QUALITY_", line.quality().as_str_name()),
-    })
-}
-
-fn tokens(usage: &pb::Usage) -> Value {
-    json!({
-        "input_text_tokens": usage.input_text_tokens,
-        "input_image_tokens": usage.input_image_tokens,
-        "output_text_tokens": usage.output_text_tokens,
-        "output_image_tokens": usage.output_image_tokens,
-        "megapixels": usage.megapixels,
-        "compute_ms": usage.compute_ms,
-        "credits": usage.credits,
+        "quality": params::quality_name(line.quality()),
     })
 }
 
@@ -226,12 +227,6 @@ fn feedback(feedback: &pb::Feedback) -> Value {
 fn content(text: &str) -> Value {
     // A list has no contents; what is no JSON after all is better shown than lost.
     if text.is_empty() { Value::Null } else { serde_json::from_str(text).unwrap_or_else(|_| text.into()) }
-}
-
-/// `QUALITY_HIGH` as `high`; none where nothing is said.
-fn word(prefix: &str, name: &str) -> Option<String> {
-    let word = name.strip_prefix(prefix).unwrap_or(name).to_lowercase();
-    (word != "unspecified").then_some(word)
 }
 
 #[cfg(test)]

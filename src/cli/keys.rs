@@ -4,7 +4,6 @@ use std::io::{Write, stdout};
 
 use anyhow::Result;
 use clap::Subcommand;
-use serde_json::Value;
 
 use super::{
     api_keys::ApiKeys,
@@ -13,7 +12,7 @@ use super::{
     json,
     secret::SecretArgs,
     table::{Table, plain},
-    times::{When, date, date_or_never, now},
+    times::{When, date, date_or_never},
 };
 use crate::{
     admin::remote::Remote,
@@ -124,11 +123,9 @@ impl Keys {
                 let ask = async |admin: &Remote, request| admin.list_virtual_keys(request).await;
                 let keys = memory.ask(pb::ListVirtualKeysRequest {}, ask).await?.virtual_keys;
                 if self.json {
-                    let list: Vec<Value> = keys.iter().map(json::virtual_key).collect();
-                    writeln!(stdout(), "{}", serde_json::to_string_pretty(&list)?)?;
-                } else {
-                    table(&keys).print(&mut stdout())?;
+                    return json::print_all(&keys, json::virtual_key);
                 }
+                table(&keys).print(&mut stdout())?;
                 Ok(())
             }
             Command::Show { slug } => {
@@ -173,7 +170,7 @@ impl Add {
             note: self.note.unwrap_or_default(),
             base_url: self.base_url.unwrap_or_default(),
             options: self.options.into_iter().collect(),
-            expires_unix_ms: self.expires.map(|when| when.ahead(now())),
+            expires_unix_ms: self.expires.map(|when| when.ahead(pb::unix_now_ms())),
             slug: self.slug.unwrap_or_default(),
         })
     }
@@ -193,9 +190,7 @@ fn tell(key: Option<VirtualKey>, done: &str, json: bool) -> Result<()> {
 }
 
 fn print_json(key: Option<VirtualKey>) -> Result<()> {
-    let value = json::virtual_key(&key.unwrap_or_default());
-    writeln!(stdout(), "{}", serde_json::to_string_pretty(&value)?)?;
-    Ok(())
+    json::print(&json::virtual_key(&key.unwrap_or_default()))
 }
 
 fn table(keys: &[VirtualKey]) -> Table {
@@ -205,7 +200,7 @@ fn table(keys: &[VirtualKey]) -> Table {
             key.slug.clone(),
             key.name.clone(),
             key.provider.clone(),
-            json::status(key.status()),
+            json::status(key.status()).to_owned(),
             date_or_never(key.expires_unix_ms),
             date(key.created_unix_ms),
             key.note.clone(),
@@ -220,7 +215,7 @@ fn details(out: &mut impl Write, key: &VirtualKey) -> Result<()> {
         ("name", key.name.clone()),
         ("id", key.id.clone()),
         ("provider", key.provider.clone()),
-        ("status", json::status(key.status())),
+        ("status", json::status(key.status()).to_owned()),
         ("base url", key.base_url.clone()),
         ("options", key.options.join(", ")),
         ("note", key.note.clone()),

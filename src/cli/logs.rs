@@ -345,7 +345,7 @@ fn cost_lines(lines: &[pb::CostLine]) -> Table {
             format!("{}/{}", line.provider, line.model),
             line.quantity.to_string(),
             usd(line.amount_usd, false),
-            json::cost_source(line.source()),
+            json::cost_source(line.source()).to_owned(),
         ]);
     }
     table

@@ -1,9 +1,6 @@
 //! Times as a person writes and reads them: `7d`, `2026-11-27`, `2026-11-27T10:30:00Z`.
 
-use std::{
-    str::FromStr,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{str::FromStr, time::Duration};
 
 use time::{
     Date, OffsetDateTime,
@@ -73,11 +70,6 @@ pub fn length(text: &str) -> Result<Duration, String> {
     }
     let seconds = number.parse::<u64>().ok().and_then(|number| number.checked_mul(unit));
     seconds.map(Duration::from_secs).ok_or_else(wrong)
-}
-
-/// Milliseconds since 1970.
-pub fn now() -> i64 {
-    millis(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
 }
 
 /// `2026-11-27 10:30:00Z`.

@@ -1,9 +1,8 @@
 //! `imagegate usage`: what requests cost and how they ended.
 
-use std::io::{Write, stdout};
+use std::io::stdout;
 
 use anyhow::Result;
-use serde_json::Value;
 
 use super::{
     connect::RouterArgs,
@@ -43,13 +42,10 @@ impl Usage {
         let request = pb::GetUsageRequest { filter: Some(self.filter.to_message()), group_by };
         let ask = async |admin: &Remote, request| admin.get_usage(request).await;
         let groups = self.router.memory()?.ask(request, ask).await?.groups;
-        let mut out = stdout();
         if self.json {
-            let list: Vec<Value> = groups.iter().map(json::usage_group).collect();
-            writeln!(out, "{}", serde_json::to_string_pretty(&list)?)?;
-        } else {
-            table(self.by.as_deref(), &groups).print(&mut out)?;
+            return json::print_all(&groups, json::usage_group);
         }
+        table(self.by.as_deref(), &groups).print(&mut stdout())?;
         Ok(())
     }
 }

@@ -146,7 +146,7 @@ impl Settings {
         let workers = read_workers(&mut file);
         let tls = TlsChoice::read(&mut file);
         let egress = Arc::new(file.object("egress").map(read_egress).unwrap_or_default());
-        let providers = workers.keys().fold(built_in.clone(), |all, name| all.with_own(name));
+        let providers = built_in.clone().with_all_own(workers.keys());
         let virtual_keys = read_virtual_keys(&mut file, &providers, &workers);
         let known =
             Known { providers: &providers, virtual_keys: &virtual_keys, egress: &egress, from_caller: false };

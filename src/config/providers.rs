@@ -32,6 +32,12 @@ impl Providers {
         self
     }
 
+    /// The same with several.
+    #[must_use]
+    pub fn with_all_own(self, names: impl IntoIterator<Item = impl AsRef<str>>) -> Self {
+        names.into_iter().fold(self, |all, name| all.with_own(name.as_ref()))
+    }
+
     /// Whether there is this provider.
     pub fn contains(&self, name: &str) -> bool {
         self.0.contains_key(name)

@@ -11,7 +11,7 @@ use crate::{
     config::plan::Source,
     error::{Error, ErrorKind},
     pb::{self, RequestRecord},
-    store::{Logged, journal::Journal, now_ms},
+    store::{Logged, journal::Journal},
     telemetry::{self, Finished},
 };
 
@@ -49,7 +49,7 @@ impl RequestLog {
     pub fn begin(call: &Call, route: Route, operation: pb::Operation, journal: Option<Arc<Journal>>) -> Self {
         telemetry::request_begins();
         let (call, started) = (call.clone(), Instant::now());
-        Self { call, route, operation, journal, created_unix_ms: now_ms(), started, finished: false }
+        Self { call, route, operation, journal, created_unix_ms: pb::unix_now_ms(), started, finished: false }
     }
 
     /// It was answered.

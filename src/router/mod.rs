@@ -111,7 +111,7 @@ pub struct State {
 impl State {
     /// Puts settings and workers together. `built_in` are the providers of this binary.
     pub fn new(settings: Arc<Settings>, workers: Arc<Workers>, built_in: &Providers) -> Self {
-        let providers = workers.providers().iter().fold(built_in.clone(), |all, name| all.with_own(name));
+        let providers = built_in.clone().with_all_own(workers.providers());
         Self { settings, workers, providers, embedder: None, http: None }
     }
 

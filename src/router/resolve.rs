@@ -220,8 +220,7 @@ fn saved_config(id: &str, tenant: &str, settings: &Settings) -> Result<Route> {
         error
     };
     let Some(Version { number, plan }) = settings.config_of(tenant, id) else {
-        let error = Error::new(ErrorKind::NotFound, format!("config \"{id}\" does not exist"));
-        return Err(at_header(error.with_code("config_not_found")));
+        return Err(at_header(Error::missing("config", id)));
     };
     let plan = plan.map_err(|problem| {
         let message = format!("config \"{id}\" was valid when it was saved and is not now: {problem}");
@@ -289,9 +288,9 @@ impl Upstreams<'_> {
 
     fn virtual_key(&self, id: &str, param: &str) -> Result<Upstream> {
         let found = self.virtual_keys.get(id).ok_or_else(|| {
-            let mut error = Error::new(ErrorKind::NotFound, format!("virtual key \"{id}\" does not exist"));
+            let mut error = Error::missing("virtual key", id);
             error.param = Some(param.to_owned());
-            error.with_code("virtual_key_not_found")
+            error
         })?;
         Ok(Upstream::clone(found))
     }

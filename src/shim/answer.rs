@@ -227,12 +227,7 @@ fn warnings_text(warnings: &[pb::Warning]) -> String {
 
 /// What happened to a parameter, in a word.
 pub fn action(action: Action) -> &'static str {
-    match action {
-        Action::Unspecified | Action::Notice => "notice",
-        Action::Dropped => "dropped",
-        Action::Adjusted => "adjusted",
-        Action::Emulated => "emulated",
-    }
+    action.name().unwrap_or("notice")
 }
 
 /// The sum, or `unknown` as soon as one line is.

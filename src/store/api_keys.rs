@@ -6,15 +6,15 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 use serde_json::Value;
 use sqlx::{Row as _, any::AnyRow};
 
-use super::{Store, announce, flag, not_found, now_ms, within};
+use super::{Store, status, within};
 use crate::{
     config::{
         callers::{Caller, Scope, digest},
         saved::{DEFAULT_TENANT, SavedCaller},
         spec::Secret,
     },
-    digest::hex,
-    error::Result,
+    digest::{hex, unhex},
+    error::{Error, Result},
     pb::{self, ApiKey, KeyStatus},
 };
 
@@ -41,26 +41,23 @@ impl Store {
     pub async fn list_api_keys(&self, tenant: &str) -> Result<Vec<ApiKey>> {
         let query =
             sqlx::query("SELECT * FROM api_keys WHERE tenant = $1 OR $1 = $2 ORDER BY tenant, name, id");
-        let rows = within(query.bind(tenant).bind(DEFAULT_TENANT).fetch_all(&self.pool)).await?;
-        within(async { rows.iter().map(read).collect() }).await
+        self.all(query.bind(tenant).bind(DEFAULT_TENANT), read).await
     }
 
     /// An API key by id.
     pub async fn get_api_key(&self, tenant: &str, id: &str) -> Result<ApiKey> {
         let query = sqlx::query("SELECT * FROM api_keys WHERE id = $1 AND (tenant = $2 OR $2 = $3)");
-        let query = query.bind(id).bind(tenant).bind(DEFAULT_TENANT);
-        let row = within(query.fetch_optional(&self.pool)).await?;
-        let row = row.ok_or_else(|| not_found("API key", id, "api_key_not_found"))?;
-        within(async { read(&row) }).await
+        let found = self.one(query.bind(id).bind(tenant).bind(DEFAULT_TENANT), read).await?;
+        found.ok_or_else(|| Error::missing("API key", id))
     }
 
     /// Makes a caller, and a key for it. `record` says what it may do.
     pub async fn create_api_key(&self, author: &str, record: ApiKey) -> Result<NewApiKey> {
         let (key, hint) = random_key();
-        let (id, now) = (uuid::Uuid::now_v7().to_string(), now_ms());
+        let (id, now) = (uuid::Uuid::now_v7().to_string(), pb::unix_now_ms());
         let record = ApiKey { id: id.clone(), ..record };
         within(async {
-            let mut transaction = self.begin().await?;
+            let mut change = self.change().await?;
             sqlx::query(
                 "INSERT INTO api_keys VALUES ($1, $2, $3, $4, $5, NULL, NULL, $6, 0, $7, $8, $8, $9)",
             )
@@ -73,10 +70,9 @@ impl Store {
             .bind(record.expires_unix_ms)
             .bind(now)
             .bind(author)
-            .execute(&mut *transaction)
+            .execute(change.connection())
             .await?;
-            announce(&mut transaction).await?;
-            transaction.commit().await
+            change.commit().await
         })
         .await?;
         Ok(NewApiKey { record: self.get_api_key(&record.tenant, &id).await?, key })
@@ -85,7 +81,7 @@ impl Store {
     /// Keeps a caller as it is now.
     pub async fn update_api_key(&self, record: &ApiKey) -> Result<ApiKey> {
         within(async {
-            let mut transaction = self.begin().await?;
+            let mut change = self.change().await?;
             sqlx::query(
                 "UPDATE api_keys SET name = $2, record = $3, disabled = $4, expires_ms = $5, updated_ms = $6 \
                  WHERE id = $1",
@@ -95,11 +91,10 @@ impl Store {
             .bind(grants(record))
             .bind(i64::from(record.status() == KeyStatus::Disabled))
             .bind(record.expires_unix_ms)
-            .bind(now_ms())
-            .execute(&mut *transaction)
+            .bind(pb::unix_now_ms())
+            .execute(change.connection())
             .await?;
-            announce(&mut transaction).await?;
-            transaction.commit().await
+            change.commit().await
         })
         .await?;
         self.get_api_key(&record.tenant, &record.id).await
@@ -110,7 +105,7 @@ impl Store {
         let record = self.get_api_key(tenant, id).await?;
         let (key, hint) = random_key();
         within(async {
-            let mut transaction = self.begin().await?;
+            let mut change = self.change().await?;
             sqlx::query(
                 "UPDATE api_keys SET old_digest = digest, old_expires_ms = $2, digest = $3, hint = $4, \
                  updated_ms = $5 WHERE id = $1",
@@ -119,11 +114,10 @@ impl Store {
             .bind(old_expires_ms)
             .bind(digest_of(&key))
             .bind(&hint)
-            .bind(now_ms())
-            .execute(&mut *transaction)
+            .bind(pb::unix_now_ms())
+            .execute(change.connection())
             .await?;
-            announce(&mut transaction).await?;
-            transaction.commit().await
+            change.commit().await
         })
         .await?;
         Ok(NewApiKey { record: self.get_api_key(tenant, id).await?, key })
@@ -131,45 +125,33 @@ impl Store {
 
     /// Forgets a caller.
     pub async fn delete_api_key(&self, tenant: &str, id: &str) -> Result<()> {
-        let id = self.get_api_key(tenant, id).await?.id;
-        within(async {
-            let mut transaction = self.begin().await?;
-            sqlx::query("DELETE FROM api_keys WHERE id = $1").bind(id).execute(&mut *transaction).await?;
-            announce(&mut transaction).await?;
-            transaction.commit().await
-        })
-        .await
+        let record = self.get_api_key(tenant, id).await?;
+        let statement = "DELETE FROM api_keys WHERE tenant = $1 AND id = $2";
+        self.delete(statement, &record.tenant, &record.id).await.map(drop)
     }
 
     /// Every tenant's callers, once for each key that is not disabled.
     pub(super) async fn saved_callers(&self) -> Result<Vec<SavedCaller>> {
-        let rows = within(sqlx::query("SELECT * FROM api_keys").fetch_all(&self.pool)).await?;
-        within(async {
-            let mut callers = Vec::new();
-            for row in &rows {
-                if flag(row, "disabled")? {
-                    continue;
-                }
-                let record = read(row)?;
-                let expires = record.expires_unix_ms;
-                let caller = caller(record);
-                let mut add = |digest: &str, expires_ms: Option<i64>| {
-                    let saved = |digest| SavedCaller { digest, expires_ms, caller: caller.clone() };
-                    callers.extend(unhex(digest).map(saved));
-                };
-                let digest: String = row.try_get("digest")?;
-                add(&digest, expires);
-                let old_digest: Option<String> = row.try_get("old_digest")?;
-                let old_expires: Option<i64> = row.try_get("old_expires_ms")?;
-                if let (Some(digest), Some(end)) = (old_digest, old_expires) {
-                    // The old key works no longer than the caller itself may.
-                    add(&digest, Some(expires.map_or(end, |expires| expires.min(end))));
-                }
-            }
-            Ok(callers)
-        })
-        .await
+        let query = sqlx::query("SELECT * FROM api_keys WHERE disabled = 0");
+        Ok(self.all(query, callers).await?.into_iter().flatten().collect())
     }
+}
+
+/// A caller, once for each of its keys.
+fn callers(row: &AnyRow) -> sqlx::Result<Vec<SavedCaller>> {
+    let record = read(row)?;
+    let expires = record.expires_unix_ms;
+    let old_expires: Option<i64> = row.try_get("old_expires_ms")?;
+    // The old key works no longer than the caller itself may.
+    let old_expires = old_expires.map(|end| expires.map_or(end, |expires| expires.min(end)));
+    let digest: String = row.try_get("digest")?;
+    let old_digest: Option<String> = row.try_get("old_digest")?;
+    let caller = caller(record);
+    let keys = [(Some(digest), expires), (old_digest, old_expires)];
+    let saved = keys.into_iter().filter_map(|(digest, expires_ms)| {
+        Some(SavedCaller { digest: unhex(&digest?)?, expires_ms, caller: caller.clone() })
+    });
+    Ok(saved.collect())
 }
 
 fn caller(record: ApiKey) -> Caller {
@@ -200,12 +182,6 @@ fn digest_of(key: &Secret) -> String {
     hex(&digest(key.0.expose_secret()))
 }
 
-fn unhex(text: &str) -> Option<[u8; 32]> {
-    let bytes: Option<Vec<u8>> =
-        (0..text.len()).step_by(2).map(|i| u8::from_str_radix(text.get(i..i + 2)?, 16).ok()).collect();
-    bytes?.try_into().ok()
-}
-
 /// What it may do, apart from what has a column of its own.
 fn grants(record: &ApiKey) -> Vec<u8> {
     ApiKey {
@@ -223,20 +199,12 @@ fn grants(record: &ApiKey) -> Vec<u8> {
 fn read(row: &AnyRow) -> sqlx::Result<ApiKey> {
     let record: Vec<u8> = row.try_get("record")?;
     let record = ApiKey::decode(record.as_slice()).map_err(|error| sqlx::Error::Decode(error.into()))?;
-    let expires: Option<i64> = row.try_get("expires_ms")?;
-    let status = if flag(row, "disabled")? {
-        KeyStatus::Disabled
-    } else if expires.is_some_and(|expires| expires <= now_ms()) {
-        KeyStatus::Expired
-    } else {
-        KeyStatus::Active
-    };
     Ok(ApiKey {
         id: row.try_get("id")?,
         name: row.try_get("name")?,
         tenant: row.try_get("tenant")?,
-        status: status.into(),
-        expires_unix_ms: expires,
+        status: status(row)?.into(),
+        expires_unix_ms: row.try_get("expires_ms")?,
         created_unix_ms: row.try_get("created_ms")?,
         updated_unix_ms: row.try_get("updated_ms")?,
         created_by: row.try_get("created_by")?,

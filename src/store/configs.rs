@@ -2,7 +2,7 @@
 
 use sqlx::{Row as _, any::AnyRow};
 
-use super::{Store, announce, flag, not_found, now_ms, slugified, suffix, within};
+use super::{Change, Store, flag, slugified, suffix, within};
 use crate::{
     config::saved::SavedConfig,
     error::{Error, ErrorKind, Result},
@@ -30,10 +30,10 @@ impl Store {
             "SELECT {COLUMNS} FROM configs c JOIN config_versions v ON v.config_id = c.id AND v.version = c.version \
              WHERE c.tenant = $1 ORDER BY c.name, c.slug"
         );
-        let rows = within(sqlx::query(sqlx::AssertSqlSafe(sql)).bind(tenant).fetch_all(&self.pool)).await?;
+        let query = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(tenant);
         let read =
             |row: &AnyRow| read(row).map(|config| pb::SavedConfig { config_json: String::new(), ..config });
-        within(async { rows.iter().map(read).collect() }).await
+        self.all(query, read).await
     }
 
     /// A config by slug or id; version 0 is the one in force.
@@ -44,16 +44,14 @@ impl Store {
              AND (v.version = $3 OR ($3 = 0 AND v.version = c.version))"
         );
         let query = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(tenant).bind(slug).bind(i64::from(version));
-        let row = within(query.fetch_optional(&self.pool)).await?;
-        let Some(row) = row else {
+        let Some(config) = self.one(query, read).await? else {
             if version == 0 {
-                return Err(not_found("config", slug, "config_not_found"));
+                return Err(Error::missing("config", slug));
             }
             let newest = Box::pin(self.get_config(tenant, slug, 0)).await?.version;
             let message = format!("config \"{slug}\" has no version {version}; its newest is {newest}");
             return Err(Error::new(ErrorKind::NotFound, message).with_code("config_version_not_found"));
         };
-        let config = within(async { read(&row) }).await?;
         // That of an older version is the number asked for.
         Ok(if version == 0 { config } else { pb::SavedConfig { version, ..config } })
     }
@@ -65,10 +63,6 @@ impl Store {
              FROM config_versions v JOIN configs c ON c.id = v.config_id \
              WHERE c.tenant = $1 AND (c.slug = $2 OR c.id = $2) ORDER BY v.version DESC",
         );
-        let rows = within(query.bind(tenant).bind(slug).fetch_all(&self.pool)).await?;
-        if rows.is_empty() {
-            return Err(not_found("config", slug, "config_not_found"));
-        }
         let read = |row: &AnyRow| {
             Ok(pb::ConfigVersion {
                 version: row.try_get::<i64, _>(0)? as u32,
@@ -78,7 +72,8 @@ impl Store {
                 created_by: row.try_get(4)?,
             })
         };
-        within(async { rows.iter().map(read).collect() }).await
+        let versions = self.all(query.bind(tenant).bind(slug), read).await?;
+        if versions.is_empty() { Err(Error::missing("config", slug)) } else { Ok(versions) }
     }
 
     /// Saves a config that was checked. Without a slug it gets one from its name.
@@ -95,14 +90,11 @@ impl Store {
             }
             slug => slug.to_owned(),
         };
-        let (id, now) = (uuid::Uuid::now_v7().to_string(), now_ms());
+        let (id, now) = (uuid::Uuid::now_v7().to_string(), pb::unix_now_ms());
         within(async {
-            let mut transaction = self.begin().await?;
+            let mut change = self.change().await?;
             if new.is_default {
-                sqlx::query("UPDATE configs SET is_default = 0 WHERE tenant = $1")
-                    .bind(tenant)
-                    .execute(&mut *transaction)
-                    .await?;
+                no_default(&mut change, tenant).await?;
             }
             sqlx::query("INSERT INTO configs VALUES ($1, $2, $3, $4, $5, 1, $6, $6, $7, $7)")
                 .bind(&id)
@@ -112,11 +104,10 @@ impl Store {
                 .bind(i64::from(new.is_default))
                 .bind(now)
                 .bind(author)
-                .execute(&mut *transaction)
+                .execute(change.connection())
                 .await?;
-            add_version(&mut transaction, &id, 1, &new.config_json, now, author).await?;
-            announce(&mut transaction).await?;
-            transaction.commit().await
+            add_version(&mut change, &id, 1, &new.config_json, now, author).await?;
+            change.commit().await
         })
         .await?;
         self.get_config(tenant, &slug, 0).await
@@ -130,14 +121,11 @@ impl Store {
         slug: &str,
         change: ConfigChange,
     ) -> Result<pb::SavedConfig> {
-        let now = now_ms();
+        let now = pb::unix_now_ms();
         let changed = within(async {
-            let mut transaction = self.begin().await?;
+            let mut transaction = self.change().await?;
             if change.is_default == Some(true) {
-                sqlx::query("UPDATE configs SET is_default = 0 WHERE tenant = $1")
-                    .bind(tenant)
-                    .execute(&mut *transaction)
-                    .await?;
+                no_default(&mut transaction, tenant).await?;
             }
             // The row is locked from here on: versions are numbered without gaps.
             let updated = sqlx::query(
@@ -152,36 +140,27 @@ impl Store {
             .bind(i64::from(change.content.is_some()))
             .bind(now)
             .bind(author)
-            .fetch_optional(&mut *transaction)
+            .fetch_optional(transaction.connection())
             .await?;
             let Some(updated) = updated else { return Ok(false) };
             if let Some(content) = &change.content {
                 let (id, version): (String, i64) = (updated.try_get(0)?, updated.try_get(1)?);
                 add_version(&mut transaction, &id, version, content, now, author).await?;
             }
-            announce(&mut transaction).await?;
             transaction.commit().await?;
             Ok(true)
         })
         .await?;
         if !changed {
-            return Err(not_found("config", slug, "config_not_found"));
+            return Err(Error::missing("config", slug));
         }
         self.get_config(tenant, slug, 0).await
     }
 
     /// Forgets a config with all its versions.
     pub async fn delete_config(&self, tenant: &str, slug: &str) -> Result<()> {
-        let deleted = within(async {
-            let mut transaction = self.begin().await?;
-            let query = sqlx::query("DELETE FROM configs WHERE tenant = $1 AND (slug = $2 OR id = $2)");
-            let done = query.bind(tenant).bind(slug).execute(&mut *transaction).await?;
-            announce(&mut transaction).await?;
-            transaction.commit().await?;
-            Ok(done.rows_affected() > 0)
-        })
-        .await?;
-        if deleted { Ok(()) } else { Err(not_found("config", slug, "config_not_found")) }
+        let statement = "DELETE FROM configs WHERE tenant = $1 AND (slug = $2 OR id = $2)";
+        if self.delete(statement, tenant, slug).await? { Ok(()) } else { Err(Error::missing("config", slug)) }
     }
 
     /// Every tenant's configs as they are in force.
@@ -190,7 +169,6 @@ impl Store {
             "SELECT c.tenant, c.slug, c.version, v.content, c.is_default FROM configs c \
              JOIN config_versions v ON v.config_id = c.id AND v.version = c.version",
         );
-        let rows = within(query.fetch_all(&self.pool)).await?;
         let read = |row: &AnyRow| {
             Ok(SavedConfig {
                 tenant: row.try_get(0)?,
@@ -200,12 +178,18 @@ impl Store {
                 is_default: flag(row, "is_default")?,
             })
         };
-        within(async { rows.iter().map(read).collect() }).await
+        self.all(query, read).await
     }
 }
 
+/// No config of the tenant is its default any more.
+async fn no_default(change: &mut Change, tenant: &str) -> sqlx::Result<()> {
+    let query = sqlx::query("UPDATE configs SET is_default = 0 WHERE tenant = $1");
+    query.bind(tenant).execute(change.connection()).await.map(drop)
+}
+
 async fn add_version(
-    transaction: &mut sqlx::Transaction<'static, sqlx::Any>,
+    change: &mut Change,
     config: &str,
     version: i64,
     content: &str,
@@ -219,7 +203,7 @@ async fn add_version(
         .bind(content)
         .bind(now)
         .bind(author)
-        .execute(&mut **transaction)
+        .execute(change.connection())
         .await
         .map(drop)
 }

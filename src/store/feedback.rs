@@ -2,10 +2,10 @@
 
 use sqlx::{Row as _, any::AnyRow};
 
-use super::{Store, not_found, now_ms, within};
+use super::{Store, within};
 use crate::{
-    error::Result,
-    pb::{CreateFeedbackRequest, Feedback, UpdateFeedbackRequest},
+    error::{Error, Result},
+    pb::{CreateFeedbackRequest, Feedback, UpdateFeedbackRequest, unix_now_ms},
 };
 
 impl Store {
@@ -19,7 +19,7 @@ impl Store {
             .bind(i64::from(new.value))
             .bind(new.weight.unwrap_or(1.0))
             .bind(&new.metadata_json)
-            .bind(now_ms());
+            .bind(unix_now_ms());
         within(query.execute(&self.pool)).await?;
         self.get_feedback(tenant, &id).await
     }
@@ -43,15 +43,13 @@ impl Store {
     pub(super) async fn feedback_of(&self, tenant: &str, trace_id: &str) -> Result<Vec<Feedback>> {
         let query =
             sqlx::query("SELECT * FROM feedback WHERE tenant = $1 AND trace_id = $2 ORDER BY created_ms");
-        let rows = within(query.bind(tenant).bind(trace_id).fetch_all(&self.pool)).await?;
-        within(async { rows.iter().map(read).collect() }).await
+        self.all(query.bind(tenant).bind(trace_id), read).await
     }
 
     async fn get_feedback(&self, tenant: &str, id: &str) -> Result<Feedback> {
         let query = sqlx::query("SELECT * FROM feedback WHERE tenant = $1 AND id = $2");
-        let row = within(query.bind(tenant).bind(id).fetch_optional(&self.pool)).await?;
-        let row = row.ok_or_else(|| not_found("feedback", id, "feedback_not_found"))?;
-        within(async { read(&row) }).await
+        let found = self.one(query.bind(tenant).bind(id), read).await?;
+        found.ok_or_else(|| Error::missing("feedback", id))
     }
 }
 

@@ -14,8 +14,8 @@ use tokio::{
     time::{MissedTickBehavior, interval, sleep, timeout},
 };
 
-use super::{Logged, Store, now_ms};
-use crate::telemetry;
+use super::{Logged, Store};
+use crate::{pb::unix_now_ms, telemetry};
 
 /// Requests that wait to be written, about 2 KB each.
 const QUEUED: usize = 10_000;
@@ -82,7 +82,7 @@ impl Journal {
     pub async fn keep_forgetting(&self, store: &Store, retention: Duration) {
         let retention = i64::try_from(retention.as_millis()).unwrap_or(i64::MAX);
         loop {
-            if let Ok(forgotten @ 1..) = store.forget_before(now_ms().saturating_sub(retention)).await {
+            if let Ok(forgotten @ 1..) = store.forget_before(unix_now_ms().saturating_sub(retention)).await {
                 tracing::info!(requests = forgotten, "forgot old requests");
             }
             sleep(FORGET_EVERY).await;

@@ -12,26 +12,22 @@ mod usage;
 mod vault;
 mod virtual_keys;
 
-use std::{
-    fmt,
-    future::Future,
-    path::Path,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{fmt, future::Future, path::Path, time::Duration};
 
 use secrecy::ExposeSecret as _;
 use sqlx::{
-    Any, AnyPool, Executor as _, Row as _, Transaction,
-    any::{AnyPoolOptions, AnyRow},
+    Any, AnyConnection, AnyPool, Executor as _, Row as _, Transaction,
+    any::{AnyArguments, AnyPoolOptions, AnyRow},
     migrate::{Migration, MigrationType, Migrator},
+    query::Query,
 };
 use tokio::time::timeout;
 
+use self::vault::Vault;
 pub use self::{
     api_keys::NewApiKey,
     configs::ConfigChange,
     requests::{Logged, Written},
-    vault::Vault,
     virtual_keys::{KeyChange, NewVirtualKey},
 };
 use crate::{
@@ -40,7 +36,7 @@ use crate::{
         saved::Saved,
     },
     error::{Error, ErrorKind, Result},
-    pb::BillingClass,
+    pb::{BillingClass, KeyStatus, unix_now_ms},
     telemetry,
 };
 
@@ -59,6 +55,9 @@ pub struct Store {
     engine: Engine,
     vault: Vault,
 }
+
+/// A change of what routers hold in memory, which they notice once it is kept.
+struct Change(Transaction<'static, Any>);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Engine {
@@ -174,6 +173,41 @@ impl Store {
         }
     }
 
+    /// Begins to change something that routers hold in memory.
+    async fn change(&self) -> sqlx::Result<Change> {
+        self.begin().await.map(Change)
+    }
+
+    /// Deletes what a statement with the tenant and a name finds. False: there is no such thing.
+    async fn delete(&self, statement: &'static str, tenant: &str, name: &str) -> Result<bool> {
+        within(async {
+            let mut change = self.change().await?;
+            let query = sqlx::query(statement).bind(tenant).bind(name);
+            let done = query.execute(change.connection()).await?;
+            change.commit().await?;
+            Ok(done.rows_affected() > 0)
+        })
+        .await
+    }
+
+    /// Every row that a query finds.
+    async fn all<T>(
+        &self,
+        query: Query<'_, Any, AnyArguments>,
+        read: impl Fn(&AnyRow) -> sqlx::Result<T>,
+    ) -> Result<Vec<T>> {
+        within(async { query.fetch_all(&self.pool).await?.iter().map(read).collect() }).await
+    }
+
+    /// The row that a query finds, if there is one.
+    async fn one<T>(
+        &self,
+        query: Query<'_, Any, AnyArguments>,
+        read: impl Fn(&AnyRow) -> sqlx::Result<T>,
+    ) -> Result<Option<T>> {
+        within(async { query.fetch_optional(&self.pool).await?.as_ref().map(read).transpose() }).await
+    }
+
     /// Begins to write.
     async fn begin(&self) -> sqlx::Result<Transaction<'static, Any>> {
         match self.engine {
@@ -184,10 +218,28 @@ impl Store {
     }
 }
 
-/// Says that something has changed that routers hold in memory.
-async fn announce(transaction: &mut Transaction<'static, Any>) -> sqlx::Result<()> {
-    let query = sqlx::query("UPDATE revision SET value = value + 1 WHERE id = 1");
-    query.execute(&mut **transaction).await.map(drop)
+impl Change {
+    fn connection(&mut self) -> &mut AnyConnection {
+        &mut self.0
+    }
+
+    /// Keeps what was changed, and says so to all routers.
+    async fn commit(mut self) -> sqlx::Result<()> {
+        sqlx::query("UPDATE revision SET value = value + 1 WHERE id = 1").execute(self.connection()).await?;
+        self.0.commit().await
+    }
+}
+
+/// Whether a key works, as its row says.
+fn status(row: &AnyRow) -> sqlx::Result<KeyStatus> {
+    let expires: Option<i64> = row.try_get("expires_ms")?;
+    Ok(if flag(row, "disabled")? {
+        KeyStatus::Disabled
+    } else if expires.is_some_and(|expires| expires <= unix_now_ms()) {
+        KeyStatus::Expired
+    } else {
+        KeyStatus::Active
+    })
 }
 
 /// Waits for the store no longer than anybody would.
@@ -231,10 +283,6 @@ fn reason(error: &sqlx::Error) -> String {
     }
 }
 
-fn not_found(what: &str, id: &str, code: &str) -> Error {
-    Error::new(ErrorKind::NotFound, format!("{what} \"{id}\" does not exist")).with_code(code)
-}
-
 fn sqlite_url(data_dir: &Path) -> Result<String, CannotOpen> {
     let cannot = |error: std::io::Error| {
         CannotOpen(format!("data_dir {} cannot be used: {error}", data_dir.display()))
@@ -244,12 +292,6 @@ fn sqlite_url(data_dir: &Path) -> Result<String, CannotOpen> {
     let url =
         url::Url::from_file_path(&file).map_err(|()| CannotOpen(format!("{} is no path", file.display())))?;
     Ok(format!("sqlite://{}?mode=rwc", url.path()))
-}
-
-/// Milliseconds since 1970.
-pub fn now_ms() -> i64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(now.as_millis()).unwrap_or(i64::MAX)
 }
 
 /// A part of a slug that nobody foresees.

@@ -3,7 +3,7 @@
 use prost::Message as _;
 use sqlx::{Any, Row as _, any::AnyRow, query::Query};
 
-use super::{Store, not_found, within};
+use super::{Store, within};
 use crate::{
     error::{Error, Result},
     pb::{self, RequestFilter, RequestRecord},
@@ -103,34 +103,28 @@ impl Store {
             conditions.or(" AND r.id < ", Bound::Text(id.to_owned()), "))");
         }
         let sql = format!(
-            "SELECT r.record, r.created_ms, r.id FROM requests r WHERE {} ORDER BY r.created_ms DESC, r.id DESC \
+            "SELECT r.record FROM requests r WHERE {} ORDER BY r.created_ms DESC, r.id DESC \
              LIMIT {}",
             conditions.text,
             size + 1
         );
         let query = conditions.bind(sqlx::query(sqlx::AssertSqlSafe(sql)));
-        let rows = within(query.fetch_all(&self.pool)).await?;
-        let whole = rows.len() <= size as usize;
-        let rows = &rows[..rows.len().min(size as usize)];
-        within(async {
-            let next_page_token = match rows.last() {
-                Some(last) if !whole => {
-                    format!("{}.{}", last.try_get::<i64, _>(1)?, last.try_get::<String, _>(2)?)
-                }
-                _ => String::new(),
-            };
-            let requests = rows.iter().map(|row| Ok(RequestRecord { report: None, ..read(row)? }));
-            Ok(pb::ListRequestsResponse { requests: requests.collect::<sqlx::Result<_>>()?, next_page_token })
-        })
-        .await
+        let read = |row: &AnyRow| Ok(RequestRecord { report: None, ..read(row)? });
+        let mut requests = self.all(query, read).await?;
+        let is_last = requests.len() <= size as usize;
+        requests.truncate(size as usize);
+        let next_page_token = match requests.last() {
+            Some(last) if !is_last => format!("{}.{}", last.created_unix_ms, last.id),
+            _ => String::new(),
+        };
+        Ok(pb::ListRequestsResponse { requests, next_page_token })
     }
 
     /// A request with everything that is known of it.
     pub async fn get_request(&self, tenant: &str, id: &str) -> Result<RequestRecord> {
         let query = sqlx::query("SELECT record FROM requests WHERE id = $1 AND tenant = $2");
-        let row = within(query.bind(id).bind(tenant).fetch_optional(&self.pool)).await?;
-        let row = row.ok_or_else(|| not_found("request", id, "request_not_found"))?;
-        let mut record = within(async { read(&row) }).await?;
+        let record = self.one(query.bind(id).bind(tenant), read).await?;
+        let mut record = record.ok_or_else(|| Error::missing("request", id))?;
         record.feedback = self.feedback_of(tenant, &record.trace_id).await?;
         Ok(record)
     }

@@ -164,7 +164,7 @@ async fn a_key_that_rests_or_has_expired_says_so() {
     let change = |disabled, expires_ms| KeyChange { disabled, expires_ms, ..Default::default() };
     let disabled = store.update_virtual_key("a", &slug, change(Some(true), None)).await.unwrap();
     assert_eq!((disabled.status(), saved().await), (KeyStatus::Disabled, (true, None)));
-    let soon = now_ms() + 60_000;
+    let soon = unix_now_ms() + 60_000;
     store.update_virtual_key("a", &slug, change(Some(false), Some(soon))).await.unwrap();
     assert_eq!(saved().await, (false, Some(soon)));
     let expired = store.update_virtual_key("a", &slug, change(None, Some(1))).await.unwrap();
@@ -191,15 +191,15 @@ async fn an_api_key_is_known_by_its_digest_only_and_two_work_while_it_rotates() 
         let digest = crate::config::callers::digest(key.0.expose_secret());
         let saved = store.load().await.unwrap();
         let found = saved.callers.into_iter().find(|saved| saved.digest == digest)?;
-        found.expires_ms.is_none_or(|at| at > now_ms()).then_some(found.caller)
+        found.expires_ms.is_none_or(|at| at > unix_now_ms()).then_some(found.caller)
     };
     let caller = works(&made.key).await.unwrap();
     assert_eq!((caller.id.as_str(), caller.tenant.as_str()), (made.record.id.as_str(), "a"));
     assert!(caller.virtual_keys.unwrap().contains("vk") && caller.configs.is_none());
     let id = made.record.id.as_str();
-    let second = store.rotate_api_key("a", id, now_ms() + 60_000).await.unwrap();
+    let second = store.rotate_api_key("a", id, unix_now_ms() + 60_000).await.unwrap();
     assert!(works(&made.key).await.is_some() && works(&second.key).await.is_some());
-    let third = store.rotate_api_key("a", id, now_ms() - 1).await.unwrap();
+    let third = store.rotate_api_key("a", id, unix_now_ms() - 1).await.unwrap();
     assert!(works(&made.key).await.is_none() && works(&second.key).await.is_none());
     assert!(works(&third.key).await.is_some());
     // Administrators of the tenant `default` see every tenant's.

@@ -7,7 +7,6 @@ use sqlx::{Row as _, any::AnyRow};
 use super::{
     Store,
     requests::{Conditions, NANOS},
-    within,
 };
 use crate::{
     error::{Error, Result},
@@ -79,8 +78,7 @@ impl Store {
             conditions.text
         );
         let query = conditions.bind(sqlx::query(sqlx::AssertSqlSafe(sql)));
-        let rows = within(query.fetch_all(&self.pool)).await?;
-        let mut groups: Vec<UsageGroup> = within(async { rows.iter().map(read).collect() }).await?;
+        let mut groups = self.all(query, read).await?;
         if let "provider" | "model" = group_by {
             // An attempt that failed and was billed counts for whoever was paid, not for who answered.
             let paid = self.paid(tenant, &filter, group_by).await?;
@@ -108,9 +106,8 @@ impl Store {
             conditions.text
         );
         let query = conditions.bind(sqlx::query(sqlx::AssertSqlSafe(sql)));
-        let rows = within(query.fetch_all(&self.pool)).await?;
         let read = |row: &AnyRow| Ok((row.try_get(0)?, (row.try_get(1)?, row.try_get(2)?)));
-        within(async { rows.iter().map(read).collect() }).await
+        Ok(self.all(query, read).await?.into_iter().collect())
     }
 }
 

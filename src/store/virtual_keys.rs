@@ -7,17 +7,17 @@ use serde_json::{Value, json};
 use sqlx::{Row as _, any::AnyRow};
 use zeroize::Zeroizing;
 
-use super::{Store, announce, flag, not_found, now_ms, slugified, suffix, taken, within};
+use super::{Store, flag, slugified, status, suffix, taken, within};
 use crate::{
     config::{
         saved::{KeySecrets, SavedKey},
         spec::Secret,
     },
     error::{Error, Result},
-    pb::{self, KeyStatus},
+    pb,
 };
 
-const CODE: &str = "virtual_key_not_found";
+const WHAT: &str = "virtual key";
 
 /// A virtual key to be saved, checked.
 #[derive(Debug)]
@@ -57,14 +57,12 @@ impl Store {
     /// A tenant's virtual keys by name.
     pub async fn list_virtual_keys(&self, tenant: &str) -> Result<Vec<pb::VirtualKey>> {
         let query = sqlx::query("SELECT * FROM virtual_keys WHERE tenant = $1 ORDER BY name, slug");
-        let rows = within(query.bind(tenant).fetch_all(&self.pool)).await?;
-        within(async { rows.iter().map(read).collect() }).await
+        self.all(query.bind(tenant), read).await
     }
 
     /// A virtual key by slug or id.
     pub async fn get_virtual_key(&self, tenant: &str, slug: &str) -> Result<pb::VirtualKey> {
-        let row = self.virtual_key_row(tenant, slug).await?;
-        within(async { read(&row) }).await
+        self.virtual_key(tenant, slug, read).await
     }
 
     /// What a virtual key holds, with its provider and address, for checking a change of it.
@@ -73,12 +71,7 @@ impl Store {
         tenant: &str,
         slug: &str,
     ) -> Result<(pb::VirtualKey, Option<KeySecrets>)> {
-        let row = self.virtual_key_row(tenant, slug).await?;
-        within(async {
-            let (id, sealed): (String, Vec<u8>) = (row.try_get("id")?, row.try_get("sealed")?);
-            Ok((read(&row)?, self.open_secrets(&id, &sealed).map(|(secrets, _)| secrets)))
-        })
-        .await
+        self.virtual_key(tenant, slug, |row| Ok((read(row)?, self.secrets_of(row)?))).await
     }
 
     /// Saves a virtual key.
@@ -119,7 +112,7 @@ impl Store {
         let sealed = change.secrets.as_ref().map(|secrets| self.seal_secrets(&id, secrets));
         let names = change.secrets.as_ref().map(option_names);
         within(async {
-            let mut transaction = self.begin().await?;
+            let mut transaction = self.change().await?;
             sqlx::query(
                 "UPDATE virtual_keys SET name = COALESCE($2, name), note = COALESCE($3, note), \
                  disabled = COALESCE($4, disabled), updated_ms = $5, \
@@ -129,19 +122,18 @@ impl Store {
             .bind(change.name)
             .bind(change.note)
             .bind(change.disabled.map(i64::from))
-            .bind(now_ms())
+            .bind(pb::unix_now_ms())
             .bind(change.expires_ms.unwrap_or(-1))
-            .execute(&mut *transaction)
+            .execute(transaction.connection())
             .await?;
             if let (Some(sealed), Some(names)) = (sealed, names) {
                 sqlx::query("UPDATE virtual_keys SET sealed = $2, option_names = $3 WHERE id = $1")
                     .bind(&id)
                     .bind(sealed)
                     .bind(names)
-                    .execute(&mut *transaction)
+                    .execute(transaction.connection())
                     .await?;
             }
-            announce(&mut transaction).await?;
             transaction.commit().await
         })
         .await?;
@@ -150,62 +142,59 @@ impl Store {
 
     /// Forgets a virtual key.
     pub async fn delete_virtual_key(&self, tenant: &str, slug: &str) -> Result<()> {
-        let deleted = within(async {
-            let mut transaction = self.begin().await?;
-            let query = sqlx::query("DELETE FROM virtual_keys WHERE tenant = $1 AND (slug = $2 OR id = $2)");
-            let done = query.bind(tenant).bind(slug).execute(&mut *transaction).await?;
-            announce(&mut transaction).await?;
-            transaction.commit().await?;
-            Ok(done.rows_affected() > 0)
-        })
-        .await?;
-        if deleted { Ok(()) } else { Err(not_found("virtual key", slug, CODE)) }
+        let statement = "DELETE FROM virtual_keys WHERE tenant = $1 AND (slug = $2 OR id = $2)";
+        if self.delete(statement, tenant, slug).await? { Ok(()) } else { Err(Error::missing(WHAT, slug)) }
     }
 
     /// Every tenant's keys with what they hold.
     pub(super) async fn saved_keys(&self) -> Result<Vec<SavedKey>> {
-        let rows = within(sqlx::query("SELECT * FROM virtual_keys").fetch_all(&self.pool)).await?;
         let saved = |row: &AnyRow| {
-            let (id, sealed): (String, Vec<u8>) = (row.try_get("id")?, row.try_get("sealed")?);
             Ok(SavedKey {
                 tenant: row.try_get("tenant")?,
                 slug: row.try_get("slug")?,
                 provider: row.try_get("provider")?,
                 base_url: row.try_get("base_url")?,
-                secrets: self.open_secrets(&id, &sealed).map(|(secrets, _)| secrets),
+                secrets: self.secrets_of(row)?,
                 is_disabled: flag(row, "disabled")?,
                 expires_ms: row.try_get("expires_ms")?,
             })
         };
-        within(async { rows.iter().map(saved).collect() }).await
+        self.all(sqlx::query("SELECT * FROM virtual_keys"), saved).await
     }
 
     /// Seals with the current key whatever an older one has sealed.
     pub(super) async fn reseal(&self) -> Result<()> {
-        let rows = within(sqlx::query("SELECT id, sealed FROM virtual_keys").fetch_all(&self.pool)).await?;
-        for row in rows {
-            within(async {
-                let (id, sealed): (String, Vec<u8>) = (row.try_get(0)?, row.try_get(1)?);
-                if let Some((secrets, true)) = self.open_secrets(&id, &sealed) {
-                    // Not if somebody has changed it meanwhile.
-                    sqlx::query("UPDATE virtual_keys SET sealed = $2 WHERE id = $1 AND sealed = $3")
-                        .bind(&id)
-                        .bind(self.seal_secrets(&id, &secrets))
-                        .bind(sealed)
-                        .execute(&self.pool)
-                        .await?;
-                }
-                Ok(())
-            })
-            .await?;
+        let query = sqlx::query("SELECT id, sealed FROM virtual_keys");
+        let rows: Vec<(String, Vec<u8>)> =
+            self.all(query, |row| Ok((row.try_get(0)?, row.try_get(1)?))).await?;
+        for (id, sealed) in rows {
+            if let Some((secrets, true)) = self.open_secrets(&id, &sealed) {
+                // Not if somebody has changed it meanwhile.
+                let query = sqlx::query("UPDATE virtual_keys SET sealed = $2 WHERE id = $1 AND sealed = $3")
+                    .bind(&id)
+                    .bind(self.seal_secrets(&id, &secrets))
+                    .bind(sealed);
+                within(query.execute(&self.pool)).await?;
+            }
         }
         Ok(())
     }
 
-    async fn virtual_key_row(&self, tenant: &str, slug: &str) -> Result<AnyRow> {
+    async fn virtual_key<T>(
+        &self,
+        tenant: &str,
+        slug: &str,
+        read: impl Fn(&AnyRow) -> sqlx::Result<T>,
+    ) -> Result<T> {
         let query = sqlx::query("SELECT * FROM virtual_keys WHERE tenant = $1 AND (slug = $2 OR id = $2)");
-        let row = within(query.bind(tenant).bind(slug).fetch_optional(&self.pool)).await?;
-        row.ok_or_else(|| -> Error { not_found("virtual key", slug, CODE) })
+        let found = self.one(query.bind(tenant).bind(slug), read).await?;
+        found.ok_or_else(|| Error::missing(WHAT, slug))
+    }
+
+    /// What a row holds; none if it cannot be opened.
+    fn secrets_of(&self, row: &AnyRow) -> sqlx::Result<Option<KeySecrets>> {
+        let (id, sealed): (String, Vec<u8>) = (row.try_get("id")?, row.try_get("sealed")?);
+        Ok(self.open_secrets(&id, &sealed).map(|(secrets, _)| secrets))
     }
 
     async fn insert_virtual_key(
@@ -215,9 +204,9 @@ impl Store {
         slug: &str,
         new: &NewVirtualKey,
     ) -> Result<()> {
-        let (id, now) = (uuid::Uuid::now_v7().to_string(), now_ms());
+        let (id, now) = (uuid::Uuid::now_v7().to_string(), pb::unix_now_ms());
         within(async {
-            let mut transaction = self.begin().await?;
+            let mut change = self.change().await?;
             sqlx::query(
                 "INSERT INTO virtual_keys VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 0, $10, $11, $11, $12)",
             )
@@ -233,10 +222,9 @@ impl Store {
             .bind(new.expires_ms)
             .bind(now)
             .bind(author)
-            .execute(&mut *transaction)
+            .execute(change.connection())
             .await?;
-            announce(&mut transaction).await?;
-            transaction.commit().await
+            change.commit().await
         })
         .await
     }
@@ -263,17 +251,6 @@ fn option_names(secrets: &KeySecrets) -> String {
     secrets.options.keys().map(String::as_str).collect::<Vec<_>>().join(" ")
 }
 
-fn status(row: &AnyRow, now: i64) -> sqlx::Result<KeyStatus> {
-    let expires: Option<i64> = row.try_get("expires_ms")?;
-    Ok(if flag(row, "disabled")? {
-        KeyStatus::Disabled
-    } else if expires.is_some_and(|expires| expires <= now) {
-        KeyStatus::Expired
-    } else {
-        KeyStatus::Active
-    })
-}
-
 fn read(row: &AnyRow) -> sqlx::Result<pb::VirtualKey> {
     let options: String = row.try_get("option_names")?;
     Ok(pb::VirtualKey {
@@ -282,7 +259,7 @@ fn read(row: &AnyRow) -> sqlx::Result<pb::VirtualKey> {
         name: row.try_get("name")?,
         provider: row.try_get("provider")?,
         note: row.try_get("note")?,
-        status: status(row, now_ms())?.into(),
+        status: status(row)?.into(),
         base_url: row.try_get("base_url")?,
         options: options.split_whitespace().map(str::to_owned).collect(),
         expires_unix_ms: row.try_get("expires_ms")?,

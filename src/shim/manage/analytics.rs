@@ -123,7 +123,7 @@ async fn usage(asked: &Asked, filter: pb::RequestFilter, group_by: &str) -> Resu
 }
 
 fn interval_of(search: &pb::RequestFilter) -> &'static str {
-    let until = search.until_unix_ms.unwrap_or_else(|| pb::unix_now() * 1000);
+    let until = search.until_unix_ms.unwrap_or_else(pb::unix_now_ms);
     match search.from_unix_ms {
         Some(from) if until.saturating_sub(from) <= BY_HOUR_AT_MOST => "hour",
         _ => "day",

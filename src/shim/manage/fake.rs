@@ -16,6 +16,7 @@ use tonic::{Request, Response, Status};
 use tower::ServiceExt as _;
 
 use crate::{
+    admin::for_each_call,
     pb::{self, admin_service_server::AdminService},
     pool::{Pool, Service},
     router::remote::Remote,
@@ -77,30 +78,7 @@ macro_rules! calls {
     };
 }
 
-calls! {
-    list_configs: ListConfigsRequest => ListConfigsResponse,
-    get_config: GetConfigRequest => GetConfigResponse,
-    create_config: CreateConfigRequest => CreateConfigResponse,
-    update_config: UpdateConfigRequest => UpdateConfigResponse,
-    delete_config: DeleteConfigRequest => DeleteConfigResponse,
-    list_config_versions: ListConfigVersionsRequest => ListConfigVersionsResponse,
-    list_virtual_keys: ListVirtualKeysRequest => ListVirtualKeysResponse,
-    get_virtual_key: GetVirtualKeyRequest => GetVirtualKeyResponse,
-    create_virtual_key: CreateVirtualKeyRequest => CreateVirtualKeyResponse,
-    update_virtual_key: UpdateVirtualKeyRequest => UpdateVirtualKeyResponse,
-    delete_virtual_key: DeleteVirtualKeyRequest => DeleteVirtualKeyResponse,
-    list_api_keys: ListApiKeysRequest => ListApiKeysResponse,
-    get_api_key: GetApiKeyRequest => GetApiKeyResponse,
-    create_api_key: CreateApiKeyRequest => CreateApiKeyResponse,
-    update_api_key: UpdateApiKeyRequest => UpdateApiKeyResponse,
-    delete_api_key: DeleteApiKeyRequest => DeleteApiKeyResponse,
-    rotate_api_key: RotateApiKeyRequest => RotateApiKeyResponse,
-    list_requests: ListRequestsRequest => ListRequestsResponse,
-    get_request: GetRequestRequest => GetRequestResponse,
-    get_usage: GetUsageRequest => GetUsageResponse,
-    create_feedback: CreateFeedbackRequest => CreateFeedbackResponse,
-    update_feedback: UpdateFeedbackRequest => UpdateFeedbackResponse,
-}
+for_each_call!(calls);
 
 /// Calls a shim in front of the memory: status and body.
 pub async fn send(memory: &Arc<Fake>, method: &str, path: &str, body: Option<Value>) -> (u16, String) {

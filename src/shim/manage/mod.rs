@@ -402,11 +402,7 @@ fn some(text: &str) -> Option<&str> {
 
 /// A key's state in the reference's words.
 fn status_name(status: pb::KeyStatus) -> &'static str {
-    match status {
-        pb::KeyStatus::Unspecified | pb::KeyStatus::Active => "active",
-        pb::KeyStatus::Disabled => "disabled",
-        pb::KeyStatus::Expired => "expired",
-    }
+    status.name().unwrap_or("active")
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use super::{some, time_text};
 use crate::{
     params,
-    pb::{self, CostSource, RequestRecord},
+    pb::{self, RequestRecord},
     shim::answer,
 };
 
@@ -83,7 +83,7 @@ pub fn describe_all(record: &RequestRecord) -> Value {
     let mut shown = describe(record);
     shown["asked"] = record.asked.as_ref().map(asked).into();
     shown["applied"] = record.applied.as_ref().map(applied).into();
-    shown["usage"] = record.usage.as_ref().map(usage).into();
+    shown["usage"] = record.usage.as_ref().map(pb::Usage::to_json).into();
     shown["report"] = record.report.as_ref().map(report).into();
     shown
 }
@@ -157,18 +157,6 @@ fn applied(applied: &pb::Applied) -> Value {
     })
 }
 
-fn usage(usage: &pb::Usage) -> Value {
-    json!({
-        "input_text_tokens": usage.input_text_tokens,
-        "input_image_tokens": usage.input_image_tokens,
-        "output_text_tokens": usage.output_text_tokens,
-        "output_image_tokens": usage.output_image_tokens,
-        "megapixels": usage.megapixels,
-        "compute_ms": usage.compute_ms,
-        "credits": usage.credits,
-    })
-}
-
 fn report(report: &pb::RouteReport) -> Value {
     json!({
         "retry_count": report.retry_count,
@@ -206,19 +194,13 @@ fn warning(warning: &pb::Warning) -> Value {
 }
 
 fn cost_line(line: &pb::CostLine) -> Value {
-    let source = match line.source() {
-        CostSource::Unspecified => None,
-        CostSource::Reported => Some("reported"),
-        CostSource::Tokens => Some("tokens"),
-        CostSource::Table => Some("table"),
-    };
     json!({
         "item": line.item,
         "provider": line.provider,
         "model": some(&line.model),
         "quantity": line.quantity,
         "amount_usd": line.amount_usd,
-        "source": source,
+        "source": line.source().name(),
         "attempt": line.attempt,
     })
 }
