@@ -28,6 +28,7 @@ use crate::{
     health::{Elsewhere, Health},
     images::Pieces,
     pb::{self, BillingClass, stream_image_response::Event},
+    quota::{Ledger, Metered},
     worker::Workers,
 };
 
@@ -79,6 +80,10 @@ pub struct RequestContext {
     pub caller: String,
     /// Whose caller that is.
     pub tenant: String,
+    /// What is used of limits.
+    pub ledger: Arc<Ledger>,
+    /// The limits that the request comes under.
+    pub metered: Vec<Metered>,
     /// Answers of past requests.
     pub cache: Arc<Cache>,
     /// Who compares prompts, if somebody does.

@@ -322,6 +322,11 @@ impl Error {
         error
     }
 
+    /// Some budget of ours does not allow the call. Another request may come under others.
+    pub fn is_over_budget(&self) -> bool {
+        self.kind == ErrorKind::QuotaExhausted && self.status == 412
+    }
+
     /// Why the target was passed over without a call, for machines; empty if it was called.
     pub fn skipped_for(&self) -> &'static str {
         match (self.ejected, self.kind) {

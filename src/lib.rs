@@ -63,6 +63,7 @@ pub mod params;
 pub mod pb;
 pub mod pool;
 pub mod provider;
+pub mod quota;
 pub mod route;
 pub mod router;
 pub mod serve;

@@ -276,6 +276,7 @@ impl KeyStatus {
             Self::Active => Some("active"),
             Self::Disabled => Some("disabled"),
             Self::Expired => Some("expired"),
+            Self::Exhausted => Some("exhausted"),
         }
     }
 }

@@ -10,7 +10,11 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tracing::{debug, error, info, warn};
 use tracing_subscriber::EnvFilter;
 
-use crate::{error::Error, pb};
+use crate::{
+    error::Error,
+    pb,
+    quota::{Kind, Subject},
+};
 
 const REQUESTS: &str = "imagegate_requests_total";
 const REQUEST_SECONDS: &str = "imagegate_request_duration_seconds";
@@ -42,6 +46,8 @@ const STORE_ERRORS: &str = "imagegate_store_errors_total";
 const STORE_UP: &str = "imagegate_store_up";
 const LOG_WRITTEN: &str = "imagegate_request_log_written_total";
 const LOG_LOST: &str = "imagegate_request_log_lost_total";
+const OVER_QUOTA: &str = "imagegate_over_quota_total";
+const BUDGET_USED: &str = "imagegate_budget_used_ratio";
 const TLS_REFUSALS: &str = "imagegate_tls_refusals_total";
 
 /// Seconds: an image takes from one second to several minutes.
@@ -108,6 +114,11 @@ pub fn init_metrics() -> Result<PrometheusHandle, String> {
     describe_gauge!(STORE_UP, "Whether the store answers: 1 or 0.");
     describe_counter!(LOG_WRITTEN, "Requests that were written to the request log.");
     describe_counter!(LOG_LOST, "Requests that are missing in the request log, by reason.");
+    describe_counter!(OVER_QUOTA, "What limits did not allow, by whose they are and of what.");
+    describe_gauge!(
+        BUDGET_USED,
+        "The used part of budgets in the period that runs, when something of it was used last."
+    );
     describe_counter!(TLS_REFUSALS, "Connections whose TLS handshake failed, by reason.");
     Ok(handle)
 }
@@ -190,6 +201,27 @@ pub fn log_not_written() {
 /// Says once that the log is written again.
 pub fn log_written_again() {
     info!("the request log is written again");
+}
+
+/// Notes a request or a call that a limit did not allow.
+pub fn over_quota(subject: &Subject, is_budget: bool) {
+    let limit = if is_budget { "budget" } else { "rate" };
+    counter!(OVER_QUOTA, "subject" => subject.kind.name(), "limit" => limit).increment(1);
+}
+
+/// Notes how much of a budget is used. Values of metadata are without number, and are left out.
+pub fn budget_used(subject: &Subject, used: i64, nanos: i64) {
+    if subject.kind != Kind::Metadata {
+        let (tenant, id) = (subject.tenant.clone(), subject.id.clone());
+        gauge!(BUDGET_USED, "subject" => subject.kind.name(), "tenant" => tenant, "name" => id)
+            .set(used as f64 / nanos.max(1) as f64);
+    }
+}
+
+/// Says once that a budget has reached what somebody wants to know of.
+pub fn budget_alert(subject: &Subject, period: &str, used: i64, nanos: i64) {
+    let usd = |nanos: i64| nanos as f64 / 1e9;
+    warn!(%subject, period, used_usd = usd(used), budget_usd = usd(nanos), "a budget has reached its alert threshold");
 }
 
 /// Notes that a job begins.

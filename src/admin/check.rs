@@ -3,7 +3,7 @@
 use secrecy::ExposeSecret as _;
 
 use crate::{
-    config::{Problem, callers::Scope, file::is_config_id, read::suggestion, spec::Secret},
+    config::{Problem, callers::Scope, file::is_config_id, quota::Quota, read::suggestion, spec::Secret},
     error::{Error, Result},
     pb,
 };
@@ -61,6 +61,15 @@ pub fn scopes(names: &[String]) -> Result<()> {
             let hint = suggestion(name, &Scope::names());
             Err(Error::invalid("scopes", format!("scopes: unknown scope \"{name}\"{hint}")))
         }
+    }
+}
+
+/// Limits; none where nothing is limited.
+pub fn quota(message: Option<pb::Quota>) -> Result<Option<pb::Quota>> {
+    let Some(message) = message else { return Ok(None) };
+    match Quota::try_from(&message) {
+        Ok(quota) => Ok(quota.message()),
+        Err(problems) => Err(refused("quota", problems)),
     }
 }
 

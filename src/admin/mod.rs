@@ -4,6 +4,7 @@
 //! Callers hold it as [`SharedAdmin`], whether it is here or behind a connection.
 
 mod check;
+mod quotas;
 pub mod remote;
 
 /// Hands every call of `AdminService` to a macro that implements it.
@@ -30,6 +31,7 @@ macro_rules! for_each_call {
             list_requests: ListRequestsRequest => ListRequestsResponse,
             get_request: GetRequestRequest => GetRequestResponse,
             get_usage: GetUsageRequest => GetUsageResponse,
+            list_quotas: ListQuotasRequest => ListQuotasResponse,
             create_feedback: CreateFeedbackRequest => CreateFeedbackResponse,
             update_feedback: UpdateFeedbackRequest => UpdateFeedbackResponse,
         }
@@ -187,7 +189,8 @@ impl Admin {
         request: Request<pb::ListVirtualKeysRequest>,
     ) -> Result<pb::ListVirtualKeysResponse> {
         let caller = self.authorize(&request, Scope::Keys)?;
-        let virtual_keys = self.store()?.list_virtual_keys(&caller.tenant).await?;
+        let keys = self.store()?.list_virtual_keys(&caller.tenant).await?;
+        let virtual_keys = keys.into_iter().map(|key| self.standing_of_key(&caller.tenant, key)).collect();
         Ok(pb::ListVirtualKeysResponse { virtual_keys })
     }
 
@@ -197,6 +200,7 @@ impl Admin {
     ) -> Result<pb::GetVirtualKeyResponse> {
         let caller = self.authorize(&request, Scope::Keys)?;
         let key = self.store()?.get_virtual_key(&caller.tenant, &request.get_ref().slug).await?;
+        let key = self.standing_of_key(&caller.tenant, key);
         Ok(pb::GetVirtualKeyResponse { virtual_key: Some(key) })
     }
 
@@ -223,6 +227,7 @@ impl Admin {
             base_url: new.base_url,
             secrets,
             expires_ms: check::expiry(new.expires_unix_ms)?,
+            quota: check::quota(new.quota)?,
         };
         let key = self.store()?.create_virtual_key(&caller.tenant, &caller.id, new).await?;
         self.put_in_force().await;
@@ -256,6 +261,11 @@ impl Admin {
             secrets,
             disabled: change.disabled,
             expires_ms,
+            quota: change
+                .quota
+                .map(|quota| check::quota(Some(quota)))
+                .transpose()?
+                .map(Option::unwrap_or_default),
         };
         let key = self.store()?.update_virtual_key(&caller.tenant, &change.slug, what).await?;
         self.put_in_force().await;
@@ -294,14 +304,15 @@ impl Admin {
         request: Request<pb::ListApiKeysRequest>,
     ) -> Result<pb::ListApiKeysResponse> {
         let caller = self.authorize(&request, Scope::Admin)?;
-        let api_keys = self.store()?.list_api_keys(&caller.tenant).await?;
+        let keys = self.store()?.list_api_keys(&caller.tenant).await?;
+        let api_keys = keys.into_iter().map(|key| self.standing_of_caller(key)).collect();
         Ok(pb::ListApiKeysResponse { api_keys })
     }
 
     async fn get_api_key(&self, request: Request<pb::GetApiKeyRequest>) -> Result<pb::GetApiKeyResponse> {
         let caller = self.authorize(&request, Scope::Admin)?;
         let key = self.store()?.get_api_key(&caller.tenant, &request.get_ref().id).await?;
-        Ok(pb::GetApiKeyResponse { api_key: Some(key) })
+        Ok(pb::GetApiKeyResponse { api_key: Some(self.standing_of_caller(key)) })
     }
 
     async fn create_api_key(
@@ -333,6 +344,7 @@ impl Admin {
             configs: new.configs,
             virtual_keys: new.virtual_keys,
             expires_unix_ms: check::expiry(new.expires_unix_ms)?,
+            quota: check::quota(new.quota)?,
             ..Default::default()
         };
         self.check_names(&record)?;
@@ -365,6 +377,9 @@ impl Admin {
             Some(0) => None,
             given => check::expiry(given)?,
         };
+        if change.quota.is_some() {
+            record.quota = check::quota(change.quota)?;
+        }
         match change.disabled {
             Some(true) => record.status = KeyStatus::Disabled.into(),
             Some(false) => record.status = KeyStatus::Active.into(),

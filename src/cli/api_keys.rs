@@ -9,6 +9,7 @@ use super::{
     connect::Memory,
     filter::pair,
     json,
+    quota::{QuotaArgs, all_words},
     table::Table,
     times::{When, date, date_or_never, length},
 };
@@ -44,6 +45,16 @@ enum Command {
         /// How long the old key works on: 90s, 30m, 12h, 7d; one hour without it
         #[arg(long, value_name = "LENGTH", value_parser = length)]
         overlap: Option<std::time::Duration>,
+    },
+    /// Limit what it may use, instead of what limited it before
+    #[command(
+        after_help = "Example:\n  imagegate keys api limit 0197d8e2-6f0c-7b36-9d51-2f7f6a1c4e55 --rate rpm=60 --budget daily=20"
+    )]
+    Limit {
+        /// As `imagegate keys api list` tells it
+        id: String,
+        #[command(flatten)]
+        quota: QuotaArgs,
     },
     /// Refuse all requests with this key
     #[command(after_help = "Example:\n  imagegate keys api disable 0197d8e2-6f0c-7b36-9d51-2f7f6a1c4e55")]
@@ -102,6 +113,8 @@ struct Create {
     /// When it stops working: 90d, 2026-11-27, 2026-11-27T10:30:00Z
     #[arg(long, value_name = "TIME")]
     expires: Option<When>,
+    #[command(flatten)]
+    quota: QuotaArgs,
 }
 
 impl ApiKeys {
@@ -111,7 +124,7 @@ impl ApiKeys {
             Command::List => list(memory, as_json).await,
             Command::Create(create) => {
                 let ask = async |admin: &Remote, request| admin.create_api_key(request).await;
-                let made = memory.ask(create.request(), ask).await?;
+                let made = memory.ask(create.request()?, ask).await?;
                 let api_key = made.api_key.unwrap_or_default();
                 print_key(&api_key, &made.key, None, as_json)
             }
@@ -122,6 +135,12 @@ impl ApiKeys {
                 let made = memory.ask(request, ask).await?;
                 let api_key = made.api_key.unwrap_or_default();
                 print_key(&api_key, &made.key, Some(made.old_key_expires_unix_ms), as_json)
+            }
+            Command::Limit { id, quota } => {
+                let quota = Some(quota.message()?.unwrap_or_default());
+                let done = if quota == Some(pb::Quota::default()) { "has no limits" } else { "is limited" };
+                update(memory, pb::UpdateApiKeyRequest { id, quota, ..Default::default() }, done, as_json)
+                    .await
             }
             Command::Disable { id } => set_disabled(memory, id, true, as_json).await,
             Command::Enable { id } => set_disabled(memory, id, false, as_json).await,
@@ -135,8 +154,9 @@ impl ApiKeys {
 }
 
 impl Create {
-    fn request(self) -> pb::CreateApiKeyRequest {
-        pb::CreateApiKeyRequest {
+    fn request(self) -> Result<pb::CreateApiKeyRequest> {
+        Ok(pb::CreateApiKeyRequest {
+            quota: self.quota.message()?,
             name: self.name,
             tenant: self.tenant.unwrap_or_default(),
             scopes: self.scopes,
@@ -146,7 +166,7 @@ impl Create {
             configs: names(self.configs),
             virtual_keys: names(self.virtual_keys),
             expires_unix_ms: self.expires.map(|when| when.ahead(pb::unix_now_ms())),
-        }
+        })
     }
 }
 
@@ -156,8 +176,17 @@ async fn list(memory: &Memory<'_>, as_json: bool) -> Result<()> {
     if as_json {
         return json::print_all(&keys, json::api_key);
     }
-    let mut table =
-        Table::of_texts(&["ID", "NAME", "TENANT", "KEY", "SCOPES", "DEFAULT CONFIG", "STATUS", "EXPIRES"]);
+    let mut table = Table::of_texts(&[
+        "ID",
+        "NAME",
+        "TENANT",
+        "KEY",
+        "SCOPES",
+        "DEFAULT CONFIG",
+        "LIMITS",
+        "STATUS",
+        "EXPIRES",
+    ]);
     for key in &keys {
         table.row([
             key.id.clone(),
@@ -166,6 +195,7 @@ async fn list(memory: &Memory<'_>, as_json: bool) -> Result<()> {
             format!("{}...", key.hint),
             key.scopes.join(","),
             key.default_config.clone(),
+            all_words(key.quota.as_ref()),
             json::status(key.status()).to_owned(),
             date_or_never(key.expires_unix_ms),
         ]);
@@ -176,12 +206,21 @@ async fn list(memory: &Memory<'_>, as_json: bool) -> Result<()> {
 
 async fn set_disabled(memory: &Memory<'_>, id: String, disabled: bool, as_json: bool) -> Result<()> {
     let request = pb::UpdateApiKeyRequest { id, disabled: Some(disabled), ..Default::default() };
+    update(memory, request, if disabled { "disabled" } else { "enabled" }, as_json).await
+}
+
+async fn update(
+    memory: &Memory<'_>,
+    request: pb::UpdateApiKeyRequest,
+    done: &str,
+    as_json: bool,
+) -> Result<()> {
     let ask = async |admin: &Remote, request| admin.update_api_key(request).await;
     let key = memory.ask(request, ask).await?.api_key.unwrap_or_default();
     if as_json {
         return json::print(&json::api_key(&key));
     }
-    writeln!(stdout(), "{} ({}): {}", key.id, key.name, if disabled { "disabled" } else { "enabled" })?;
+    writeln!(stdout(), "{} ({}): {done}", key.id, key.name)?;
     Ok(())
 }
 

@@ -4,7 +4,10 @@ use std::io::{Write as _, stdout};
 
 use serde_json::{Value, json};
 
-use crate::{params, pb};
+use crate::{
+    config::quota::{reset_word, unit_word},
+    params, pb,
+};
 
 /// Prints a document for a program.
 pub fn print(document: &Value) -> anyhow::Result<()> {
@@ -57,6 +60,7 @@ pub fn virtual_key(key: &pb::VirtualKey) -> Value {
         "status": status(key.status()),
         "base_url": key.base_url,
         "options": key.options,
+        "quota": quota(key.quota.as_ref()),
         "expires_unix_ms": key.expires_unix_ms,
         "created_unix_ms": key.created_unix_ms,
         "updated_unix_ms": key.updated_unix_ms,
@@ -76,12 +80,54 @@ pub fn api_key(key: &pb::ApiKey) -> Value {
         "metadata": key.metadata,
         "configs": key.configs.as_ref().map(|names| &names.names),
         "virtual_keys": key.virtual_keys.as_ref().map(|names| &names.names),
+        "quota": quota(key.quota.as_ref()),
         "status": status(key.status()),
         "expires_unix_ms": key.expires_unix_ms,
         "created_unix_ms": key.created_unix_ms,
         "updated_unix_ms": key.updated_unix_ms,
         "created_by": key.created_by,
         "hint": key.hint,
+    })
+}
+
+/// A limit with what has been used of it.
+pub fn quota_use(quota: &pb::QuotaUse) -> Value {
+    use pb::quota_use::Limit;
+    let (rate, budget) = match &quota.limit {
+        Some(Limit::Rate(limit)) => (rate(limit), Value::Null),
+        Some(Limit::Budget(limit)) => (Value::Null, budget(limit)),
+        None => (Value::Null, Value::Null),
+    };
+    json!({
+        "subject": quota.subject,
+        "name": quota.name,
+        "rate": rate,
+        "budget": budget,
+        "requests": quota.requests,
+        "usd": quota.usd,
+        "reserved_usd": quota.reserved_usd,
+        "resets_unix_ms": quota.resets_unix_ms,
+        "exhausted": quota.exhausted,
+    })
+}
+
+fn quota(quota: Option<&pb::Quota>) -> Value {
+    let Some(quota) = quota else { return Value::Null };
+    json!({
+        "rates": quota.rates.iter().map(rate).collect::<Vec<_>>(),
+        "budgets": quota.budgets.iter().map(budget).collect::<Vec<_>>(),
+    })
+}
+
+fn rate(rate: &pb::RateLimit) -> Value {
+    json!({"unit": unit_word(rate.unit()), "requests": rate.requests})
+}
+
+fn budget(budget: &pb::Budget) -> Value {
+    json!({
+        "usd": budget.usd,
+        "reset": reset_word(budget.reset()).unwrap_or("total"),
+        "alert_usd": budget.alert_usd,
     })
 }
 

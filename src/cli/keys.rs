@@ -10,6 +10,7 @@ use super::{
     connect::{Memory, RouterArgs},
     filter::pair,
     json,
+    quota::{QuotaArgs, all_words},
     secret::SecretArgs,
     table::{Table, plain},
     times::{When, date, date_or_never},
@@ -56,6 +57,16 @@ enum Command {
         slug: String,
         #[command(flatten)]
         secret: SecretArgs,
+    },
+    /// Limit what may be asked with it, instead of what limited it before
+    #[command(
+        after_help = "Example:\n  imagegate keys limit openai-prod --rate rpm=60 --budget monthly=500:400\n  imagegate keys limit openai-prod"
+    )]
+    Limit {
+        /// As requests name it
+        slug: String,
+        #[command(flatten)]
+        quota: QuotaArgs,
     },
     /// Refuse all requests that use it
     #[command(after_help = "Example:\n  imagegate keys disable openai-prod")]
@@ -112,6 +123,8 @@ struct Add {
     /// As requests name it, instead of one made from the name
     #[arg(long, value_name = "SLUG")]
     slug: Option<String>,
+    #[command(flatten)]
+    quota: QuotaArgs,
 }
 
 impl Keys {
@@ -143,6 +156,17 @@ impl Keys {
                     UpdateVirtualKeyRequest { slug, key: Some(secret.read()?), ..Default::default() };
                 update(&memory, request, "has another credential", self.json).await
             }
+            Command::Limit { slug, quota } => {
+                let quota = Some(quota.message()?.unwrap_or_default());
+                let done = if quota == Some(pb::Quota::default()) { "has no limits" } else { "is limited" };
+                update(
+                    &memory,
+                    UpdateVirtualKeyRequest { slug, quota, ..Default::default() },
+                    done,
+                    self.json,
+                )
+                .await
+            }
             Command::Disable { slug } => {
                 let request = UpdateVirtualKeyRequest { slug, disabled: Some(true), ..Default::default() };
                 update(&memory, request, "disabled", self.json).await
@@ -172,6 +196,7 @@ impl Add {
             options: self.options.into_iter().collect(),
             expires_unix_ms: self.expires.map(|when| when.ahead(pb::unix_now_ms())),
             slug: self.slug.unwrap_or_default(),
+            quota: self.quota.message()?,
         })
     }
 }
@@ -219,6 +244,7 @@ fn details(out: &mut impl Write, key: &VirtualKey) -> Result<()> {
         ("base url", key.base_url.clone()),
         ("options", key.options.join(", ")),
         ("note", key.note.clone()),
+        ("limits", all_words(key.quota.as_ref())),
         ("expires", date_or_never(key.expires_unix_ms)),
         ("created", date(key.created_unix_ms)),
         ("changed", date(key.updated_unix_ms)),

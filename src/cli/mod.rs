@@ -13,6 +13,7 @@ mod json;
 mod keys;
 mod logs;
 mod providers;
+mod quota;
 mod router;
 mod secret;
 mod serve;
@@ -106,6 +107,9 @@ enum Command {
         after_help = "Example:\n  imagegate usage --by provider --since 7d\n  imagegate usage --by metadata.team --json"
     )]
     Usage(usage::Usage),
+    /// Show rate limits and budgets with what has been used of them
+    #[command(after_help = "Example:\n  imagegate quotas\n  imagegate quotas --json")]
+    Quotas(quota::Quotas),
 }
 
 /// Where the configuration comes from.
@@ -148,6 +152,7 @@ impl Cli {
                 Command::Keys(command) => command.run().await?,
                 Command::Logs(command) => command.run().await?,
                 Command::Usage(command) => command.run().await?,
+                Command::Quotas(command) => command.run().await?,
             }
             anyhow::Ok(ExitCode::SUCCESS)
         });

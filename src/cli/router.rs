@@ -53,6 +53,10 @@ pub async fn serve(origin: Origin, defaults: Listen) -> Result<()> {
         fleet.begin().await;
     }
     let router = router::Router::in_fleet(gateway.state(&settings)?, fleet, journal.clone());
+    if let Some(store) = gateway.store() {
+        let kept = store.counters().await.map_err(|error| anyhow::anyhow!("{}", error.message))?;
+        router.ledger().load(kept);
+    }
     let admin = Admin::new(Arc::clone(&gateway), router.clone());
     let mut servers = Servers::new(settings.shutdown);
     if let Some(address) = listen.admin {
@@ -89,10 +93,13 @@ pub async fn serve(origin: Origin, defaults: Listen) -> Result<()> {
             tokio::join!(journal.keep_writing(&kept, flush_every), journal.keep_forgetting(&kept, retention));
         });
     }
+    let ledger = Arc::clone(router.ledger());
+    servers.until_the_end(ledger.run(gateway.store().cloned(), settings.memory.flush_every));
     servers.background(Arc::clone(&gateway).watch(Some((router.clone(), listen))));
     let outcome = servers.run().await;
     router.leave_fleet().await;
     if let (Some(store), Some(journal)) = (gateway.store(), &journal) {
+        router.ledger().flush(store).await;
         journal.flush(store).await;
         store.close().await;
     }

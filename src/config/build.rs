@@ -381,6 +381,7 @@ fn inline_upstream(
         options: spec.options.iter().cloned().collect(),
         from_caller: known.from_caller,
         models: Arc::default(),
+        metered: None,
     })
 }
 

@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
 use super::{
+    quota::Quota,
     read::{Object, suggestion},
     saved::DEFAULT_TENANT,
 };
@@ -43,6 +44,8 @@ pub struct Caller {
     pub configs: Option<BTreeSet<String>>,
     /// Virtual keys it may use, also through configs; none: all of its tenant.
     pub virtual_keys: Option<BTreeSet<String>>,
+    /// How much it may use.
+    pub quota: Quota,
 }
 
 /// What a caller may do.
@@ -83,6 +86,11 @@ impl Callers {
     pub fn insert(&mut self, digest: [u8; 32], caller: Arc<Caller>) {
         // Who stands in the file stays who they are.
         self.by_digest.entry(digest).or_insert(caller);
+    }
+
+    /// Everybody, once for each key.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Caller>> {
+        self.by_digest.values()
     }
 
     /// Whose key this is.
@@ -143,6 +151,7 @@ pub fn read_callers(file: &mut Object<'_>, configs: &[&str]) -> Callers {
             found.map(|(_, scope)| *scope)
         });
         let scopes = scopes.collect();
+        let quota = Quota::read(&mut object);
         let name = object.text("name").unwrap_or_default().to_owned();
         let tenant = object.text("tenant").unwrap_or(DEFAULT_TENANT).to_owned();
         if let Some(key) = key {
@@ -156,6 +165,7 @@ pub fn read_callers(file: &mut Object<'_>, configs: &[&str]) -> Callers {
                 metadata: Map::new(),
                 configs: None,
                 virtual_keys: None,
+                quota,
             });
             if callers.by_digest.insert(digest(key), caller).is_some() {
                 object.problem("key", "another entry has the same key");

@@ -9,6 +9,7 @@ use super::{
     memory::MemorySettings,
     plan::{self, Credential, Known, Plan, Upstream},
     providers::Providers,
+    quota::{Quota, Rule},
     read::{Object, Problems, suggestion},
     redis::RedisSettings,
     saved::Realm,
@@ -20,6 +21,7 @@ use crate::{
     pb,
     pool::Address,
     provider::{canonical_name, catalog},
+    quota::Metered,
 };
 
 /// Everything the file says, checked, and what was saved beside it.
@@ -45,6 +47,8 @@ pub struct Settings {
     pub egress: Arc<Egress>,
     /// Bounds of a request.
     pub limits: Limits,
+    /// What tenants and requests with some metadata may use.
+    pub quotas: Arc<[Rule]>,
     /// What the gateway remembers.
     pub memory: MemorySettings,
     /// What was saved, by tenant.
@@ -157,6 +161,7 @@ impl Settings {
         let default_config = file.text("default_config").map(str::to_owned);
         check_config_id(&file, "default_config", default_config.as_deref(), &names);
         let data_dir = file.text("data_dir").unwrap_or("./data").into();
+        let quotas = Rule::read_all(&mut file, &callers).into();
         let limits = read_limits(file.object("limits"));
         let redis = file.object("redis").and_then(RedisSettings::read);
         let memory = MemorySettings::read(&mut file);
@@ -189,6 +194,7 @@ impl Settings {
             tls,
             egress,
             limits,
+            quotas,
             memory,
             tenants: BTreeMap::new(),
             redis,
@@ -395,6 +401,7 @@ pub fn read_virtual_key(
         .and_then(|url| plan::operator_host(url).map_err(|message| object.problem("base_url", message)).ok());
     let options: BTreeMap<_, _> = object.texts_where(spec::is_provider_option).into_iter().collect();
     let models = read_models(&mut object);
+    let quota = Quota::read(&mut object);
     let key_is_missing = object.value("api_key").is_none_or(|key| key.as_str() == Some(""));
     object.report_unknown();
     let credential = match (key, held_by_worker) {
@@ -438,6 +445,7 @@ pub fn read_virtual_key(
         options,
         from_caller: false,
         models,
+        metered: Metered::of_key("", id, quota),
     })
 }
 

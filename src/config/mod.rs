@@ -12,6 +12,7 @@ pub mod memory;
 pub mod plan;
 pub mod policies;
 pub mod providers;
+pub mod quota;
 pub mod read;
 pub mod redis;
 pub mod saved;

@@ -13,7 +13,7 @@ use super::{
     spec::{ParamsPolicy, Secret},
     strategy::{OnRefusal, OnUnsupported, Policy},
 };
-use crate::{egress::Egress, pb};
+use crate::{egress::Egress, pb, quota::Metered};
 
 /// A checked strategy tree.
 #[derive(Debug)]
@@ -154,6 +154,8 @@ pub struct Upstream {
     pub from_caller: bool,
     /// What models at this address can do, before what their provider's record says.
     pub models: Arc<[pb::ModelCapability]>,
+    /// How much may be asked with it; none: there is no limit.
+    pub metered: Option<Metered>,
 }
 
 /// A provider's credential.
@@ -301,6 +303,7 @@ mod tests {
             options: BTreeMap::new(),
             from_caller: false,
             models: Arc::default(),
+            metered: None,
         };
         World {
             providers: Providers::default()

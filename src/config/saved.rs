@@ -13,9 +13,11 @@ use super::{
     file::read_virtual_key,
     plan::{self, Credential, Known, Plan, Upstream},
     providers::Providers,
+    quota::Quota,
     read::{Object, Problems},
     spec::Secret,
 };
+use crate::quota::Metered;
 
 /// The tenant of callers for whom nobody names another.
 pub const DEFAULT_TENANT: &str = "default";
@@ -61,6 +63,8 @@ pub struct SavedKey {
     pub is_disabled: bool,
     /// When it stops working, in ms since 1970.
     pub expires_ms: Option<i64>,
+    /// How much may be asked with it.
+    pub quota: Quota,
 }
 
 /// What is kept under seal.
@@ -210,13 +214,16 @@ impl SavedKey {
             options: BTreeMap::new(),
             from_caller: false,
             models: Arc::default(),
+            metered: None,
         };
         match &self.secrets {
             _ if self.is_disabled => withdrawn("is disabled"),
             _ if has_passed(self.expires_ms, now_ms) => withdrawn("has expired"),
             None => withdrawn("cannot be opened: the vault's key is another one"),
             Some(secrets) => {
+                let metered = Metered::of_key(&self.tenant, &self.slug, self.quota.clone());
                 check_key(&self.slug, &self.provider, &self.base_url, secrets, settings, providers)
+                    .map(|upstream| Upstream { metered, ..upstream })
                     .unwrap_or_else(|_| withdrawn("is not valid any more"))
             }
         }
@@ -282,6 +289,7 @@ impl Caller {
             metadata: Map::new(),
             configs: None,
             virtual_keys: None,
+            quota: Quota::default(),
         }
     }
 }

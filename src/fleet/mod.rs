@@ -9,6 +9,7 @@ mod answers;
 mod hints;
 mod idempotency;
 mod link;
+mod quota;
 pub mod stored;
 
 use std::{
@@ -31,6 +32,7 @@ use self::link::{Failed, Link};
 pub use self::{
     answers::Found,
     idempotency::{Claim, Claimed},
+    quota::{Agreement, Part},
 };
 use crate::{cache::key::Key, config::redis::RedisSettings, health::Health, telemetry};
 

@@ -6,14 +6,15 @@ use futures::{StreamExt as _, future::try_join_all};
 use tokio::time::{Instant, timeout, timeout_at};
 use tonic::{Request, Status};
 
-use super::{cost, prepare::Ready};
+use super::{cost, prepare::Ready, standing};
 use crate::{
     call::{Call, RequestContext},
     config::{plan::Target, spec::is_secret_option},
     error::{Error, ErrorKind, Result},
     images::made::Made,
     images::{Pieces, convert, probe},
-    pb::{self, FinishReason, generate_response::Event},
+    pb::{self, BillingClass, FinishReason, generate_response::Event},
+    quota::{Hold, Payment, nanos},
     telemetry, transport,
 };
 
@@ -45,16 +46,39 @@ impl<'a> Attempt<'a> {
         Self { ready, call, target, ctx, limit: ctx.overrides.request_timeout.or(target.request_timeout) }
     }
 
+    /// Holds what a try is expected to cost, where somebody has a budget, and counts its calls at the virtual key.
+    ///
+    /// # Errors
+    /// A limit does not allow it.
+    pub async fn hold(&self) -> Result<Hold> {
+        let of_key =
+            standing::upstream(self.target, self.call).and_then(|upstream| upstream.metered.as_ref());
+        let calls = &self.ready.fitted.calls;
+        let expected = calls.iter().fold(0_i64, |sum, request| sum.saturating_add(self.expected(request)));
+        let held = self.ctx.ledger.hold(&self.ctx.metered, of_key, calls.len(), expected).await;
+        held.map_err(|exceeded| {
+            let mut error = exceeded.refuse();
+            self.ready.provider().clone_into(&mut error.provider);
+            error
+        })
+    }
+
+    /// In billionths of a dollar.
+    fn expected(&self, request: &pb::ImageRequest) -> i64 {
+        let price = cost::expected(request, self.ready.fitted.capability());
+        self.ctx.ledger.expected(self.ready.provider(), &request.model, request.wanted(), price)
+    }
+
     /// All calls of one try. If one fails the others are given up: the rest of their images would be paid for
     /// and thrown away.
-    pub async fn run(&self) -> Result<Made> {
+    pub async fn run(&self, hold: &Hold) -> Result<Made> {
         let own_limit = self.limit.unwrap_or(self.ctx.settings.limits.attempt_timeout);
         let deadline = self.call.deadline.min(Instant::now() + own_limit);
         let mut first = 0;
         let calls = self.ready.fitted.calls.iter().map(|request| {
             let offset = first;
             first += request.wanted();
-            self.call(request, offset, deadline)
+            self.call(request, offset, deadline, hold)
         });
         let answers = try_join_all(calls).await?;
         let mut made = Made { images: Vec::with_capacity(first), usage: None, warnings: Vec::new() };
@@ -66,11 +90,18 @@ impl<'a> Attempt<'a> {
         Ok(made)
     }
 
-    async fn call(&self, request: &pb::ImageRequest, offset: usize, deadline: Instant) -> Result<Answer> {
+    async fn call(
+        &self,
+        request: &pb::ImageRequest,
+        offset: usize,
+        deadline: Instant,
+        hold: &Hold,
+    ) -> Result<Answer> {
         let capability = self.ready.fitted.capability();
         let price = cost::expected(request, capability);
         let running = self.ctx.begin(&self.target.path, self.ready.provider(), &request.model, price);
         let number = running.number();
+        let payment = hold.pay(self.expected(request));
         let outcome = match timeout_at(deadline, self.exchange(request, offset, deadline)).await {
             Ok(outcome) => outcome,
             Err(_) => Err(self.timed_out()),
@@ -90,6 +121,7 @@ impl<'a> Attempt<'a> {
             }
             Err(_) => ("", Vec::new()),
         };
+        self.settle(payment, request, price, &outcome, &cost_lines);
         let duration = running.finish(&outcome, request_id, cost_lines);
         telemetry::attempt(
             &self.ctx.request_id,
@@ -100,6 +132,30 @@ impl<'a> Attempt<'a> {
             duration,
         );
         outcome
+    }
+
+    /// What the call has really cost, as far as anybody knows.
+    fn settle(
+        &self,
+        payment: Payment<'_>,
+        request: &pb::ImageRequest,
+        price: Option<f64>,
+        outcome: &Result<Answer>,
+        lines: &[pb::CostLine],
+    ) {
+        let known: Option<f64> = lines.iter().map(|line| line.amount_usd).sum();
+        match outcome {
+            // Whether it was billed is not known: it has cost what was expected.
+            Err(error) if matches!(error.billing, BillingClass::Unknown | BillingClass::Unspecified) => {}
+            Err(error) if error.billing != BillingClass::Billed => payment.is(0),
+            Ok(_) | Err(_) => {
+                let usd = known.unwrap_or_else(|| lines.iter().filter_map(|line| line.amount_usd).sum());
+                payment.is(nanos(usd));
+                if price.is_none() && known.is_some() {
+                    self.ctx.ledger.learn(self.ready.provider(), &request.model, request.wanted(), usd);
+                }
+            }
+        }
     }
 
     /// A provider may quote the prompt or the key in its error. The text goes to logs, and to callers who are

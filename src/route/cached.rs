@@ -205,7 +205,8 @@ impl<'a> Asked<'a> {
             Err(error) => {
                 // Those who wait may have the time that this request had not.
                 let is_own = error.kind == ErrorKind::Cancelled
-                    || error.kind == ErrorKind::Timeout && self.call.remaining().is_zero();
+                    || error.kind == ErrorKind::Timeout && self.call.remaining().is_zero()
+                    || error.is_over_budget();
                 if !is_own {
                     flight.failed(error.clone());
                 }

@@ -25,6 +25,8 @@ pub enum Withheld {
     TooExpensive,
     /// The target's retries have reached their share of its traffic.
     BudgetSpent,
+    /// A rate limit or a budget does not allow it.
+    OverQuota,
     /// The target's circuit breaker has opened, and another target can take over.
     TargetIsDown,
 }
@@ -37,6 +39,7 @@ impl Withheld {
             Self::NoTime => "no_time",
             Self::TooExpensive => "max_duplicate_spend",
             Self::BudgetSpent => "budget",
+            Self::OverQuota => "over_quota",
             Self::TargetIsDown => "breaker_open",
         }
     }
@@ -52,6 +55,7 @@ impl Withheld {
             Self::BudgetSpent => {
                 Some("no retry: the target's retries have reached their share of its requests")
             }
+            Self::OverQuota => Some("no retry: a rate limit or a budget does not allow another call"),
             Self::TargetIsDown => Some("no retry: the target has failed too often and another can take over"),
         }
     }

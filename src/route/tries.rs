@@ -21,6 +21,9 @@ use crate::{
 const WARMING: u64 = 0;
 const FIRST_RETRY: u64 = 100;
 
+/// Why a target was passed over that a limit does not allow to call.
+const OVER_QUOTA: &str = "over_quota";
+
 /// A caller that waited so much longer than the target usually takes shows that the target is silent; one that
 /// gave up sooner shows nothing.
 const PATIENCE: f64 = 3.0;
@@ -72,9 +75,17 @@ pub async fn tries(ready: &Ready<'_>, call: &Call) -> Result<Tried> {
     if let Some(budget) = target.retry.as_ref().and_then(|retry| retry.budget) {
         health.earn_retry(budget);
     }
+    let mut hold = match attempt.hold().await {
+        Ok(hold) => hold,
+        Err(error) => {
+            let names = (ready.provider(), ready.model());
+            return Err(passed_over_for(OVER_QUOTA, target, call, names, error));
+        }
+    };
     let mut retries = 0;
     loop {
-        let outcome = attempt.run().await;
+        let outcome = attempt.run(&hold).await;
+        drop(hold);
         let verdict = match &outcome {
             Ok(_) => Verdict::Success,
             Err(error) => verdict(target, error, &permit, &health.standing(breaker), call),
@@ -97,6 +108,10 @@ pub async fn tries(ready: &Ready<'_>, call: &Call) -> Result<Tried> {
         if is_too_expensive(ready, call) {
             return Err(give_up(ready, call, error, retries, Withheld::TooExpensive));
         }
+        hold = match attempt.hold().await {
+            Ok(hold) => hold,
+            Err(_) => return Err(give_up(ready, call, error, retries, Withheld::OverQuota)),
+        };
         retries += 1;
         // A retry that has been waited for is made, unless another target has it better.
         permit = match health.admit(breaker, 0.0) {

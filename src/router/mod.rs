@@ -54,6 +54,7 @@ use crate::{
         self, Job, Operation, planned_target::Decision, router_service_server::RouterService,
         stream_image_response::Event,
     },
+    quota::{Exceeded, Ledger, Metered},
     route,
     store::journal::Journal,
     telemetry,
@@ -89,6 +90,8 @@ struct Shared {
     replays: Replays,
     cache: Arc<Cache>,
     jobs: Jobs,
+    /// What is used of limits.
+    ledger: Arc<Ledger>,
     /// What is shared with other routers.
     fleet: Option<Arc<Fleet>>,
     /// Where finished requests are noted.
@@ -148,6 +151,11 @@ impl Router {
     ) -> Self {
         let shared = Arc::new(Shared { journal, ..Shared::new(&state, fleet, seeds) });
         Self { state: Arc::new(ArcSwap::from_pointee(state)), shared }
+    }
+
+    /// What is used of limits.
+    pub fn ledger(&self) -> &Arc<Ledger> {
+        &self.shared.ledger
     }
 
     /// Provider calls in flight.
@@ -247,7 +255,7 @@ impl Router {
         image: Option<pb::ImageRequest>,
         operation: Operation,
     ) -> Result<pb::ImageResult> {
-        let started = self.start(request.metadata().as_ref(), image, operation, None)?;
+        let started = self.start(request.metadata().as_ref(), image, operation, None)?.admit().await?;
         let mut result = result(started.run().await?);
         for (image, pieces) in &mut result.1 {
             image.data = std::mem::take(pieces).into_bytes();
@@ -277,7 +285,8 @@ impl Router {
             .and_then(|webhook| self.shared.jobs.admit(state.settings.limits.jobs).map(|()| webhook))
             .map_err(|error| Ids::new(&headers).reject(error))?;
         let (sender, progress) = mpsc::channel(EVENTS_WAITING);
-        let started = self.start(&headers, image, Operation::Unspecified, Some(sender))?;
+        let started =
+            self.start(&headers, image, Operation::Unspecified, Some(sender))?.admit().await?.afford()?;
         let ctx = Arc::clone(&started.call.ctx);
         let new = jobs::New {
             operation: started.call.request.effective_operation(),
@@ -337,16 +346,21 @@ impl Router {
             image.operation = operation.into();
         }
         incoming::check(&image)?;
+        let metadata = resolved.metadata(incoming::metadata(headers));
+        let caller = resolved.caller.as_deref();
+        let tenant = caller.map_or(DEFAULT_TENANT, |caller| &caller.tenant).to_owned();
         let ctx = Arc::new(RequestContext {
+            metered: Metered::of_request(caller, &tenant, &metadata, &state.settings.quotas),
+            ledger: Arc::clone(&self.shared.ledger),
             request_id: ids.request_id.clone(),
             trace_id: ids.trace_id.clone(),
             deadline: Instant::now() + incoming::time_limit(headers, state.settings.limits.total_timeout)?,
             headers: headers.clone(),
-            metadata: resolved.metadata(incoming::metadata(headers)),
+            metadata,
             seed: self.shared.seed(),
             health: Arc::clone(&self.shared.health),
-            caller: resolved.caller.as_ref().map_or_else(String::new, |caller| caller.id.clone()),
-            tenant: resolved.caller.as_ref().map_or(DEFAULT_TENANT, |caller| &caller.tenant).to_owned(),
+            caller: caller.map_or_else(String::new, |caller| caller.id.clone()),
+            tenant,
             cache: Arc::clone(&self.shared.cache),
             embedder: state.embedder.clone(),
             upstream: resolved.upstream.take(),
@@ -392,6 +406,7 @@ impl Shared {
             health: Arc::default(),
             replays: Replays::new(limits.idempotency_bytes, fleet.clone()),
             cache,
+            ledger: Ledger::new(fleet.clone()),
             fleet,
             journal: None,
             jobs: Jobs::new(&state.settings.data_dir),
@@ -417,6 +432,29 @@ struct Started {
 }
 
 impl Started {
+    /// Counts the request where it has a rate limit.
+    async fn admit(self) -> Result<Self> {
+        let ctx = &self.call.ctx;
+        match ctx.ledger.admit(&ctx.metered).await {
+            Ok(()) => Ok(self),
+            Err(exceeded) => Err(self.turn_away(exceeded)),
+        }
+    }
+
+    /// Refuses a request that nothing is left for.
+    fn afford(self) -> Result<Self> {
+        match self.call.ctx.ledger.check(&self.call.ctx.metered) {
+            Ok(()) => Ok(self),
+            Err(exceeded) => Err(self.turn_away(exceeded)),
+        }
+    }
+
+    fn turn_away(self, exceeded: Exceeded) -> Error {
+        let error = report::of_error(&self.call.ctx, exceeded.refuse());
+        self.log.fail(&error);
+        error
+    }
+
     /// How long the first target usually takes, if it has been seen.
     async fn usual_time(&self) -> Option<Duration> {
         let targets = route::explain(&self.plan, &self.call).await;
@@ -428,6 +466,8 @@ impl Started {
     async fn run(self) -> Result<Answered> {
         let Self { plan, call, log, idempotency, shared } = self;
         let run = async {
+            // An answer that is there already is paid for.
+            call.ctx.ledger.check(&call.ctx.metered).map_err(Exceeded::refuse)?;
             let reply = route::run(&plan, &call).await?;
             Ok(Answered { report: report::of_reply(&call.ctx, &reply), reply })
         };
@@ -517,6 +557,7 @@ impl RouterService for Router {
         let image = request.get_mut().image.take();
         let (sender, receiver) = mpsc::channel(EVENTS_WAITING);
         let started = self.start(request.metadata().as_ref(), image, Operation::Unspecified, Some(sender))?;
+        let started = started.admit().await?;
         let ctx = Arc::clone(&started.call.ctx);
         let events = merge(receiver, started.run_to_events())
             .map(|event| Ok(pb::StreamImageResponse { event: Some(event?) }));

@@ -332,6 +332,7 @@ impl Upstreams<'_> {
             options: self.options().collect(),
             from_caller: true,
             models: Arc::default(),
+            metered: None,
         })
     }
 

@@ -10,6 +10,7 @@ use super::{Store, status, within};
 use crate::{
     config::{
         callers::{Caller, Scope, digest},
+        quota::Quota,
         saved::{DEFAULT_TENANT, SavedCaller},
         spec::Secret,
     },
@@ -166,6 +167,8 @@ fn caller(record: ApiKey) -> Caller {
         metadata: record.metadata.into_iter().map(|(name, value)| (name, Value::String(value))).collect(),
         configs: names(record.configs),
         virtual_keys: names(record.virtual_keys),
+        // What was saved was checked.
+        quota: record.quota.as_ref().and_then(|quota| Quota::try_from(quota).ok()).unwrap_or_default(),
     }
 }
 
@@ -191,6 +194,7 @@ fn grants(record: &ApiKey) -> Vec<u8> {
         metadata: record.metadata.clone(),
         configs: record.configs.clone(),
         virtual_keys: record.virtual_keys.clone(),
+        quota: record.quota.clone(),
         ..Default::default()
     }
     .encode_to_vec()

@@ -5,6 +5,7 @@
 
 mod api_keys;
 mod configs;
+mod counters;
 mod feedback;
 pub mod journal;
 mod requests;
@@ -47,7 +48,8 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 const MIGRATION_TRIES: u32 = 20;
 
 /// Every schema there was, the oldest first. Never change one that was released: add another.
-const SCHEMAS: &[(&str, &str)] = &[("first", include_str!("schema.sql"))];
+const SCHEMAS: &[(&str, &str)] =
+    &[("first", include_str!("schema.sql")), ("quotas", include_str!("quotas.sql"))];
 
 /// The store.
 pub struct Store {
@@ -307,6 +309,11 @@ fn slugified(name: &str) -> String {
     let mut slug = parts.join("-");
     slug.truncate(64);
     slug
+}
+
+/// PostgreSQL has no text with this character.
+fn clean(text: &str) -> String {
+    text.replace('\0', "\u{fffd}")
 }
 
 fn flag(row: &AnyRow, column: &str) -> sqlx::Result<bool> {

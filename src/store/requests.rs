@@ -3,7 +3,7 @@
 use prost::Message as _;
 use sqlx::{Any, Row as _, any::AnyRow, query::Query};
 
-use super::{Store, within};
+use super::{Store, clean, within};
 use crate::{
     error::{Error, Result},
     pb::{self, RequestFilter, RequestRecord},
@@ -142,6 +142,7 @@ impl Store {
                 break;
             }
         }
+        self.forget_counters().await?;
         let query = sqlx::query("DELETE FROM feedback WHERE created_ms < $1");
         within(query.bind(ms).execute(&self.pool)).await?;
         Ok(forgotten)
@@ -299,11 +300,6 @@ fn costs(record: &RequestRecord) -> Vec<Cost> {
         }
     }
     costs
-}
-
-/// PostgreSQL has no text with this character.
-fn clean(text: &str) -> String {
-    text.replace('\0', "\u{fffd}")
 }
 
 fn read(row: &AnyRow) -> sqlx::Result<RequestRecord> {

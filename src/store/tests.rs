@@ -5,8 +5,9 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::{
-    config::{memory::VaultKeys, saved::KeySecrets, spec::Secret},
+    config::{memory::VaultKeys, quota::Quota, saved::KeySecrets, spec::Secret},
     pb::{self, CacheStatus, KeyStatus, RequestFilter, RequestRecord},
+    quota::Kept,
 };
 
 fn settings(current: u8, previous: &[u8]) -> MemorySettings {
@@ -43,6 +44,7 @@ fn new_key(name: &str, slug: &str) -> NewVirtualKey {
         base_url: String::new(),
         secrets: KeySecrets { key: Some(Secret::new("sk-secret")), options },
         expires_ms: None,
+        quota: None,
     }
 }
 
@@ -350,6 +352,47 @@ async fn feedback_belongs_to_a_trace_of_ones_own() {
     store.update_feedback("a", &change).await.unwrap();
     let seen = store.get_request("a", "id-0001").await.unwrap().feedback;
     assert_eq!(seen.iter().map(|one| (one.value, one.weight)).collect::<Vec<_>>(), [(5, 0.5)]);
+}
+
+#[tokio::test]
+async fn limits_are_kept_with_what_they_limit() {
+    let (_folder, store) = store().await;
+    let quota = sixty_a_minute();
+    let new = NewVirtualKey { quota: quota.clone(), ..new_key("Painter", "painter") };
+    assert_eq!(store.create_virtual_key("a", "me", new).await.unwrap().quota, quota);
+    store.create_virtual_key("a", "me", new_key("Free", "free")).await.unwrap();
+    let change = KeyChange { name: Some("Other".into()), ..KeyChange::default() };
+    assert_eq!(store.update_virtual_key("a", "painter", change).await.unwrap().quota, quota);
+    let budgets = vec![pb::Budget { usd: 0.5, ..Default::default() }];
+    let other = Some(pb::Quota { rates: Vec::new(), budgets });
+    let change = KeyChange { quota: other.clone(), ..KeyChange::default() };
+    assert_eq!(store.update_virtual_key("a", "painter", change).await.unwrap().quota, other);
+    let record = pb::ApiKey { tenant: "a".into(), name: "app".into(), quota, ..Default::default() };
+    store.create_api_key("me", record).await.unwrap();
+    let saved = store.load().await.unwrap();
+    let limits = |quota: &Quota| quota.message();
+    let of_keys: BTreeMap<_, _> =
+        saved.virtual_keys.iter().map(|key| (key.slug.as_str(), limits(&key.quota))).collect();
+    assert_eq!(of_keys, [("free", None), ("painter", other)].into());
+    assert_eq!(limits(&saved.callers[0].caller.quota), sixty_a_minute());
+}
+
+fn sixty_a_minute() -> Option<pb::Quota> {
+    let rates = vec![pb::RateLimit { unit: pb::RateUnit::Minute.into(), requests: 60 }];
+    Some(pb::Quota { rates, budgets: Vec::new() })
+}
+
+#[tokio::test]
+async fn counters_add_up_and_are_forgotten_when_their_period_is_long_over() {
+    let (_folder, store) = store().await;
+    let kept = |counter: &str, end_ms, amount| Kept { counter: counter.into(), start_ms: 5, end_ms, amount };
+    let future = i64::MAX;
+    assert_eq!(store.count(&[kept("b", future, 3), kept("a", future, -1)]).await.unwrap(), [3, -1]);
+    assert_eq!(store.count(&[kept("a", future, 5), kept("old", 7, 2)]).await.unwrap(), [4, 2]);
+    store.forget_before(0).await.unwrap();
+    let mut counters = store.counters().await.unwrap();
+    counters.sort_by(|a, b| a.counter.cmp(&b.counter));
+    assert_eq!(counters, [kept("a", future, 4), kept("b", future, 3)]);
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use prost::Message as _;
 use secrecy::ExposeSecret as _;
 use serde_json::{Value, json};
 use sqlx::{Row as _, any::AnyRow};
@@ -10,6 +11,7 @@ use zeroize::Zeroizing;
 use super::{Store, flag, slugified, status, suffix, taken, within};
 use crate::{
     config::{
+        quota::Quota,
         saved::{KeySecrets, SavedKey},
         spec::Secret,
     },
@@ -36,6 +38,8 @@ pub struct NewVirtualKey {
     pub secrets: KeySecrets,
     /// When it stops working, in ms since 1970.
     pub expires_ms: Option<i64>,
+    /// How much may be asked with it.
+    pub quota: Option<pb::Quota>,
 }
 
 /// What an update changes.
@@ -51,6 +55,8 @@ pub struct KeyChange {
     pub disabled: Option<bool>,
     /// Another end; 0: none.
     pub expires_ms: Option<i64>,
+    /// Other limits.
+    pub quota: Option<pb::Quota>,
 }
 
 impl Store {
@@ -134,6 +140,13 @@ impl Store {
                     .execute(transaction.connection())
                     .await?;
             }
+            if let Some(quota) = change.quota {
+                sqlx::query("UPDATE virtual_keys SET quota = $2 WHERE id = $1")
+                    .bind(&id)
+                    .bind(quota.encode_to_vec())
+                    .execute(transaction.connection())
+                    .await?;
+            }
             transaction.commit().await
         })
         .await?;
@@ -157,6 +170,8 @@ impl Store {
                 secrets: self.secrets_of(row)?,
                 is_disabled: flag(row, "disabled")?,
                 expires_ms: row.try_get("expires_ms")?,
+                // What was saved was checked.
+                quota: quota(row)?.and_then(|quota| Quota::try_from(&quota).ok()).unwrap_or_default(),
             })
         };
         self.all(sqlx::query("SELECT * FROM virtual_keys"), saved).await
@@ -208,7 +223,7 @@ impl Store {
         within(async {
             let mut change = self.change().await?;
             sqlx::query(
-                "INSERT INTO virtual_keys VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 0, $10, $11, $11, $12)",
+                "INSERT INTO virtual_keys VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 0, $10, $11, $11, $12, $13)",
             )
             .bind(&id)
             .bind(tenant)
@@ -222,6 +237,7 @@ impl Store {
             .bind(new.expires_ms)
             .bind(now)
             .bind(author)
+            .bind(new.quota.as_ref().map(pb::Quota::encode_to_vec))
             .execute(change.connection())
             .await?;
             change.commit().await
@@ -266,5 +282,12 @@ fn read(row: &AnyRow) -> sqlx::Result<pb::VirtualKey> {
         created_unix_ms: row.try_get("created_ms")?,
         updated_unix_ms: row.try_get("updated_ms")?,
         created_by: row.try_get("created_by")?,
+        quota: quota(row)?,
     })
+}
+
+fn quota(row: &AnyRow) -> sqlx::Result<Option<pb::Quota>> {
+    let encoded: Option<Vec<u8>> = row.try_get("quota")?;
+    let decode = |bytes: Vec<u8>| pb::Quota::decode(bytes.as_slice());
+    encoded.map(decode).transpose().map_err(|error| sqlx::Error::Decode(error.into()))
 }

@@ -35,6 +35,8 @@ mod pool;
 #[cfg(test)]
 mod promises;
 #[cfg(test)]
+mod quotas;
+#[cfg(test)]
 mod random;
 #[cfg(test)]
 mod routing;

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use imagegate::{
     config::{
         callers::{Caller, Scope, digest},
+        quota::Quota,
         saved::{KeySecrets, Saved, SavedCaller, SavedConfig, SavedKey},
         spec::Secret,
     },
@@ -45,6 +46,7 @@ fn key(tenant: &str, slug: &str) -> SavedKey {
         secrets: Some(secrets),
         is_disabled: false,
         expires_ms: None,
+        quota: Quota::default(),
     }
 }
 

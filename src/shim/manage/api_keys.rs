@@ -6,11 +6,11 @@ use axum::Json;
 use serde_json::{Map, Value, json};
 
 use super::{
-    Asked, Page, RATE_LIMITS, RESET_USAGE, Refused, USAGE_LIMITS, changed_expiry, disabled, done, expiry,
-    flag, required, same_as_path, shown, status_name, text, time_text, told, whole,
+    Asked, ChangedQuota, Page, RESET_USAGE, Refused, changed_expiry, disabled, done, expiry, flag, quota,
+    required, same_as_path, shown, status_name, text, time_text, told, whole,
 };
 use crate::{
-    config::read::Object,
+    config::{quota::Quota, read::Object},
     error::{Error, ErrorKind, Result},
     pb,
 };
@@ -18,9 +18,7 @@ use crate::{
 /// The reference's scope for calls to providers.
 const COMPLETIONS: &str = "completions.write";
 
-const REFUSED: [Refused; 6] = [
-    USAGE_LIMITS,
-    RATE_LIMITS,
+const REFUSED: [Refused; 4] = [
     RESET_USAGE,
     ("user_id", "this gateway has no users; a key is a caller of its own"),
     ("description", "a key has a name and no description"),
@@ -57,6 +55,7 @@ pub async fn create(asked: Asked) -> Result<Json<Value>> {
             configs: names(body, "configs"),
             virtual_keys: names(body, "virtual_keys"),
             expires_unix_ms: expiry(body),
+            quota: quota(body),
             ..Default::default()
         };
         // The SDK repeats what the path says.
@@ -86,8 +85,9 @@ pub async fn get(asked: Asked) -> Result<Json<Value>> {
 /// `PUT /v1/api-keys/{id}`
 pub async fn update(asked: Asked) -> Result<Json<Value>> {
     let id = asked.path("id");
-    let message = asked.body(&REFUSED, |body| {
+    let (mut message, changed) = asked.body(&REFUSED, |body| {
         same_as_path(body, "id", &id);
+        let changed = ChangedQuota::read(body);
         let mut message = pb::UpdateApiKeyRequest {
             name: body.text("name").map(str::to_owned),
             scopes: scopes(body).map(|names| pb::Names { names }),
@@ -104,8 +104,12 @@ pub async fn update(asked: Asked) -> Result<Json<Value>> {
             }
             defaults.finish();
         }
-        message
+        (message, changed)
     })?;
+    if !changed.is_empty() {
+        let known = told(asked.admin.get_api_key(asked.to(pb::GetApiKeyRequest { id })).await)?.api_key;
+        message.quota = Some(changed.over(known.and_then(|key| key.quota)));
+    }
     let saved = told(asked.admin.update_api_key(asked.to(message)).await)?;
     Ok(shown(describe(&saved.api_key.unwrap_or_default())))
 }
@@ -170,6 +174,7 @@ fn metadata(defaults: &mut Object<'_>) -> BTreeMap<String, String> {
 }
 
 fn describe(key: &pb::ApiKey) -> Value {
+    let [rate_limits, usage_limits] = Quota::shown(key.quota.as_ref(), pb::unix_now_ms());
     json!({
         "object": "api-key",
         "id": key.id,
@@ -185,8 +190,8 @@ fn describe(key: &pb::ApiKey) -> Value {
         },
         "configs": key.configs.as_ref().map(|names| &names.names),
         "virtual_keys": key.virtual_keys.as_ref().map(|names| &names.names),
-        "usage_limits": null,
-        "rate_limits": null,
+        "usage_limits": usage_limits,
+        "rate_limits": rate_limits,
         "expires_at": key.expires_unix_ms.map(time_text),
         "created_at": time_text(key.created_unix_ms),
         "last_updated_at": time_text(key.updated_unix_ms),
@@ -242,7 +247,7 @@ mod tests {
         for (name, value) in [
             ("user_id", json!("u")),
             ("description", json!("d")),
-            ("usage_limits", json!({"credit_limit": 1})),
+            ("usage_limits", json!({"credit_limit": -1})),
             ("rotation_policy", json!({"rotation_period": "weekly"})),
             ("scopes", json!("generate")),
             ("defaults", json!({"metadata": {"a": 1}})),

@@ -32,7 +32,10 @@ use tonic::Status;
 use super::{Shim, answer, request, to_router};
 use crate::{
     admin::SharedAdmin,
-    config::read::{Object, Problems},
+    config::{
+        quota::Quota,
+        read::{Object, Problems},
+    },
     error::{Error, Result},
     pb,
 };
@@ -44,9 +47,8 @@ const WORKSPACE: Refused = (
     "workspace_id",
     "an API key manages its own tenant only; leave this out, and use a key of the tenant that is meant",
 );
-const USAGE_LIMITS: Refused = ("usage_limits", "budgets are not available in this version");
-const RATE_LIMITS: Refused = ("rate_limits", "rate limits are not available in this version");
-const RESET_USAGE: Refused = ("reset_usage", "budgets are not available in this version");
+const RESET_USAGE: Refused =
+    ("reset_usage", "what has been used counts until its period ends; a higher credit_limit leaves more");
 
 /// Most entries of one page.
 const PAGE_AT_MOST: u64 = 1000;
@@ -362,6 +364,34 @@ fn same_as_path(object: &mut Object<'_>, name: &str, path: &str) {
 /// Whether something is switched off.
 fn disabled(object: &mut Object<'_>) -> Option<bool> {
     object.choice("status", &[("active", false), ("disabled", true)])
+}
+
+/// Limits; none where nothing is limited.
+fn quota(object: &mut Object<'_>) -> Option<pb::Quota> {
+    Quota::read(object).message()
+}
+
+/// Limits that were changed, each of the two fields by itself: what is not named stays.
+struct ChangedQuota {
+    rates: Option<Vec<pb::RateLimit>>,
+    budgets: Option<Vec<pb::Budget>>,
+}
+
+impl ChangedQuota {
+    fn read(object: &mut Object<'_>) -> Self {
+        let (has_rates, has_budgets) = (object.has("rate_limits"), object.has("usage_limits"));
+        let quota = quota(object).unwrap_or_default();
+        Self { rates: has_rates.then_some(quota.rates), budgets: has_budgets.then_some(quota.budgets) }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.rates.is_none() && self.budgets.is_none()
+    }
+
+    fn over(self, known: Option<pb::Quota>) -> pb::Quota {
+        let known = known.unwrap_or_default();
+        pb::Quota { rates: self.rates.unwrap_or(known.rates), budgets: self.budgets.unwrap_or(known.budgets) }
+    }
 }
 
 /// A time to come, in milliseconds.

@@ -4,11 +4,11 @@ use axum::Json;
 use serde_json::{Value, json};
 
 use super::{
-    Asked, Page, RATE_LIMITS, RESET_USAGE, Refused, USAGE_LIMITS, WORKSPACE, changed_expiry, disabled, done,
-    expiry, flag, required, same_as_path, shown, some, status_name, text, time_text, told,
+    Asked, ChangedQuota, Page, RESET_USAGE, Refused, WORKSPACE, changed_expiry, disabled, done, expiry, flag,
+    quota, required, same_as_path, shown, some, status_name, text, time_text, told,
 };
 use crate::{
-    config::{read::Object, spec::is_provider_option},
+    config::{quota::Quota, read::Object, spec::is_provider_option},
     error::Result,
     pb,
 };
@@ -21,10 +21,8 @@ const AZURE: [(&str, &str); 3] = [
 ];
 
 /// What neither a virtual key nor a provider can have.
-pub const REFUSED: [Refused; 5] = [
+pub const REFUSED: [Refused; 3] = [
     WORKSPACE,
-    USAGE_LIMITS,
-    RATE_LIMITS,
     RESET_USAGE,
     (
         "secret_mappings",
@@ -58,6 +56,7 @@ pub fn read_new(body: &mut Object<'_>, provider: String) -> pb::CreateVirtualKey
         base_url: text(body, "base_url"),
         expires_unix_ms: expiry(body),
         slug: text(body, "slug"),
+        quota: quota(body),
         ..Default::default()
     };
     let deployment = body.list("deployment_config").unwrap_or_default();
@@ -105,17 +104,25 @@ pub async fn get(asked: Asked) -> Result<Json<Value>> {
 /// `PUT /v1/virtual-keys/{slug}`
 pub async fn update(asked: Asked) -> Result<Json<Value>> {
     let slug = asked.path("slug");
-    let message = asked.body(&REFUSED, |body| {
+    let (mut message, changed) = asked.body(&REFUSED, |body| {
         same_as_path(body, "slug", &slug);
-        pb::UpdateVirtualKeyRequest {
+        let changed = ChangedQuota::read(body);
+        let message = pb::UpdateVirtualKeyRequest {
             name: body.text("name").map(str::to_owned),
             key: body.text("key").map(str::to_owned),
             note: body.text("note").map(str::to_owned),
             disabled: disabled(body),
             expires_unix_ms: changed_expiry(body),
             slug: slug.clone(),
-        }
+            quota: None,
+        };
+        (message, changed)
     })?;
+    if !changed.is_empty() {
+        let known = pb::GetVirtualKeyRequest { slug };
+        let known = told(asked.admin.get_virtual_key(asked.to(known)).await)?.virtual_key;
+        message.quota = Some(changed.over(known.and_then(|key| key.quota)));
+    }
     let saved = told(asked.admin.update_virtual_key(asked.to(message)).await)?;
     Ok(shown(saved_as(&saved.virtual_key.unwrap_or_default())))
 }
@@ -132,6 +139,7 @@ fn saved_as(key: &pb::VirtualKey) -> Value {
 }
 
 fn describe(key: &pb::VirtualKey) -> Value {
+    let [rate_limits, usage_limits] = Quota::shown(key.quota.as_ref(), pb::unix_now_ms());
     json!({
         "object": "virtual-key",
         "id": key.id,
@@ -143,8 +151,8 @@ fn describe(key: &pb::VirtualKey) -> Value {
         "status": status_name(key.status()),
         "base_url": some(&key.base_url),
         "options": key.options,
-        "usage_limits": null,
-        "rate_limits": null,
+        "usage_limits": usage_limits,
+        "rate_limits": rate_limits,
         "expires_at": key.expires_unix_ms.map(time_text),
         "created_at": time_text(key.created_unix_ms),
         "last_updated_at": time_text(key.updated_unix_ms),
@@ -204,8 +212,9 @@ mod tests {
     async fn what_cannot_be_honoured_is_refused_by_name() {
         let memory = Arc::new(Fake::default());
         for (name, value) in [
-            ("usage_limits", json!({"credit_limit": 10})),
-            ("rate_limits", json!([{"type": "requests", "unit": "rpm", "value": 10}])),
+            ("usage_limits", json!({"credit_limit": 10, "type": "tokens"})),
+            ("rate_limits", json!([{"type": "tokens", "unit": "rpm", "value": 10}])),
+            ("reset_usage", json!(true)),
             ("secret_mappings", json!([{"a": 1}])),
             ("workspace_id", json!("w")),
             ("deploymentConfig", json!([{}, {}])),
@@ -221,6 +230,37 @@ mod tests {
             assert!(status == 400 && message.starts_with(snake), "{status} {message}");
         }
         assert!(memory.was_not_asked());
+    }
+
+    #[tokio::test]
+    async fn limits_come_and_go_in_the_words_of_the_reference() {
+        let memory = Arc::new(Fake::default());
+        let body = json!({
+            "name": "n", "provider": "openai", "key": "k",
+            "usage_limits": {"type": "cost", "credit_limit": 10, "alert_threshold": 9, "periodic_reset": "weekly"},
+            "rate_limits": [{"type": "requests", "unit": "rpm", "value": 60}],
+        });
+        assert_eq!(create(&memory, "/v1/virtual-keys", body).await.0, 200);
+        let message: pb::CreateVirtualKeyRequest = memory.asked();
+        let quota = pb::Quota {
+            rates: vec![pb::RateLimit { unit: pb::RateUnit::Minute.into(), requests: 60 }],
+            budgets: vec![pb::Budget {
+                usd: 10.0,
+                reset: pb::BudgetReset::Weekly.into(),
+                alert_usd: Some(9.0),
+            }],
+        };
+        assert_eq!(message.quota.as_ref(), Some(&quota));
+
+        let status = pb::KeyStatus::Exhausted.into();
+        let key = pb::VirtualKey { quota: Some(quota), status, ..Default::default() };
+        memory.answers("get_virtual_key", pb::GetVirtualKeyResponse { virtual_key: Some(key) });
+        let (_, body) = json(&memory, "GET", "/v1/virtual-keys/s", None).await;
+        let (limits, rates) = (&body["data"]["usage_limits"], &body["data"]["rate_limits"]);
+        assert_eq!((&body["data"]["status"], &limits["credit_limit"]), (&json!("exhausted"), &json!(10.0)));
+        assert_eq!(*rates, json!([{"type": "requests", "unit": "rpm", "value": 60}]));
+        let resets = limits["next_usage_reset_at"].as_str().unwrap();
+        assert!(resets.ends_with("T00:00:00Z"), "{resets}");
     }
 
     #[tokio::test]
@@ -260,10 +300,18 @@ mod tests {
         assert_eq!(body["data"][0]["status"], "expired");
         _ = memory.asked::<pb::ListVirtualKeysRequest>();
 
+        let rates = vec![pb::RateLimit { unit: pb::RateUnit::Minute.into(), requests: 60 }];
+        let budgets = vec![pb::Budget { usd: 5.0, ..Default::default() }];
+        let quota = Some(pb::Quota { rates, budgets: budgets.clone() });
+        let known = Some(pb::VirtualKey { quota, ..Default::default() });
+        memory.answers("get_virtual_key", pb::GetVirtualKeyResponse { virtual_key: known });
         memory.answers("update_virtual_key", pb::UpdateVirtualKeyResponse::default());
         let body = json!({"key": "new", "status": "disabled", "expires_at": "never", "rate_limits": []});
         assert_eq!(json(&memory, "PUT", "/v1/virtual-keys/s", Some(body)).await.0, 200);
+        _ = memory.asked::<pb::GetVirtualKeyRequest>();
         let message: pb::UpdateVirtualKeyRequest = memory.asked();
+        // What the body does not name stays.
+        assert_eq!(message.quota, Some(pb::Quota { rates: Vec::new(), budgets }));
         assert_eq!((message.key.as_deref(), message.disabled), (Some("new"), Some(true)));
         assert_eq!((message.expires_unix_ms, message.name), (Some(0), None));
     }
