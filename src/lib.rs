@@ -8,6 +8,7 @@
 //! - [`serve`]: listening, health, probes, draining
 //! - [`pool`]: a service in other processes, at all the endpoints that answer for it
 //! - [`tls`]: certificates between the roles
+//! - [`quota`]: rate limits and budgets: what is used, and held for calls in flight
 //! - [`fleet`]: what routers share through Redis
 //! - [`shim`]: OpenAI's HTTP format, and the reference's for management, in front of a router
 //! - [`router`]: `RouterService`: who calls, which plan, what happened

@@ -5,7 +5,10 @@
 //! it through Redis, which is asked before anything is held, and what is to outlast the process is written to the
 //! store now and then.
 
+mod counters;
+mod hold;
 mod ledger;
+mod sharing;
 mod window;
 
 use std::{fmt, sync::Arc, time::Duration};
@@ -13,7 +16,9 @@ use std::{fmt, sync::Arc, time::Duration};
 use serde_json::Value;
 
 pub use self::{
-    ledger::{Hold, Kept, Ledger, Payment, nanos},
+    counters::{Kept, nanos},
+    hold::{Hold, Payment},
+    ledger::Ledger,
     window::{Span, Window},
 };
 use crate::{

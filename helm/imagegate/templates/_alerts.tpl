@@ -133,6 +133,15 @@ increased yet, so that the rare ones are compared with whether they were there b
       {{`Requests are missing in the request log of {{ $labels.pod }}: {{ $labels.reason }}`}}
     description: >-
       They were answered as usual. What they cost is missing in usage reports, too.
+- alert: ImagegateBudgetNearlySpent
+  expr: 'max by (namespace, subject, tenant, name) (imagegate_budget_used_ratio{ {{- $series -}} }) > 0.9'
+  for: 0m
+  labels: { severity: warning }
+  annotations:
+    summary: >-
+      {{`The budget of the {{ $labels.subject }} {{ $labels.name }} is used up to {{ $value | humanizePercentage }}`}}
+    description: >-
+      When all of it is, its requests are refused with 412 until it resets.
 - alert: ImagegateConfigRefused
   expr: 'sum by (namespace, pod) (increase(imagegate_config_reloads_total{ {{- $series -}} ,outcome="rejected"}[15m]) > 0 or imagegate_config_reloads_total{ {{- $series -}} ,outcome="rejected"} > 0 unless imagegate_config_reloads_total{ {{- $series -}} ,outcome="rejected"} offset 15m) > 0'
   for: 0m
