@@ -43,6 +43,8 @@ const STORE_UP: &str = "imagegate_store_up";
 const LOG_WRITTEN: &str = "imagegate_request_log_written_total";
 const LOG_LOST: &str = "imagegate_request_log_lost_total";
 const TLS_REFUSALS: &str = "imagegate_tls_refusals_total";
+const ISSUER_UP: &str = "imagegate_jwt_issuer_up";
+const ISSUER_FETCHES: &str = "imagegate_jwt_key_fetches_total";
 
 /// Seconds: an image takes from one second to several minutes.
 const BUCKETS: &[f64] =
@@ -109,7 +111,27 @@ pub fn init_metrics() -> Result<PrometheusHandle, String> {
     describe_counter!(LOG_WRITTEN, "Requests that were written to the request log.");
     describe_counter!(LOG_LOST, "Requests that are missing in the request log, by reason.");
     describe_counter!(TLS_REFUSALS, "Connections whose TLS handshake failed, by reason.");
+    describe_gauge!(ISSUER_UP, "Whether an issuer's keys could be had the last time: 1 or 0.");
+    describe_counter!(ISSUER_FETCHES, "How often keys of an issuer were asked for, by outcome.");
     Ok(handle)
+}
+
+/// Notes whether an issuer's keys could be had.
+pub fn issuer_asked(issuer: &str, ok: bool) {
+    // Issuers are as many as the file names, so the label is bounded.
+    gauge!(ISSUER_UP, "issuer" => issuer.to_owned()).set(if ok { 1.0 } else { 0.0 });
+    let outcome = if ok { "ok" } else { "failed" };
+    counter!(ISSUER_FETCHES, "issuer" => issuer.to_owned(), "outcome" => outcome).increment(1);
+}
+
+/// Says once that an issuer's keys cannot be had.
+pub fn issuer_away(issuer: &str, reason: &str) {
+    error!(issuer, reason, "the keys of an issuer cannot be had: those that are known stay in use");
+}
+
+/// Says once that an issuer's keys can be had again.
+pub fn issuer_back(issuer: &str) {
+    info!(issuer, "the keys of an issuer can be had again");
 }
 
 /// Notes one provider call.

@@ -488,6 +488,7 @@ macro_rules! serve {
                 &self,
                 request: Request<pb::$request>,
             ) -> Result<Response<pb::$response>, Status> {
+                self.router.prepare(request.metadata().as_ref()).await;
                 Ok(Response::new(Self::$call(self, request).await?))
             })*
         }

@@ -89,6 +89,8 @@ pub async fn serve(origin: Origin, defaults: Listen) -> Result<()> {
             tokio::join!(journal.keep_writing(&kept, flush_every), journal.keep_forgetting(&kept, retention));
         });
     }
+    let trusting = Arc::clone(&gateway);
+    servers.until_the_end(async move { trusting.keep_issuers().await });
     servers.background(Arc::clone(&gateway).watch(Some((router.clone(), listen))));
     let outcome = servers.run().await;
     router.leave_fleet().await;

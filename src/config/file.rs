@@ -224,8 +224,8 @@ impl Settings {
         for (field, address) in [("listen.http", listen.http), ("listen.grpc", listen.grpc)] {
             if let Some(address) = address.filter(|address| !address.ip().is_loopback()) {
                 return Err(format!(
-                    "{field}: {address} is reachable from outside and there are no api_keys: add some, or write \
-                     `auth: open`"
+                    "{field}: {address} is reachable from outside and there are no api_keys: add some, or \
+                     jwt_issuers, or write `auth: open`"
                 ));
             }
         }
