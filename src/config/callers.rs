@@ -80,6 +80,11 @@ impl Callers {
         self.by_digest.is_empty() && self.issuers.is_empty()
     }
 
+    /// Nobody has a key, and nobody has said that this is meant: everybody may do everything, on this machine.
+    pub fn are_everybody(&self) -> bool {
+        self.is_empty() && !self.open
+    }
+
     /// How many have a key.
     pub fn len(&self) -> usize {
         self.by_digest.len()

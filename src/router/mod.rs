@@ -200,17 +200,21 @@ impl Router {
         issuers.prepare(&resolve::credentials(headers)).await;
     }
 
+    /// Whether everybody may do everything, because nobody has a key.
+    pub fn is_open(&self) -> bool {
+        self.state.load().settings.callers.are_everybody()
+    }
+
     /// Who manages what the gateway remembers.
     ///
     /// # Errors
     /// 401 without a valid key, 403 without the scope, and where everybody is let in.
     pub fn manager(&self, headers: &HeaderMap, scope: Scope) -> Result<Caller> {
         let state = self.state.load();
-        let settings = &state.settings;
-        if settings.callers.is_empty() && !settings.callers.open {
+        if state.settings.callers.are_everybody() {
             return Ok(Caller::anybody());
         }
-        let caller = resolve::authenticate(headers, settings, &state.issuers, scope)?;
+        let caller = resolve::authenticate(headers, &state.settings, &state.issuers, scope)?;
         caller.map(|caller| Caller::clone(&caller)).ok_or_else(|| {
             let message =
                 "an API key is required: `auth: open` lets everybody make images, and nobody manage";
