@@ -208,6 +208,9 @@ impl Admin {
         let new = request.into_inner();
         check::name(&new.name)?;
         check::slug(&new.slug)?;
+        check::line("key", &new.key)?;
+        check::lines("note", &new.note)?;
+        check::line("base_url", &new.base_url)?;
         let secret = |(name, value): (String, String)| (name, Secret::new(&value));
         let secrets = KeySecrets {
             key: (!new.key.is_empty()).then(|| Secret::new(&new.key)),
@@ -236,6 +239,8 @@ impl Admin {
         let caller = self.authorize(&request, Scope::Keys)?;
         let change = request.into_inner();
         change.name.as_deref().map_or(Ok(()), check::name)?;
+        check::line("key", change.key.as_deref().unwrap_or_default())?;
+        check::lines("note", change.note.as_deref().unwrap_or_default())?;
         let secrets = match &change.key {
             None => None,
             Some(key) => {
@@ -318,6 +323,7 @@ impl Admin {
             return Err(Error::new(ErrorKind::PermissionDenied, message));
         }
         check::scopes(&new.scopes)?;
+        check::metadata(&new.metadata)?;
         if caller.id.is_empty() && !new.scopes.iter().any(|scope| scope == "admin") {
             let message = "scopes: the first API key needs the scope \"admin\": with it the gateway is no longer open, \
                            and without it nobody could manage it";
@@ -326,7 +332,7 @@ impl Admin {
         let record = ApiKey {
             name: new.name,
             tenant,
-            scopes: if new.scopes.is_empty() { vec!["generate".to_owned()] } else { new.scopes },
+            scopes: new.scopes,
             default_config: new.default_config,
             allow_config_override: new.allow_config_override.unwrap_or(true),
             metadata: new.metadata,
@@ -438,6 +444,7 @@ impl Admin {
         let caller = self.authorize(&request, Scope::Logs)?;
         let pb::ListRequestsRequest { filter, page_size, page_token } = request.into_inner();
         let filter = filter.unwrap_or_default();
+        check::filter(&filter)?;
         self.store()?.list_requests(&caller.tenant, &filter, page_size, &page_token).await
     }
 
@@ -449,6 +456,7 @@ impl Admin {
 
     async fn get_usage(&self, request: Request<pb::GetUsageRequest>) -> Result<pb::GetUsageResponse> {
         let caller = self.authorize(&request, Scope::Logs)?;
+        check::filter(request.get_ref().filter.as_ref().unwrap_or(&pb::RequestFilter::default()))?;
         let groups = self.store()?.usage(&caller.tenant, request.get_ref()).await?;
         Ok(pb::GetUsageResponse { groups })
     }
@@ -462,6 +470,7 @@ impl Admin {
         if new.trace_id.is_empty() {
             return Err(Error::invalid("trace_id", "trace_id: Required"));
         }
+        check::line("trace_id", &new.trace_id)?;
         check::feedback(Some(new.value), new.weight, Some(&new.metadata_json))?;
         let feedback = self.store()?.create_feedback(&caller.tenant, new).await?;
         Ok(pb::CreateFeedbackResponse { feedback: Some(feedback) })

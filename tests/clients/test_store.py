@@ -480,6 +480,42 @@ def test_usage_of_a_filter_and_by_time(varied):
     assert varied.refusal("GetUsage", group_by="prompt")[0] == 400
 
 
+def test_a_search_that_nothing_can_match_is_refused(varied):
+    for wrong in [
+        {"cache_status": "hits"},
+        {"min_cost_usd": float("nan")},
+        {"max_cost_usd": -1.0},
+        {"statuses": [42]},
+    ]:
+        assert varied.refusal("ListRequests", filter=wrong)[0] == 400, wrong
+        assert varied.refusal("GetUsage", filter=wrong)[0] == 400, wrong
+
+
+def test_control_characters_are_refused_wherever_they_come(remembering, store, openai_api):
+    admin = Admin(remembering(store))
+    stored_key(admin, openai_api)
+    config = json.dumps(hero("open-ai"))
+    key = {"provider": "openai", "key": "sk-x"}
+    for method, fields in [
+        ("CreateConfig", {"name": "a\0b", "config_json": config}),
+        ("CreateConfig", {"name": "a", "slug": "a\0b", "config_json": config}),
+        ("CreateConfig", {"name": "a", "config_json": config + "\0"}),
+        ("CreateVirtualKey", {"name": "a\0", **key}),
+        ("CreateVirtualKey", {"name": "a", "note": "\0", **key}),
+        ("CreateVirtualKey", {"name": "a", **key, "key": "sk-\n"}),
+        ("UpdateVirtualKey", {"slug": "open-ai", "note": "\0"}),
+        ("CreateApiKey", {"name": "a\0", "scopes": ["generate"]}),
+        ("CreateApiKey", {"name": "a", "scopes": ["generate"], "metadata": {"a\0": "b"}}),
+        ("CreateApiKey", {"name": "a", "scopes": ["generate"], "tenant": "a\0"}),
+        ("CreateFeedback", {"trace_id": "t\0", "value": 1}),
+        ("CreateFeedback", {"trace_id": "t", "value": 1, "metadata_json": "{}\0"}),
+    ]:
+        assert admin.refusal(method, **fields)[0] == 400, (method, fields)
+    # What is looked up is not there, or cannot be.
+    for method, fields in [("GetConfig", {"slug": "a\0"}), ("GetRequest", {"id": "\0"}), ("GetApiKey", {"id": "\0"})]:
+        assert admin.refusal(method, **fields)[0] in (400, 404), method
+
+
 def test_feedback_is_kept_with_its_request(remembering, store):
     gateway = remembering(store)
     admin = Admin(gateway)

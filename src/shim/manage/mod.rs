@@ -242,12 +242,11 @@ fn read_query(query: &str) -> Map<String, Value> {
         if value.is_empty() {
             continue;
         }
+        let value = Value::from(value.into_owned());
         match found.get_mut(name.as_ref()) {
-            Some(Value::String(before)) => {
-                before.push(',');
-                before.push_str(&value);
-            }
-            _ => _ = found.insert(name.into_owned(), value.into_owned().into()),
+            None => _ = found.insert(name.into_owned(), value),
+            Some(Value::Array(several)) => several.push(value),
+            Some(one) => *one = Value::Array(vec![one.take(), value]),
         }
     }
     found
