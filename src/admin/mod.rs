@@ -3,6 +3,7 @@
 //! Checks who asks and what is asked; the store keeps it, and the gateway puts it into force before the answer goes out.
 //! Callers hold it as [`SharedAdmin`], whether it is here or behind a connection.
 
+mod change;
 mod check;
 pub mod remote;
 
@@ -49,7 +50,7 @@ use crate::{
     },
     error::{Error, ErrorKind, Result},
     gateway::Gateway,
-    pb::{self, ApiKey, KeyStatus, admin_service_server::AdminService},
+    pb::{self, ApiKey, admin_service_server::AdminService},
     provider::canonical_name,
     router::Router,
     store::{ConfigChange, KeyChange, NewVirtualKey, Store},
@@ -353,29 +354,8 @@ impl Admin {
     ) -> Result<pb::UpdateApiKeyResponse> {
         let caller = self.authorize(&request, Scope::Admin)?;
         let change = request.into_inner();
-        let mut record = self.store()?.get_api_key(&caller.tenant, &change.id).await?;
-        if let Some(name) = change.name {
-            check::name(&name)?;
-            record.name = name;
-        }
-        if let Some(scopes) = change.scopes {
-            check::scopes(&scopes.names)?;
-            record.scopes = scopes.names;
-        }
-        if let Some(config) = change.default_config {
-            record.default_config = config;
-        }
-        record.allow_config_override = change.allow_config_override.unwrap_or(record.allow_config_override);
-        record.expires_unix_ms = match change.expires_unix_ms {
-            None => record.expires_unix_ms,
-            Some(0) => None,
-            given => check::expiry(given)?,
-        };
-        match change.disabled {
-            Some(true) => record.status = KeyStatus::Disabled.into(),
-            Some(false) => record.status = KeyStatus::Active.into(),
-            None => {}
-        }
+        let record = self.store()?.get_api_key(&caller.tenant, &change.id).await?;
+        let record = change::of_api_key(record, change)?;
         self.check_names(&record)?;
         let record = self.store()?.update_api_key(&record).await?;
         self.put_in_force().await;

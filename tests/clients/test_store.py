@@ -516,6 +516,34 @@ def test_control_characters_are_refused_wherever_they_come(remembering, store, o
         assert admin.refusal(method, **fields)[0] in (400, 404), method
 
 
+def test_an_api_key_is_changed_as_a_whole(remembering, store, openai_api):
+    gateway = remembering(store)
+    admin = Admin(gateway)
+    virtual_key = stored_key(admin, openai_api)
+    slug = saved_config(admin, hero(virtual_key))
+    assert admin.refusal("CreateApiKey", name="b")[0] == 400, "scopes are required"
+    narrow = {"configs": {"names": [slug]}, "virtual_keys": {"names": [virtual_key]}}
+    made = admin.ask("CreateApiKey", name="b", scopes=["generate"], metadata={"team": "red"}, **narrow)
+    own, of_file = hero("open-ai-virtual-key"), "pc-openai"
+    assert image(gateway, of_file, key=made.key).status_code == 403
+    assert image(gateway, own, key=made.key).status_code == 403
+    change = {"metadata": {"values": {"team": "blue"}}, "configs": {"all": True}}
+    changed = admin.ask("UpdateApiKey", id=made.api_key.id, **change).api_key
+    assert dict(changed.metadata) == {"team": "blue"} and not changed.HasField("configs")
+    assert list(changed.virtual_keys.names) == [virtual_key]
+    assert image(gateway, of_file, key=made.key).status_code == 403, "its virtual key is still not granted"
+    admin.ask("UpdateApiKey", id=made.api_key.id, virtual_keys={"all": True})
+    assert logged(admin, answered(image(gateway, of_file, key=made.key))).metadata == {"team": "blue"}
+    assert admin.refusal("UpdateApiKey", id=made.api_key.id, virtual_keys={"names": ["nothing"]})[0] == 400
+    assert admin.refusal("UpdateApiKey", id=made.api_key.id, scopes={})[0] == 400
+    rest = {"headers": {"x-portkey-api-key": OPS_KEY}, "timeout": 5}
+    url = f"{gateway.base_url}/api-keys/{made.api_key.id}"
+    body = {"defaults": {"metadata": {"team": "green"}}, "configs": [slug], "virtual_keys": "all"}
+    shown = requests.put(url, json=body, **rest).json()
+    assert shown["defaults"]["metadata"] == {"team": "green"}
+    assert (shown["configs"], shown["virtual_keys"]) == ([slug], None)
+
+
 def test_feedback_is_kept_with_its_request(remembering, store):
     gateway = remembering(store)
     admin = Admin(gateway)
