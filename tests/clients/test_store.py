@@ -826,7 +826,7 @@ def test_no_secret_leaves_the_vault(remembering, store, openai_api, hook):
     virtual_key = stored_key(admin, openai_api)
     wrong = "sk-wrong-" + secrets.token_hex(12)
     refused = stored_key(admin, openai_api, "refused", key=wrong)
-    azure = {"azure_resource_name": "x", "azure_deployment_name": "y", "azure_api_version": "2024-10-21", "azure_ad_token": option}
+    azure = {"azure_resource_name": "x", "azure_deployment_id": "y", "azure_api_version": "2024-10-21", "azure_ad_token": option}
     created = admin.ask("CreateVirtualKey", name="azure", provider="azure-openai", key=wrong, options=azure)
     told.append(created.SerializeToString())
     slug = saved_config(admin, hero(virtual_key))
