@@ -30,6 +30,7 @@
 //! - [`egress`]: what hosts that come with a request may reach
 //! - [`transport`]: gRPC connections and their limits
 //! - [`telemetry`]: logs and metrics, the only list of their names
+//! - `moment`: moments as texts
 //! - `merge`: what is said on the way and then the answer, as one stream
 //! - [`pb`]: the generated messages and services
 //!
@@ -62,6 +63,7 @@ pub mod images;
 pub mod issuers;
 pub mod jobs;
 mod merge;
+mod moment;
 pub mod params;
 pub mod pb;
 pub mod pool;

@@ -10,6 +10,7 @@ use crate::{
         issuers::{Algorithm, IssuerSettings, ScopesOf, TenantOf},
     },
     error::{Error, ErrorKind, Result},
+    moment,
 };
 
 /// Clocks of issuers and gateways differ by so much, in seconds.
@@ -211,5 +212,5 @@ pub fn refused(why: impl Into<String>) -> Error {
 }
 
 fn shown(seconds: i64) -> String {
-    prost_types::Timestamp { seconds, nanos: 0 }.to_string()
+    moment::text(seconds.saturating_mul(1000))
 }
