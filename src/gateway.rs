@@ -18,6 +18,7 @@ use crate::{
         saved::Saved, tls::TlsFiles,
     },
     egress::Egress,
+    issuers::Issuers,
     pb::unix_now_ms,
     pool::{Address, Pool, Service},
     provider::{self, sandbox::Sandbox},
@@ -50,6 +51,8 @@ pub struct Gateway {
     tls: Option<Arc<Tls>>,
     /// As they are configured, so that a change of configuration keeps connections.
     remote: Mutex<Remotes>,
+    /// Who vouches for callers, with the keys that are known of them.
+    issuers: ArcSwap<Issuers>,
     /// What the file says now.
     settings: ArcSwap<Settings>,
     /// What is remembered, if it can be.
@@ -85,6 +88,7 @@ impl Gateway {
             secrets,
             tls,
             remote: Mutex::default(),
+            issuers: ArcSwap::default(),
             settings: ArcSwap::new(Arc::clone(&settings)),
             store: OnceLock::new(),
             saved: ArcSwap::default(),
@@ -102,7 +106,27 @@ impl Gateway {
         let workers = Arc::new(self.workers(settings)?);
         let providers = self.built_in.clone().with_all_own(workers.providers());
         let joined = Arc::new(settings.joined(&self.saved.load(), &providers, unix_now_ms()));
-        Ok(State::new(joined, workers, &self.built_in).reaching(&self.http))
+        let issuers = self.issuers(settings);
+        Ok(State::new(joined, workers, &self.built_in).reaching(&self.http).trusting(issuers))
+    }
+
+    /// Those that the file names, with what is known of their keys and tokens.
+    fn issuers(&self, settings: &Settings) -> Arc<Issuers> {
+        let (named, before) = (&settings.callers.issuers, self.issuers.load_full());
+        if before.are(named) {
+            return before;
+        }
+        let issuers = Arc::new(Issuers::new(named, Some(&self.http), Some(&before)));
+        self.issuers.store(Arc::clone(&issuers));
+        issuers
+    }
+
+    /// Keeps the issuers' keys, as long as it runs.
+    pub async fn keep_issuers(&self) {
+        loop {
+            self.issuers.load_full().look().await;
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
     }
 
     /// Opens the store and loads what was saved. A file that cannot be used is done without, and said: the gateway

@@ -12,6 +12,7 @@
 //! - [`fleet`]: what routers share through Redis
 //! - [`shim`]: OpenAI's HTTP format, and the reference's for management, in front of a router
 //! - [`router`]: `RouterService`: who calls, which plan, what happened
+//! - [`issuers`]: callers with tokens (JWT): issuers' keys, signatures, claims
 //! - [`admin`]: `AdminService`: saved configs, keys and the request log, managed
 //! - [`route`]: executes a plan: strategies, the target, fitting, retries, cost
 //! - [`health`]: what past calls tell about targets and strategies: breakers, latency, budgets
@@ -30,13 +31,15 @@
 //! - [`egress`]: what hosts that come with a request may reach
 //! - [`transport`]: gRPC connections and their limits
 //! - [`telemetry`]: logs and metrics, the only list of their names
+//! - `moment`: moments as texts
 //! - `merge`: what is said on the way and then the answer, as one stream
 //! - [`pb`]: the generated messages and services
 //!
 //! Invariants:
 //!
 //! - `provider` does no IO. `worker::drive` is the only upstream caller, through `worker::http`. The embeddings
-//!   endpoint of `cache` and the webhooks of `jobs` are the only other hosts that are called, through the same.
+//!   endpoint of `cache`, the webhooks of `jobs` and the keys of `issuers` are the only other hosts that are called,
+//!   through the same.
 //! - `config` is the only reader of configuration files and of the environment behind them.
 //! - `shim` knows nothing about strategies: it only calls the `RouterService` and `AdminService` traits.
 //! - A deadline never grows. After the first preview of an image there is no retry and no fallback.
@@ -58,8 +61,10 @@ pub mod fleet;
 pub mod gateway;
 pub mod health;
 pub mod images;
+pub mod issuers;
 pub mod jobs;
 mod merge;
+mod moment;
 pub mod params;
 pub mod pb;
 pub mod pool;

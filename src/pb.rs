@@ -243,6 +243,14 @@ impl Operation {
 }
 
 impl CacheStatus {
+    /// All names, for messages.
+    pub fn names() -> Vec<&'static str> {
+        [Self::Hit, Self::Miss, Self::Refresh, Self::SemanticHit, Self::SemanticMiss]
+            .into_iter()
+            .filter_map(Self::name)
+            .collect()
+    }
+
     /// As metrics spell it; none where no cache was asked.
     pub fn name(self) -> Option<&'static str> {
         match self {

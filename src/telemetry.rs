@@ -49,6 +49,8 @@ const LOG_LOST: &str = "imagegate_request_log_lost_total";
 const OVER_QUOTA: &str = "imagegate_over_quota_total";
 const BUDGET_USED: &str = "imagegate_budget_used_ratio";
 const TLS_REFUSALS: &str = "imagegate_tls_refusals_total";
+const ISSUER_UP: &str = "imagegate_jwt_issuer_up";
+const ISSUER_FETCHES: &str = "imagegate_jwt_key_fetches_total";
 
 /// Seconds: an image takes from one second to several minutes.
 const BUCKETS: &[f64] =
@@ -120,7 +122,27 @@ pub fn init_metrics() -> Result<PrometheusHandle, String> {
         "The used part of budgets in the period that runs, when something of it was used last."
     );
     describe_counter!(TLS_REFUSALS, "Connections whose TLS handshake failed, by reason.");
+    describe_gauge!(ISSUER_UP, "Whether an issuer's keys could be had the last time: 1 or 0.");
+    describe_counter!(ISSUER_FETCHES, "How often keys of an issuer were asked for, by outcome.");
     Ok(handle)
+}
+
+/// Notes whether an issuer's keys could be had.
+pub fn issuer_asked(issuer: &str, ok: bool) {
+    // Issuers are as many as the file names, so the label is bounded.
+    gauge!(ISSUER_UP, "issuer" => issuer.to_owned()).set(if ok { 1.0 } else { 0.0 });
+    let outcome = if ok { "ok" } else { "failed" };
+    counter!(ISSUER_FETCHES, "issuer" => issuer.to_owned(), "outcome" => outcome).increment(1);
+}
+
+/// Says once that an issuer's keys cannot be had.
+pub fn issuer_away(issuer: &str, reason: &str) {
+    error!(issuer, reason, "the keys of an issuer cannot be had: those that are known stay in use");
+}
+
+/// Says once that an issuer's keys can be had again.
+pub fn issuer_back(issuer: &str) {
+    info!(issuer, "the keys of an issuer can be had again");
 }
 
 /// Notes one provider call.

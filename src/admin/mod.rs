@@ -3,6 +3,7 @@
 //! Checks who asks and what is asked; the store keeps it, and the gateway puts it into force before the answer goes out.
 //! Callers hold it as [`SharedAdmin`], whether it is here or behind a connection.
 
+mod change;
 mod check;
 mod quotas;
 pub mod remote;
@@ -51,7 +52,7 @@ use crate::{
     },
     error::{Error, ErrorKind, Result},
     gateway::Gateway,
-    pb::{self, ApiKey, KeyStatus, admin_service_server::AdminService},
+    pb::{self, ApiKey, admin_service_server::AdminService},
     provider::canonical_name,
     router::Router,
     store::{ConfigChange, KeyChange, NewVirtualKey, Store},
@@ -212,6 +213,9 @@ impl Admin {
         let new = request.into_inner();
         check::name(&new.name)?;
         check::slug(&new.slug)?;
+        check::line("key", &new.key)?;
+        check::lines("note", &new.note)?;
+        check::line("base_url", &new.base_url)?;
         let secret = |(name, value): (String, String)| (name, Secret::new(&value));
         let secrets = KeySecrets {
             key: (!new.key.is_empty()).then(|| Secret::new(&new.key)),
@@ -241,6 +245,8 @@ impl Admin {
         let caller = self.authorize(&request, Scope::Keys)?;
         let change = request.into_inner();
         change.name.as_deref().map_or(Ok(()), check::name)?;
+        check::line("key", change.key.as_deref().unwrap_or_default())?;
+        check::lines("note", change.note.as_deref().unwrap_or_default())?;
         let secrets = match &change.key {
             None => None,
             Some(key) => {
@@ -329,6 +335,7 @@ impl Admin {
             return Err(Error::new(ErrorKind::PermissionDenied, message));
         }
         check::scopes(&new.scopes)?;
+        check::metadata(&new.metadata)?;
         if caller.id.is_empty() && !new.scopes.iter().any(|scope| scope == "admin") {
             let message = "scopes: the first API key needs the scope \"admin\": with it the gateway is no longer open, \
                            and without it nobody could manage it";
@@ -337,7 +344,7 @@ impl Admin {
         let record = ApiKey {
             name: new.name,
             tenant,
-            scopes: if new.scopes.is_empty() { vec!["generate".to_owned()] } else { new.scopes },
+            scopes: new.scopes,
             default_config: new.default_config,
             allow_config_override: new.allow_config_override.unwrap_or(true),
             metadata: new.metadata,
@@ -359,32 +366,8 @@ impl Admin {
     ) -> Result<pb::UpdateApiKeyResponse> {
         let caller = self.authorize(&request, Scope::Admin)?;
         let change = request.into_inner();
-        let mut record = self.store()?.get_api_key(&caller.tenant, &change.id).await?;
-        if let Some(name) = change.name {
-            check::name(&name)?;
-            record.name = name;
-        }
-        if let Some(scopes) = change.scopes {
-            check::scopes(&scopes.names)?;
-            record.scopes = scopes.names;
-        }
-        if let Some(config) = change.default_config {
-            record.default_config = config;
-        }
-        record.allow_config_override = change.allow_config_override.unwrap_or(record.allow_config_override);
-        record.expires_unix_ms = match change.expires_unix_ms {
-            None => record.expires_unix_ms,
-            Some(0) => None,
-            given => check::expiry(given)?,
-        };
-        if change.quota.is_some() {
-            record.quota = check::quota(change.quota)?;
-        }
-        match change.disabled {
-            Some(true) => record.status = KeyStatus::Disabled.into(),
-            Some(false) => record.status = KeyStatus::Active.into(),
-            None => {}
-        }
+        let record = self.store()?.get_api_key(&caller.tenant, &change.id).await?;
+        let record = change::of_api_key(record, change)?;
         self.check_names(&record)?;
         let record = self.store()?.update_api_key(&record).await?;
         self.put_in_force().await;
@@ -453,6 +436,7 @@ impl Admin {
         let caller = self.authorize(&request, Scope::Logs)?;
         let pb::ListRequestsRequest { filter, page_size, page_token } = request.into_inner();
         let filter = filter.unwrap_or_default();
+        check::filter(&filter)?;
         self.store()?.list_requests(&caller.tenant, &filter, page_size, &page_token).await
     }
 
@@ -464,6 +448,7 @@ impl Admin {
 
     async fn get_usage(&self, request: Request<pb::GetUsageRequest>) -> Result<pb::GetUsageResponse> {
         let caller = self.authorize(&request, Scope::Logs)?;
+        check::filter(request.get_ref().filter.as_ref().unwrap_or(&pb::RequestFilter::default()))?;
         let groups = self.store()?.usage(&caller.tenant, request.get_ref()).await?;
         Ok(pb::GetUsageResponse { groups })
     }
@@ -477,6 +462,7 @@ impl Admin {
         if new.trace_id.is_empty() {
             return Err(Error::invalid("trace_id", "trace_id: Required"));
         }
+        check::line("trace_id", &new.trace_id)?;
         check::feedback(Some(new.value), new.weight, Some(&new.metadata_json))?;
         let feedback = self.store()?.create_feedback(&caller.tenant, new).await?;
         Ok(pb::CreateFeedbackResponse { feedback: Some(feedback) })
@@ -503,6 +489,7 @@ macro_rules! serve {
                 &self,
                 request: Request<pb::$request>,
             ) -> Result<Response<pb::$response>, Status> {
+                self.router.prepare(request.metadata().as_ref()).await;
                 Ok(Response::new(Self::$call(self, request).await?))
             })*
         }

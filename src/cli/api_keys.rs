@@ -1,6 +1,9 @@
 //! `imagegate keys api`: the callers' own keys. A key is printed once, when it is made.
 
-use std::io::{Write as _, stderr, stdout};
+use std::{
+    collections::BTreeMap,
+    io::{Write as _, stderr, stdout},
+};
 
 use anyhow::Result;
 use clap::Subcommand;
@@ -15,7 +18,7 @@ use super::{
 };
 use crate::{
     admin::remote::Remote,
-    pb::{self, ApiKey, Names, admin_service_server::AdminService as _},
+    pb::{self, ApiKey, Grant, Metadata, Names, admin_service_server::AdminService as _},
 };
 
 /// Manage API keys, by which callers are known
@@ -35,6 +38,11 @@ enum Command {
         after_help = "Example:\n  imagegate keys api create team-a --scope generate --default-config pc-hero-1a2b3c > key.txt"
     )]
     Create(Create),
+    /// Change what a key may do; what is not given stays as it is
+    #[command(
+        after_help = "Example:\n  imagegate keys api update 0197d8e2-6f0c-7b36-9d51-2f7f6a1c4e55 --metadata team=blue --all-configs"
+    )]
+    Update(Box<Update>),
     /// Make another key for the same caller and print it
     #[command(
         after_help = "Example:\n  imagegate keys api rotate 0197d8e2-6f0c-7b36-9d51-2f7f6a1c4e55 --overlap 24h"
@@ -117,6 +125,61 @@ struct Create {
     quota: QuotaArgs,
 }
 
+/// What becomes of an API key
+#[derive(Debug, clap::Args)]
+struct Update {
+    /// As `imagegate keys api list` tells it
+    id: String,
+
+    /// What people call it
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+
+    /// What it may do: generate, configs, keys, logs, admin
+    #[arg(long = "scope", value_name = "SCOPE", value_delimiter = ',')]
+    scopes: Vec<String>,
+
+    /// Config for requests that name no route; '' for none
+    #[arg(long, value_name = "SLUG")]
+    default_config: Option<String>,
+
+    /// Its requests may name no other route than the default config, or with `=false` may
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    only_default_config: Option<bool>,
+
+    /// Config that it may use, in place of those of before
+    #[arg(long = "config", value_name = "SLUG")]
+    configs: Vec<String>,
+
+    /// It may use all configs of its tenant
+    #[arg(long, conflicts_with = "configs")]
+    all_configs: bool,
+
+    /// Virtual key that it may use, in place of those of before
+    #[arg(long = "virtual-key", value_name = "SLUG")]
+    virtual_keys: Vec<String>,
+
+    /// It may use all virtual keys of its tenant
+    #[arg(long, conflicts_with = "virtual_keys")]
+    all_virtual_keys: bool,
+
+    /// Under the metadata of its requests, in place of that of before
+    #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
+    metadata: Vec<(String, String)>,
+
+    /// Nothing under the metadata of its requests
+    #[arg(long, conflicts_with = "metadata")]
+    no_metadata: bool,
+
+    /// When it stops working: 90d, 2026-11-27, 2026-11-27T10:30:00Z
+    #[arg(long, value_name = "TIME")]
+    expires: Option<When>,
+
+    /// It works for good
+    #[arg(long, conflicts_with = "expires")]
+    never_expires: bool,
+}
+
 impl ApiKeys {
     /// Does what the subcommand says and prints what came of it.
     pub async fn run(self, memory: &Memory<'_>, as_json: bool) -> Result<()> {
@@ -142,6 +205,7 @@ impl ApiKeys {
                 update(memory, pb::UpdateApiKeyRequest { id, quota, ..Default::default() }, done, as_json)
                     .await
             }
+            Command::Update(update) => self::update(memory, update.request(), "changed", as_json).await,
             Command::Disable { id } => set_disabled(memory, id, true, as_json).await,
             Command::Enable { id } => set_disabled(memory, id, false, as_json).await,
             Command::Rm { id } => {
@@ -167,6 +231,27 @@ impl Create {
             virtual_keys: names(self.virtual_keys),
             expires_unix_ms: self.expires.map(|when| when.ahead(pb::unix_now_ms())),
         })
+    }
+}
+
+impl Update {
+    fn request(self) -> pb::UpdateApiKeyRequest {
+        let grant =
+            |all: bool, names: Vec<String>| (all || !names.is_empty()).then_some(Grant { all, names });
+        let values: BTreeMap<_, _> = self.metadata.into_iter().collect();
+        let expires = self.expires.map(|when| when.ahead(pb::unix_now_ms()));
+        pb::UpdateApiKeyRequest {
+            id: self.id,
+            name: self.name,
+            scopes: (!self.scopes.is_empty()).then_some(Names { names: self.scopes }),
+            default_config: self.default_config,
+            allow_config_override: self.only_default_config.map(|only| !only),
+            expires_unix_ms: if self.never_expires { Some(0) } else { expires },
+            metadata: (self.no_metadata || !values.is_empty()).then_some(Metadata { values }),
+            configs: grant(self.all_configs, self.configs),
+            virtual_keys: grant(self.all_virtual_keys, self.virtual_keys),
+            ..Default::default()
+        }
     }
 }
 
@@ -244,4 +329,39 @@ fn print_key(api_key: &ApiKey, key: &str, old_key_expires: Option<i64>, as_json:
 
 fn names(names: Vec<String>) -> Option<Names> {
     (!names.is_empty()).then_some(Names { names })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        update: Update,
+    }
+
+    fn request(args: &[&str]) -> pb::UpdateApiKeyRequest {
+        Line::try_parse_from([&["update", "id-1"], args].concat()).unwrap().update.request()
+    }
+
+    #[test]
+    fn what_is_not_given_is_not_changed() {
+        assert_eq!(request(&[]), pb::UpdateApiKeyRequest { id: "id-1".into(), ..Default::default() });
+    }
+
+    #[test]
+    fn grants_and_metadata_are_given_anew_or_taken_away() {
+        let given =
+            request(&["--config", "a", "--config", "b", "--all-virtual-keys", "--metadata", "team=blue"]);
+        assert_eq!(given.configs, Some(Grant { all: false, names: vec!["a".into(), "b".into()] }));
+        assert_eq!(given.virtual_keys, Some(Grant { all: true, names: Vec::new() }));
+        assert_eq!(given.metadata.unwrap().values["team"], "blue");
+        let taken = request(&["--no-metadata", "--never-expires", "--only-default-config=false"]);
+        assert_eq!(taken.metadata, Some(Metadata::default()));
+        assert_eq!((taken.expires_unix_ms, taken.allow_config_override), (Some(0), Some(true)));
+        assert!(Line::try_parse_from(["update", "id-1", "--all-configs", "--config", "a"]).is_err());
+    }
 }

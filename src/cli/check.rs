@@ -21,11 +21,12 @@ impl Check {
         settings.check_exposure(settings.listen).map_err(anyhow::Error::msg)?;
         writeln!(
             std::io::stdout(),
-            "{}: valid: {} configs, {} virtual keys, {} API keys, {} remote workers",
+            "{}: valid: {} configs, {} virtual keys, {} API keys, {} issuers, {} remote workers",
             self.file.display(),
             settings.configs.len(),
             settings.virtual_keys.len(),
             settings.callers.len(),
+            settings.callers.issuers.len(),
             settings.workers.len(),
         )?;
         Ok(())

@@ -15,7 +15,7 @@ use crate::{
     gateway::Gateway,
     router::{self, remote::Served},
     serve::{Grpc, Servers},
-    shim::{Files, Shim},
+    shim::{self, Files, Shim},
     store::journal::Journal,
     telemetry, worker,
 };
@@ -74,7 +74,9 @@ pub async fn serve(origin: Origin, defaults: Listen) -> Result<()> {
         let limit = settings.limits.max_body_bytes;
         let memory = Arc::new(admin.clone());
         let shim = Shim::new(Arc::new(router.clone()), memory, Arc::clone(&files), public_url, limit);
-        servers.http("http", address, shim.routes()).await?;
+        let asked = router.clone();
+        let routes = shim::only_from_here(shim.routes(), move || asked.is_open());
+        servers.http("http", address, routes).await?;
         servers.background(async move { files.keep_swept().await });
     }
     let jobs = router.clone();
@@ -95,6 +97,8 @@ pub async fn serve(origin: Origin, defaults: Listen) -> Result<()> {
     }
     let ledger = Arc::clone(router.ledger());
     servers.until_the_end(ledger.run(gateway.store().cloned(), settings.memory.flush_every));
+    let trusting = Arc::clone(&gateway);
+    servers.until_the_end(async move { trusting.keep_issuers().await });
     servers.background(Arc::clone(&gateway).watch(Some((router.clone(), listen))));
     let outcome = servers.run().await;
     router.leave_fleet().await;

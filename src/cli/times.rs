@@ -2,10 +2,9 @@
 
 use std::{str::FromStr, time::Duration};
 
-use time::{
-    Date, OffsetDateTime,
-    format_description::well_known::{Iso8601, Rfc3339},
-};
+use time::OffsetDateTime;
+
+use crate::moment;
 
 /// A moment: a date, or so long before or after now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,14 +40,10 @@ impl FromStr for When {
         if let Ok(length) = length(text) {
             return Ok(Self::Off(length));
         }
-        let moment = OffsetDateTime::parse(text, &Rfc3339)
-            .or_else(|_| Date::parse(text, &Iso8601::DATE).map(|date| date.midnight().assume_utc()));
-        moment.map(|moment| Self::At(moment.unix_timestamp() * 1000 + i64::from(moment.millisecond()))).map_err(
-            |_| {
-                "not a time: write 2026-11-27 (midnight, UTC), 2026-11-27T10:30:00Z, or a length such as 30m, 12h, 7d"
-                    .to_owned()
-            },
-        )
+        moment::parse(text).map(Self::At).ok_or_else(|| {
+            "not a time: write 2026-11-27 (midnight, UTC), 2026-11-27T10:30:00Z, or a length such as 30m, 12h, 7d"
+                .to_owned()
+        })
     }
 }
 

@@ -1,4 +1,4 @@
-//! Who may call: `auth` and `api_keys`.
+//! Who may call: `auth` and `api_keys`, and beside them `jwt_issuers`.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
 use super::{
+    issuers::IssuerSettings,
     quota::Quota,
     read::{Object, suggestion},
     saved::DEFAULT_TENANT,
@@ -19,6 +20,8 @@ use super::{
 #[derive(Clone, Debug, Default)]
 pub struct Callers {
     by_digest: HashMap<[u8; 32], Arc<Caller>>,
+    /// Who vouches for callers without a key.
+    pub issuers: Vec<IssuerSettings>,
     /// `auth: open` was written.
     pub open: bool,
 }
@@ -71,10 +74,18 @@ const SCOPES: &[(&str, Scope)] = &[
     ("admin", Scope::Admin),
 ];
 
+/// What the ids of callers begin with for whom an issuer vouches, and no other's.
+pub const ISSUED: &str = "jwt:";
+
 impl Callers {
-    /// Nobody has a key: everybody may call.
+    /// Nobody has a key, and nobody vouches for anybody: everybody may call.
     pub fn is_empty(&self) -> bool {
-        self.by_digest.is_empty()
+        self.by_digest.is_empty() && self.issuers.is_empty()
+    }
+
+    /// Nobody has a key, and nobody has said that this is meant: everybody may do everything, on this machine.
+    pub fn are_everybody(&self) -> bool {
+        self.is_empty() && !self.open
     }
 
     /// How many have a key.
@@ -96,6 +107,14 @@ impl Callers {
     /// Whose key this is.
     pub fn find(&self, key: &str) -> Option<&Arc<Caller>> {
         self.by_digest.get(&digest(key))
+    }
+}
+
+impl Caller {
+    /// By what it is known, for messages: `the API key of "team-a"`.
+    pub fn credential(&self) -> String {
+        let kind = if self.id.starts_with(ISSUED) { "the token" } else { "the API key" };
+        format!("{kind} of \"{}\"", self.name)
     }
 }
 
@@ -138,21 +157,13 @@ pub fn read_callers(file: &mut Object<'_>, configs: &[&str]) -> Callers {
         }
         let default_config = object.text("default_config").map(str::to_owned);
         check_config_id(&object, "default_config", default_config.as_deref(), configs);
-        let scopes = object.texts("scopes").unwrap_or_else(|| vec!["generate"]);
-        let scopes = scopes.into_iter().enumerate().filter_map(|(i, name)| {
-            let found = SCOPES.iter().find(|(word, _)| *word == name);
-            if found.is_none() {
-                let names: Vec<_> = SCOPES.iter().map(|(word, _)| *word).collect();
-                object.problem(
-                    &format!("scopes.{i}"),
-                    format!("unknown scope \"{name}\"{}", suggestion(name, &names)),
-                );
-            }
-            found.map(|(_, scope)| *scope)
-        });
-        let scopes = scopes.collect();
+        let scopes = read_scopes(&mut object);
         let quota = Quota::read(&mut object);
         let name = object.text("name").unwrap_or_default().to_owned();
+        if name.starts_with(ISSUED) {
+            let message = format!("\"{name}\" is not allowed: callers with a token are called {ISSUED}...");
+            object.problem("name", message);
+        }
         let tenant = object.text("tenant").unwrap_or(DEFAULT_TENANT).to_owned();
         if let Some(key) = key {
             let caller = Arc::new(Caller {
@@ -173,7 +184,22 @@ pub fn read_callers(file: &mut Object<'_>, configs: &[&str]) -> Callers {
         }
         object.finish();
     }
+    callers.issuers = IssuerSettings::read_all(file, configs);
     callers
+}
+
+/// Reads `scopes`; who says nothing may make images.
+pub fn read_scopes(object: &mut Object<'_>) -> BTreeSet<Scope> {
+    let names = object.texts("scopes").unwrap_or_else(|| vec!["generate"]);
+    let scope = |(i, name): (usize, &str)| {
+        let found = Scope::from_name(name);
+        if found.is_none() {
+            let hint = suggestion(name, &Scope::names());
+            object.problem(&format!("scopes.{i}"), format!("unknown scope \"{name}\"{hint}"));
+        }
+        found
+    };
+    names.into_iter().enumerate().filter_map(scope).collect()
 }
 
 /// Reports the id of a config that there is none of.

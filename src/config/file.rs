@@ -230,8 +230,8 @@ impl Settings {
         for (field, address) in [("listen.http", listen.http), ("listen.grpc", listen.grpc)] {
             if let Some(address) = address.filter(|address| !address.ip().is_loopback()) {
                 return Err(format!(
-                    "{field}: {address} is reachable from outside and there are no api_keys: add some, or write \
-                     `auth: open`"
+                    "{field}: {address} is reachable from outside and there are no api_keys: add some, or \
+                     jwt_issuers, or write `auth: open`"
                 ));
             }
         }
@@ -400,6 +400,11 @@ pub fn read_virtual_key(
         .text("base_url")
         .and_then(|url| plan::operator_host(url).map_err(|message| object.problem("base_url", message)).ok());
     let options: BTreeMap<_, _> = object.texts_where(spec::is_provider_option).into_iter().collect();
+    if let Some((provider, known)) = provider.and_then(|name| Some((name, providers.settings(name)?))) {
+        for name in options.keys().filter(|name| !known.contains(&name.as_str())) {
+            object.problem(name, format!("{provider} has no such setting{}", suggestion(name, &known)));
+        }
+    }
     let models = read_models(&mut object);
     let quota = Quota::read(&mut object);
     let key_is_missing = object.value("api_key").is_none_or(|key| key.as_str() == Some(""));

@@ -8,6 +8,7 @@ pub mod callers;
 pub mod condition;
 pub mod file;
 pub mod identity;
+pub mod issuers;
 pub mod memory;
 pub mod plan;
 pub mod policies;
@@ -233,6 +234,24 @@ mod tests {
         .unwrap();
         assert_eq!(settings.virtual_keys.len(), 2);
         assert!(!format!("{settings:?}").contains("sk-from-env"));
+    }
+
+    #[test]
+    fn a_setting_that_the_provider_does_not_have_is_no_setting() {
+        let openai = crate::gateway::built_in();
+        let check = |more: &str| {
+            let text = format!("virtual_keys: {{k: {{api_key: k, {more}}}}}");
+            read(&text, &openai, &|_| None).map(drop).map_err(|problems| problems[0].message.clone())
+        };
+        assert_eq!(check("provider: openai, openai_project: p, openai_beta: b"), Ok(()));
+        let misspelt = "openai has no such setting; did you mean \"openai_project\"?";
+        assert_eq!(check("provider: openai, openai_projct: p"), Err(misspelt.to_owned()));
+        let others = check("provider: openai, azure_api_version: v1").unwrap_err();
+        assert!(others.starts_with("openai has no such setting; allowed: openai_organization"), "{others}");
+        assert_eq!(check("provider: fal, aws_region: r"), Err("fal has no such setting".to_owned()));
+        // What a worker of one's own takes, it knows itself.
+        let own = "virtual_keys: {k: {provider: mine, aws_regoin: r}}\nworkers: {mine: 'http://a:1'}";
+        assert!(read(own, &openai, &|_| None).is_ok());
     }
 
     #[test]

@@ -6,7 +6,14 @@ use crate::pb;
 
 /// Providers by id.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Providers(BTreeMap<String, Credentials>);
+pub struct Providers(BTreeMap<String, Wants>);
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Wants {
+    credentials: Credentials,
+    /// Which settings it knows. None: that is its own business.
+    settings: Option<Vec<String>>,
+}
 
 /// What a provider takes in place of an API key: settings of these names together, for each way there is.
 /// Without any, it needs nothing.
@@ -20,7 +27,8 @@ impl Providers {
         if record.keyless {
             ways.push(Vec::new());
         }
-        self.0.insert(record.name.clone(), ways);
+        let wants = Wants { credentials: ways, settings: Some(record.settings.clone()) };
+        self.0.insert(record.name.clone(), wants);
         self
     }
 
@@ -28,7 +36,8 @@ impl Providers {
     /// credential is between the two of them.
     #[must_use]
     pub fn with_own(mut self, name: &str) -> Self {
-        self.0.entry(name.to_owned()).or_insert_with(|| vec![Vec::new()]);
+        let keyless = || Wants { credentials: vec![Vec::new()], settings: None };
+        self.0.entry(name.to_owned()).or_insert_with(keyless);
         self
     }
 
@@ -64,7 +73,13 @@ impl Providers {
     }
 
     fn ways(&self, name: &str) -> impl Iterator<Item = &Vec<String>> {
-        self.0.get(name).into_iter().flatten()
+        self.0.get(name).into_iter().flat_map(|wants| &wants.credentials)
+    }
+
+    /// The settings that a provider knows, if there are no others.
+    pub fn settings(&self, name: &str) -> Option<Vec<&str>> {
+        let settings = self.0.get(name)?.settings.as_ref()?;
+        Some(settings.iter().map(String::as_str).collect())
     }
 }
 

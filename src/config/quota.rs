@@ -7,8 +7,9 @@ use super::{
     read::{Object, Problems},
 };
 use crate::{
+    moment,
     pb::{self, BudgetReset, RateUnit},
-    quota::{self, Span},
+    quota::Span,
 };
 
 /// Billionths of a dollar in one.
@@ -31,11 +32,11 @@ const RESETS: &[(&str, BudgetReset)] =
     &[("daily", BudgetReset::Daily), ("weekly", BudgetReset::Weekly), ("monthly", BudgetReset::Monthly)];
 
 /// How much somebody may use. Every limit has to be kept.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Quota(pub Vec<Limit>);
 
 /// One limit.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Limit {
     /// So many requests in each unit of time.
     Rate {
@@ -169,7 +170,7 @@ impl Quota {
         let (mut rates, mut budgets) = (Vec::new(), Vec::new());
         for limit in &quota.0 {
             let end = Span::of(limit).window(now_ms).end;
-            let resets = (end < i64::MAX).then(|| quota::rfc3339(end));
+            let resets = (end < i64::MAX).then(|| moment::text(end));
             match limit.message() {
                 pb::quota_use::Limit::Rate(rate) => {
                     rates.push(

@@ -266,10 +266,20 @@ pub fn check_key(
         problems.add("base_url", message);
         None
     });
+    let is_key_missing = secrets.key.is_none()
+        && providers.contains(provider)
+        && !providers.does_without_key(provider, |option| secrets.options.contains_key(option));
+    if is_key_missing {
+        let instead = providers.instead_of_key(provider);
+        let instead = if instead.is_empty() { instead } else { format!(", or the settings {instead}") };
+        problems.add("key", format!("Required: the key that {provider} has given you{instead}"));
+    }
     let value = Value::Object(fields);
     let upstream = Object::open(&value, "", &problems)
         .and_then(|object| read_virtual_key(slug, object, providers, &settings.workers));
-    let found = problems.into_vec();
+    let mut found = problems.into_vec();
+    // What a file would say is of no use to others.
+    found.retain(|problem| !(is_key_missing && problem.path == "api_key"));
     match upstream {
         Some(upstream) if found.is_empty() => Ok(Upstream { base_url: host, ..upstream }),
         _ => Err(found),

@@ -42,6 +42,9 @@ struct Data {
     /// Settings that together stand for an API key.
     #[serde(default)]
     credentials: Vec<Vec<String>>,
+    /// The settings that it knows, as virtual keys spell them.
+    #[serde(default)]
+    settings: Vec<String>,
     models: Vec<Model>,
 }
 
@@ -140,6 +143,7 @@ impl Data {
             models,
             keyless: self.keyless,
             credentials: credentials.collect(),
+            settings: self.settings,
         })
     }
 }

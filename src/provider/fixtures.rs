@@ -181,6 +181,9 @@ impl JobFile {
             ..Default::default()
         };
         let base_url = self.base_url.unwrap_or_else(|| provider.default_base_url().to_owned());
+        // Virtual keys can only have what the data file lists.
+        let unknown = self.options.keys().find(|name| !provider.record().settings.contains(name));
+        assert_eq!(unknown, None, "not among the settings of {}", provider.record().name);
         Job {
             api_key: (!self.keyless).then(|| "key".into()),
             token: self.token.map(Into::into),

@@ -27,7 +27,7 @@ use crate::{
         quota::{Limit, Quota, Rule},
     },
     error::{Error, ErrorKind},
-    telemetry,
+    moment, telemetry,
 };
 
 /// Longer values of metadata are told apart by so many characters, as in the log.
@@ -187,7 +187,7 @@ impl From<Exceeded> for Error {
         let Exceeded { subject, limit, used, wanted, window, .. } = &exceeded;
         let left = exceeded.left();
         let resets = match left {
-            Some(left) => format!("; it resets at {} (in {} s)", rfc3339(window.end), seconds(left)),
+            Some(left) => format!("; it resets at {} (in {} s)", moment::text(window.end), seconds(left)),
             None => "; it does not reset".to_owned(),
         };
         let span = Span::of(limit);
@@ -229,13 +229,6 @@ fn usd(nanos: i64) -> String {
 /// Rounded up: whoever waits so long waits long enough.
 fn seconds(length: Duration) -> u64 {
     length.as_millis().div_ceil(1000).try_into().unwrap_or(u64::MAX)
-}
-
-/// A moment in ms since 1970, as people and programs read it.
-pub fn rfc3339(ms: i64) -> String {
-    let at = time::OffsetDateTime::from_unix_timestamp(ms.div_euclid(1000)).ok();
-    let text = at.and_then(|at| at.format(&time::format_description::well_known::Rfc3339).ok());
-    text.unwrap_or_else(|| ms.to_string())
 }
 
 #[cfg(test)]

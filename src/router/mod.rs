@@ -48,6 +48,7 @@ use crate::{
     fleet::Fleet,
     health::Health,
     images::Pieces,
+    issuers::Issuers,
     jobs::{self, JobStream, Jobs, Made, Webhook},
     merge::merge,
     pb::{
@@ -106,6 +107,7 @@ pub struct State {
     settings: Arc<Settings>,
     workers: Arc<Workers>,
     providers: Providers,
+    issuers: Arc<Issuers>,
     embedder: Option<Arc<Embedder>>,
     /// For webhooks.
     http: Option<Arc<Http>>,
@@ -115,7 +117,14 @@ impl State {
     /// Puts settings and workers together. `built_in` are the providers of this binary.
     pub fn new(settings: Arc<Settings>, workers: Arc<Workers>, built_in: &Providers) -> Self {
         let providers = built_in.clone().with_all_own(workers.providers());
-        Self { settings, workers, providers, embedder: None, http: None }
+        let issuers = Arc::default();
+        Self { settings, workers, providers, issuers, embedder: None, http: None }
+    }
+
+    /// The same with those who vouch for callers.
+    #[must_use]
+    pub fn trusting(self, issuers: Arc<Issuers>) -> Self {
+        Self { issuers, ..self }
     }
 
     /// The same with these connections, for webhooks and the embeddings endpoint that the settings may name.
@@ -193,16 +202,27 @@ impl Router {
         self.state.store(Arc::new(state));
     }
 
+    /// Before a caller is looked for: has the keys fetched that its token may need.
+    pub async fn prepare(&self, headers: &HeaderMap) {
+        let issuers = Arc::clone(&self.state.load().issuers);
+        issuers.prepare(&resolve::credentials(headers)).await;
+    }
+
+    /// Whether everybody may do everything, because nobody has a key.
+    pub fn is_open(&self) -> bool {
+        self.state.load().settings.callers.are_everybody()
+    }
+
     /// Who manages what the gateway remembers.
     ///
     /// # Errors
     /// 401 without a valid key, 403 without the scope, and where everybody is let in.
     pub fn manager(&self, headers: &HeaderMap, scope: Scope) -> Result<Caller> {
-        let settings = &self.state.load().settings;
-        if settings.callers.is_empty() && !settings.callers.open {
+        let state = self.state.load();
+        if state.settings.callers.are_everybody() {
             return Ok(Caller::anybody());
         }
-        let caller = resolve::authenticate(headers, settings, scope)?;
+        let caller = resolve::authenticate(headers, &state.settings, &state.issuers, scope)?;
         caller.map(|caller| Caller::clone(&caller)).ok_or_else(|| {
             let message =
                 "an API key is required: `auth: open` lets everybody make images, and nobody manage";
@@ -255,6 +275,7 @@ impl Router {
         image: Option<pb::ImageRequest>,
         operation: Operation,
     ) -> Result<pb::ImageResult> {
+        self.prepare(request.metadata().as_ref()).await;
         let started = self.start(request.metadata().as_ref(), image, operation, None)?.admit().await?;
         let mut result = result(started.run().await?);
         for (image, pieces) in &mut result.1 {
@@ -265,9 +286,11 @@ impl Router {
     }
 
     /// Who asks about jobs.
-    fn caller<T>(&self, request: &Request<T>) -> Result<String> {
-        let settings = &self.state.load().settings;
-        let caller = resolve::authenticate(request.metadata().as_ref(), settings, Scope::Generate)?;
+    async fn caller<T>(&self, request: &Request<T>) -> Result<String> {
+        let headers = request.metadata().as_ref();
+        self.prepare(headers).await;
+        let state = self.state.load();
+        let caller = resolve::authenticate(headers, &state.settings, &state.issuers, Scope::Generate)?;
         Ok(caller.map_or_else(String::new, |caller| caller.id.clone()))
     }
 
@@ -275,6 +298,7 @@ impl Router {
         let pb::SubmitImageRequest { image, wait_ms } = request;
         let wait = Duration::from_millis(wait_ms);
         let mut headers = headers.clone();
+        self.prepare(&headers).await;
         // How long this call may take says nothing of the job.
         headers.remove("grpc-timeout");
         // Previews nobody can be shown would be paid for.
@@ -341,7 +365,8 @@ impl Router {
     ) -> Result<(Call, Resolved)> {
         let state = self.state.load_full();
         let mut image = image.unwrap_or_default();
-        let mut resolved = resolve::resolve(headers, &image.model, &state.settings, &state.providers)?;
+        let (settings, issuers) = (&state.settings, &state.issuers);
+        let mut resolved = resolve::resolve(headers, &image.model, settings, &state.providers, issuers)?;
         if image.operation() == Operation::Unspecified {
             image.operation = operation.into();
         }
@@ -355,7 +380,7 @@ impl Router {
             request_id: ids.request_id.clone(),
             trace_id: ids.trace_id.clone(),
             deadline: Instant::now() + incoming::time_limit(headers, state.settings.limits.total_timeout)?,
-            headers: headers.clone(),
+            headers: resolve::without_credentials(headers, settings, issuers),
             metadata,
             seed: self.shared.seed(),
             health: Arc::clone(&self.shared.health),
@@ -556,6 +581,7 @@ impl RouterService for Router {
     ) -> Result<Response<EventStream>, Status> {
         let image = request.get_mut().image.take();
         let (sender, receiver) = mpsc::channel(EVENTS_WAITING);
+        self.prepare(request.metadata().as_ref()).await;
         let started = self.start(request.metadata().as_ref(), image, Operation::Unspecified, Some(sender))?;
         let started = started.admit().await?;
         let ctx = Arc::clone(&started.call.ctx);
@@ -584,7 +610,7 @@ impl RouterService for Router {
         &self,
         request: Request<pb::GetJobRequest>,
     ) -> Result<Response<pb::GetJobResponse>, Status> {
-        let caller = self.caller(&request)?;
+        let caller = self.caller(&request).await?;
         let pb::GetJobRequest { id, omit_result } = request.into_inner();
         let (job, mut result) = self.shared.jobs.get(&id, &caller).await?;
         if omit_result {
@@ -601,13 +627,13 @@ impl RouterService for Router {
         &self,
         request: Request<pb::CancelJobRequest>,
     ) -> Result<Response<pb::CancelJobResponse>, Status> {
-        let caller = self.caller(&request)?;
+        let caller = self.caller(&request).await?;
         let job = self.shared.jobs.cancel(&request.get_ref().id, &caller).await?;
         Ok(Response::new(pb::CancelJobResponse { job: Some(job) }))
     }
 
     async fn watch_job(&self, request: Request<pb::WatchJobRequest>) -> Result<Response<JobStream>, Status> {
-        let caller = self.caller(&request)?;
+        let caller = self.caller(&request).await?;
         Ok(Response::new(self.shared.jobs.watch(&request.get_ref().id, &caller).await?))
     }
 
@@ -617,6 +643,7 @@ impl RouterService for Router {
     ) -> Result<Response<pb::ExplainRouteResponse>, Status> {
         let image = request.get_mut().image.take();
         let headers = request.metadata().as_ref();
+        self.prepare(headers).await;
         let (call, resolved) =
             self.resolve(headers, image, Operation::Unspecified, None, &Ids::new(headers))?;
         let targets = route::explain(&resolved.route.plan, &call).await;
@@ -634,8 +661,10 @@ impl RouterService for Router {
         &self,
         request: Request<pb::ListModelsRequest>,
     ) -> Result<Response<pb::ListModelsResponse>, Status> {
+        let headers = request.metadata().as_ref();
+        self.prepare(headers).await;
         let state = self.state.load_full();
-        let caller = resolve::authenticate(request.metadata().as_ref(), &state.settings, Scope::Generate)?;
+        let caller = resolve::authenticate(headers, &state.settings, &state.issuers, Scope::Generate)?;
         let tenant = caller.as_ref().map_or(DEFAULT_TENANT, |caller| &caller.tenant);
         let granted = |id: &str| {
             let granted = caller.as_ref().and_then(|caller| caller.virtual_keys.as_ref());

@@ -17,6 +17,7 @@ use crate::{
         spec::Secret,
     },
     error::{Error, ErrorKind, Result},
+    issuers::Issuers,
     pb,
     provider::canonical_name,
 };
@@ -67,31 +68,70 @@ const PLACEHOLDER: &str = "OPENAI_API_KEY";
 const OPTION_PREFIXES: &[&str] =
     &["openai-", "azure-", "aws-", "vertex-", "workers-ai-", "fireworks-", "huggingface-"];
 
+/// The headers that say who calls.
+const CREDENTIALS: [&str; 3] = ["x-portkey-api-key", "authorization", "api-key"];
+
+/// What a request says that its caller is known by: API keys and tokens.
+pub fn credentials(headers: &HeaderMap) -> [Option<&str>; 3] {
+    CREDENTIALS.map(|name| credential(headers, name))
+}
+
+fn credential<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    if name == "authorization" { bearer(headers) } else { text(headers, name) }
+}
+
+/// Takes away what only this gateway may see, before anything of the headers can go to a provider.
+pub fn without_credentials(headers: &HeaderMap, settings: &Settings, issuers: &Issuers) -> HeaderMap {
+    let mut headers = headers.clone();
+    for name in CREDENTIALS {
+        if credential(&headers, name).is_some_and(|text| is_ours(text, settings, issuers)) {
+            headers.remove(name);
+        }
+    }
+    headers
+}
+
+fn is_ours(text: &str, settings: &Settings, issuers: &Issuers) -> bool {
+    settings.callers.find(text).is_some() || issuers.vouch_for(text)
+}
+
 /// Finds the caller of a request.
 ///
 /// # Errors
-/// 401 without a valid key, 403 without the scope.
-pub fn authenticate(headers: &HeaderMap, settings: &Settings, scope: Scope) -> Result<Option<Arc<Caller>>> {
+/// 401 without a valid key or token, 403 without the scope, 503 if a token cannot be checked now.
+pub fn authenticate(
+    headers: &HeaderMap,
+    settings: &Settings,
+    issuers: &Issuers,
+    scope: Scope,
+) -> Result<Option<Arc<Caller>>> {
     if settings.callers.is_empty() {
         return Ok(None);
     }
-    let given = [text(headers, "x-portkey-api-key"), bearer(headers), text(headers, "api-key")];
-    let Some(caller) = given.iter().flatten().find_map(|key| settings.callers.find(key)) else {
+    let given = credentials(headers);
+    let mut refused = None;
+    let found = given.iter().flatten().find_map(|text| match settings.callers.find(text) {
+        Some(caller) => Some(Arc::clone(caller)),
+        None => issuers.caller(text)?.map_err(|error| _ = refused.get_or_insert(error)).ok(),
+    });
+    let Some(caller) = found else {
         if settings.callers.open {
             return Ok(None);
         }
-        let message = if given.iter().flatten().next().is_some() {
-            "the API key is not valid"
-        } else {
-            "an API key is required: send it as x-portkey-api-key or as bearer token"
-        };
-        return Err(Error::new(ErrorKind::Unauthenticated, message));
+        return Err(refused.unwrap_or_else(|| {
+            let message = if given.iter().flatten().next().is_some() {
+                "the API key is not valid"
+            } else {
+                "an API key is required: send it as x-portkey-api-key or as bearer token"
+            };
+            Error::new(ErrorKind::Unauthenticated, message)
+        }));
     };
     if !caller.scopes.contains(&scope) && !caller.scopes.contains(&Scope::Admin) {
-        let message = format!("the API key of \"{}\" has no scope \"{scope}\"", caller.name);
+        let message = format!("{} has no scope \"{scope}\"", caller.credential());
         return Err(Error::new(ErrorKind::PermissionDenied, message));
     }
-    Ok(Some(Arc::clone(caller)))
+    Ok(Some(caller))
 }
 
 /// Finds the caller and the plan of an image request.
@@ -103,21 +143,21 @@ pub fn resolve(
     model: &str,
     settings: &Settings,
     providers: &Providers,
+    issuers: &Issuers,
 ) -> Result<Resolved> {
-    let caller = authenticate(headers, settings, Scope::Generate)?;
+    let caller = authenticate(headers, settings, issuers, Scope::Generate)?;
     let tenant = caller.as_ref().map_or(DEFAULT_TENANT, |caller| &caller.tenant);
     let overrides = overrides(headers, settings)?;
     let virtual_keys = settings.virtual_keys_of(tenant);
     let custom_host = overrides.custom_host.is_some();
-    let upstream = Upstreams { headers, settings, virtual_keys, providers, custom_host }.find(model);
+    let upstream = Upstreams { headers, settings, issuers, virtual_keys, providers, custom_host }.find(model);
     let known = Known { providers, virtual_keys, egress: &settings.egress, from_caller: true };
     let named = text(headers, "x-portkey-config");
     if let Some(caller) = caller.as_ref().filter(|caller| !caller.allow_config_override)
         && (named.is_some_and(|id| caller.default_config.as_deref() != Some(id.trim()))
             || !matches!(upstream, Ok(None)))
     {
-        let message =
-            format!("the API key of \"{}\" may use no other route than its default config", caller.name);
+        let message = format!("{} may use no other route than its default config", caller.credential());
         return Err(Error::new(ErrorKind::PermissionDenied, message));
     }
     let route = if let Some(config) = named {
@@ -153,7 +193,7 @@ pub fn resolve(
 /// Whether a caller may use this route and every virtual key on it.
 fn check_grants(caller: &Caller, route: &Route, upstream: Option<&Upstream>) -> Result<()> {
     let refuse = |what: &str, id: &str| {
-        let message = format!("the API key of \"{}\" may not use {what} \"{id}\"", caller.name);
+        let message = format!("{} may not use {what} \"{id}\"", caller.credential());
         Err(Error::new(ErrorKind::PermissionDenied, message))
     };
     if let Some(configs) = &caller.configs
@@ -267,6 +307,7 @@ fn overrides(headers: &HeaderMap, settings: &Settings) -> Result<Overrides> {
 struct Upstreams<'a> {
     headers: &'a HeaderMap,
     settings: &'a Settings,
+    issuers: &'a Issuers,
     virtual_keys: &'a BTreeMap<String, Arc<Upstream>>,
     providers: &'a Providers,
     custom_host: bool,
@@ -340,7 +381,7 @@ impl Upstreams<'_> {
     fn provider_key(&self) -> Option<&str> {
         let key = bearer(self.headers)?;
         let ours =
-            self.settings.callers.find(key).is_some() || text(self.headers, "x-portkey-api-key") == Some(key);
+            is_ours(key, self.settings, self.issuers) || text(self.headers, "x-portkey-api-key") == Some(key);
         (!ours && key != PLACEHOLDER).then_some(key)
     }
 

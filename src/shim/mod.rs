@@ -9,6 +9,7 @@ mod encode;
 mod events;
 mod explain;
 mod files;
+mod here;
 mod images;
 mod jobs;
 mod manage;
@@ -26,7 +27,7 @@ use axum::{
 use serde_json::json;
 use tonic::{Request, metadata::MetadataMap};
 
-pub use self::files::Files;
+pub use self::{files::Files, here::only_from_here};
 use crate::{
     admin::SharedAdmin,
     error::{Error, ErrorKind},

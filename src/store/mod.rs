@@ -256,9 +256,16 @@ async fn within<T>(work: impl Future<Output = sqlx::Result<T>>) -> Result<T> {
 fn failure(error: &sqlx::Error) -> Error {
     match error {
         sqlx::Error::Database(database) if database.is_unique_violation() => taken(),
+        // PostgreSQL has no text with this character, so there is nothing of that name either.
+        sqlx::Error::Database(database) if database.code().as_deref() == Some(NUL_IN_TEXT) => {
+            Error::new(ErrorKind::InvalidRequest, "a text has the control character U+0000; allowed: text")
+        }
         _ => away(&reason(error)),
     }
 }
+
+/// PostgreSQL's `character_not_in_repertoire`.
+const NUL_IN_TEXT: &str = "22021";
 
 /// A name that exists already.
 fn taken() -> Error {

@@ -295,7 +295,10 @@ async fn usage_counts_money_for_whoever_was_paid() {
             r.report = costing(&[("p2", None)]);
             (r.cost_usd, r.cost_unknown) = (None, true);
         }),
-        request(86_401, |r| (r.status, r.provider) = (500, "p3".into())),
+        request(86_401, |r| {
+            (r.status, r.provider) = (500, "p3".into());
+            r.metadata = BTreeMap::from([("team".into(), "red".into())]);
+        }),
     ];
     store.log(&log).await.unwrap();
     // What is not known to have been kept is written again, and counts once.
@@ -314,6 +317,9 @@ async fn usage_counts_money_for_whoever_was_paid() {
     let cost = |key: &str| one(&by_provider, key).cost_usd;
     assert_eq!((cost("p1"), cost("p2"), cost("p3")), (0.1, 0.2, 0.0));
     assert_eq!((one(&by_provider, "p1").requests, one(&by_provider, "p2").cost_unknown), (0, 1));
+    let teams: Vec<_> =
+        usage("metadata.team").await.unwrap().into_iter().map(|team| (team.key, team.requests)).collect();
+    assert_eq!(teams, [(String::new(), 2), ("red".to_owned(), 1)]);
     let days: Vec<_> = usage("day").await.unwrap().into_iter().map(|day| (day.key, day.requests)).collect();
     assert_eq!(days, [("0".to_owned(), 2), ("86400000".to_owned(), 1)]);
     assert!(usage("nonsense").await.unwrap_err().message.contains("metadata.NAME"));

@@ -49,8 +49,10 @@ impl Store {
             _ => match (group_by.strip_prefix(METADATA), GROUPS.iter().find(|(name, _)| *name == group_by)) {
                 (Some(name), _) if !name.is_empty() => {
                     let name = conditions.parameter(name);
-                    let join = format!("JOIN request_metadata g ON g.request_id = r.id AND g.name = {name}");
-                    ("g.value".to_owned(), join)
+                    // Also those without it: the groups add up to all requests.
+                    let join =
+                        format!("LEFT JOIN request_metadata g ON g.request_id = r.id AND g.name = {name}");
+                    ("COALESCE(g.value, '')".to_owned(), join)
                 }
                 (_, Some((_, column))) => ((*column).to_owned(), String::new()),
                 _ => {

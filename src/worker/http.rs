@@ -252,6 +252,14 @@ impl Incoming {
         Ok(Answer { status: self.status, headers: self.headers, body, address, note: String::new() })
     }
 
+    /// Reads the body to its end, as it is.
+    ///
+    /// # Errors
+    /// It is larger than `limit` bytes, or breaks off.
+    pub async fn document(mut self, limit: usize) -> Result<Bytes> {
+        Ok(self.pieces(limit).await?.into_bytes())
+    }
+
     /// Where the image is instead, if the answer says so.
     fn redirect(&self, from: &Url) -> Result<Option<Url>> {
         if !matches!(self.status.as_u16(), 301 | 302 | 303 | 307 | 308) {

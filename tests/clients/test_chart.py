@@ -1045,6 +1045,13 @@ def test_certificates_have_the_names_that_peers_ask_for():
     assert worker["tls"]["clients"][0] in rendered.named("Certificate", f"{NAME}-router")["spec"]["dnsNames"]
 
 
+def test_issuers_of_tokens_are_callers_like_api_keys():
+    issuers = [{"issuer": "https://idp.example", "audience": "imagegate"}]
+    rendered = render(merged(at("config.jwt_issuers", issuers), OPENAI_KEY, at("router.credentials", {"OPENAI": KEY})))
+    assert rendered.config("router")["jwt_issuers"] == issuers
+    assert "auth" not in rendered.config("router")
+
+
 def test_api_keys_alone_can_be_enough_for_the_router():
     rendered = render(merged(MTLS, at("tls.requireRouterClients", False)))
     assert "clients" not in rendered.config("router")["tls"]

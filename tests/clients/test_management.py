@@ -136,6 +136,16 @@ def test_pages_of_a_list(gateway, portkey, openai_api):
     assert sorted(seen) == [f"key-{number}" for number in range(5)]
 
 
+def test_what_a_virtual_key_lacks_is_said_for_whoever_calls(gateway):
+    lacking = {"name": "n", "provider": "bedrock"}
+    error = openai_error(call(gateway, "POST", "/virtual-keys", lacking))["message"]
+    assert "path: key, message: Required: the key that bedrock has given you, or the settings aws_access_key_id and" in error
+    assert "env" not in error and "held_by" not in error
+    misspelt = {"name": "n", "provider": "openai", "key": "k", "openai_projct": "p"}
+    error = openai_error(call(gateway, "POST", "/virtual-keys", misspelt))["message"]
+    assert 'openai has no such setting; did you mean "openai_project"?' in error
+
+
 def test_api_keys_are_made_used_changed_rotated_and_deleted(gateway, portkey, stability_api, openai_api, decode):
     make_keys(portkey, stability_api, openai_api)
     saved = portkey.configs.create(name="hero", config=FALLBACK)

@@ -80,7 +80,7 @@ def test_a_virtual_key_needs_its_credential(command):
 
 def test_options_of_a_virtual_key_are_named_and_not_shown(command):
     add = ["keys", "add", "azure", "--provider", "azure-openai", "--option", "azure_resource_name=hidden-name"]
-    more = ["--option", "azure_deployment_name=d=1", "--option", "azure_api_version=2024-10-21"]
+    more = ["--option", "azure_deployment_id=d=1", "--option", "azure_api_version=2024-10-21"]
     command(*add, *more, text="key")
     shown = command("keys", "show", "azure")
     assert "azure_resource_name" in shown and "hidden-name" not in shown
@@ -112,6 +112,10 @@ def test_an_api_key_may_be_narrow(command, gateway):
     made = parsed(command("keys", "api", "create", "b", "--default-config", "pc-openai", *args, "--json"))
     assert (made["configs"], made["virtual_keys"], made["allow_config_override"]) == (["pc-openai"], None, False)
     assert post(gateway, "pc-stability", key=made["key"]).status_code == 403
+    wider = ["--all-configs", "--only-default-config=false", "--metadata", "team=blue"]
+    changed = parsed(command("keys", "api", "update", made["id"], *wider, "--json"))
+    assert (changed["configs"], changed["metadata"], changed["scopes"]) == (None, {"team": "blue"}, made["scopes"])
+    assert post(gateway, "pc-stability", key=made["key"]).status_code == 200
     assert command("usage", key=made["key"])
     assert "scope" in command("configs", "list", key=made["key"], code=1)
 

@@ -452,8 +452,6 @@ def test_usage_is_the_sum_of_the_log(varied, by):
 
     expected = {}
     for record in log:
-        if by.startswith("metadata.") and not key(record):
-            continue  # It is in no group.
         group = expected.setdefault(key(record), [0] * 8)
         is_known = record.HasField("cost_usd")
         facts = [1, record.status == 200, record.status == 200 and record.fallback, record.refused]
@@ -480,6 +478,70 @@ def test_usage_of_a_filter_and_by_time(varied):
     days = varied.ask("GetUsage", group_by="day").groups
     assert sum(day.requests for day in days) == 7 and [day.key for day in days] == sorted(day.key for day in days)
     assert varied.refusal("GetUsage", group_by="prompt")[0] == 400
+
+
+def test_a_search_that_nothing_can_match_is_refused(varied):
+    for wrong in [
+        {"cache_status": "hits"},
+        {"min_cost_usd": float("nan")},
+        {"max_cost_usd": -1.0},
+        {"statuses": [42]},
+    ]:
+        assert varied.refusal("ListRequests", filter=wrong)[0] == 400, wrong
+        assert varied.refusal("GetUsage", filter=wrong)[0] == 400, wrong
+
+
+def test_control_characters_are_refused_wherever_they_come(remembering, store, openai_api):
+    admin = Admin(remembering(store))
+    stored_key(admin, openai_api)
+    config = json.dumps(hero("open-ai"))
+    key = {"provider": "openai", "key": "sk-x"}
+    for method, fields in [
+        ("CreateConfig", {"name": "a\0b", "config_json": config}),
+        ("CreateConfig", {"name": "a", "slug": "a\0b", "config_json": config}),
+        ("CreateConfig", {"name": "a", "config_json": config + "\0"}),
+        ("CreateVirtualKey", {"name": "a\0", **key}),
+        ("CreateVirtualKey", {"name": "a", "note": "\0", **key}),
+        ("CreateVirtualKey", {"name": "a", **key, "key": "sk-\n"}),
+        ("UpdateVirtualKey", {"slug": "open-ai", "note": "\0"}),
+        ("CreateApiKey", {"name": "a\0", "scopes": ["generate"]}),
+        ("CreateApiKey", {"name": "a", "scopes": ["generate"], "metadata": {"a\0": "b"}}),
+        ("CreateApiKey", {"name": "a", "scopes": ["generate"], "tenant": "a\0"}),
+        ("CreateFeedback", {"trace_id": "t\0", "value": 1}),
+        ("CreateFeedback", {"trace_id": "t", "value": 1, "metadata_json": "{}\0"}),
+    ]:
+        assert admin.refusal(method, **fields)[0] == 400, (method, fields)
+    # What is looked up is not there, or cannot be.
+    for method, fields in [("GetConfig", {"slug": "a\0"}), ("GetRequest", {"id": "\0"}), ("GetApiKey", {"id": "\0"})]:
+        assert admin.refusal(method, **fields)[0] in (400, 404), method
+
+
+def test_an_api_key_is_changed_as_a_whole(remembering, store, openai_api):
+    gateway = remembering(store)
+    admin = Admin(gateway)
+    virtual_key = stored_key(admin, openai_api)
+    slug = saved_config(admin, hero(virtual_key))
+    assert admin.refusal("CreateApiKey", name="b")[0] == 400, "scopes are required"
+    narrow = {"configs": {"names": [slug]}, "virtual_keys": {"names": [virtual_key]}}
+    made = admin.ask("CreateApiKey", name="b", scopes=["generate"], metadata={"team": "red"}, **narrow)
+    own, of_file = hero("open-ai-virtual-key"), "pc-openai"
+    assert image(gateway, of_file, key=made.key).status_code == 403
+    assert image(gateway, own, key=made.key).status_code == 403
+    change = {"metadata": {"values": {"team": "blue"}}, "configs": {"all": True}}
+    changed = admin.ask("UpdateApiKey", id=made.api_key.id, **change).api_key
+    assert dict(changed.metadata) == {"team": "blue"} and not changed.HasField("configs")
+    assert list(changed.virtual_keys.names) == [virtual_key]
+    assert image(gateway, of_file, key=made.key).status_code == 403, "its virtual key is still not granted"
+    admin.ask("UpdateApiKey", id=made.api_key.id, virtual_keys={"all": True})
+    assert logged(admin, answered(image(gateway, of_file, key=made.key))).metadata == {"team": "blue"}
+    assert admin.refusal("UpdateApiKey", id=made.api_key.id, virtual_keys={"names": ["nothing"]})[0] == 400
+    assert admin.refusal("UpdateApiKey", id=made.api_key.id, scopes={})[0] == 400
+    rest = {"headers": {"x-portkey-api-key": OPS_KEY}, "timeout": 5}
+    url = f"{gateway.base_url}/api-keys/{made.api_key.id}"
+    body = {"defaults": {"metadata": {"team": "green"}}, "configs": [slug], "virtual_keys": "all"}
+    shown = requests.put(url, json=body, **rest).json()
+    assert shown["defaults"]["metadata"] == {"team": "green"}
+    assert (shown["configs"], shown["virtual_keys"]) == ([slug], None)
 
 
 def test_feedback_is_kept_with_its_request(remembering, store):
@@ -764,7 +826,7 @@ def test_no_secret_leaves_the_vault(remembering, store, openai_api, hook):
     virtual_key = stored_key(admin, openai_api)
     wrong = "sk-wrong-" + secrets.token_hex(12)
     refused = stored_key(admin, openai_api, "refused", key=wrong)
-    azure = {"azure_resource_name": "x", "azure_deployment_name": "y", "azure_api_version": "2024-10-21", "azure_ad_token": option}
+    azure = {"azure_resource_name": "x", "azure_deployment_id": "y", "azure_api_version": "2024-10-21", "azure_ad_token": option}
     created = admin.ask("CreateVirtualKey", name="azure", provider="azure-openai", key=wrong, options=azure)
     told.append(created.SerializeToString())
     slug = saved_config(admin, hero(virtual_key))

@@ -63,7 +63,7 @@ tls:
 {{- define "imagegate.auth" -}}
 {{- if .Values.config.auth -}}
 {{- .Values.config.auth -}}
-{{- else if not (or .Values.config.api_keys .Values.config.apiKeys (include "imagegate.credentialPaths" . | fromJsonArray)) -}}
+{{- else if not (or .Values.config.api_keys .Values.config.apiKeys .Values.config.jwt_issuers .Values.config.jwtIssuers (include "imagegate.credentialPaths" . | fromJsonArray)) -}}
 open
 {{- end -}}
 {{- end }}

@@ -16,8 +16,8 @@ What a single value may be is the business of values.schema.json.
 {{- if and (not .Values.existingConfigMap) $credentials (not .Values.allowOpenWithCredentials) -}}
 {{- if eq (toString $config.auth) "open" -}}
 {{- $problems = append $problems (printf "config.auth: `open` lets everybody who reaches the gateway spend the money of %s: name callers in config.api_keys and remove it, or set allowOpenWithCredentials to true" (join ", " $credentials)) -}}
-{{- else if not (or $config.api_keys $config.apiKeys) -}}
-{{- $problems = append $problems (printf "config.api_keys: there are none, and %s would be open to everybody: name callers, or write config.auth: open and set allowOpenWithCredentials to true" (join ", " $credentials)) -}}
+{{- else if not (or $config.api_keys $config.apiKeys $config.jwt_issuers $config.jwtIssuers) -}}
+{{- $problems = append $problems (printf "config.api_keys: there are none, and %s would be open to everybody: name callers there or in config.jwt_issuers, or write config.auth: open and set allowOpenWithCredentials to true" (join ", " $credentials)) -}}
 {{- end -}}
 {{- end -}}
 

@@ -6,7 +6,8 @@ use axum::Json;
 use serde_json::{Map, Value, json};
 
 use super::{
-    Asked, ChangedQuota, Page, RESET_USAGE, Refused, changed_expiry, disabled, done, expiry, flag, quota,
+    Asked, Page, RESET_USAGE, Refused, changed_expiry, disabled, done, expiry, flag,
+    quota::{ChangedQuota, quota},
     required, same_as_path, shown, status_name, text, time_text, told, whole,
 };
 use crate::{
@@ -93,15 +94,16 @@ pub async fn update(asked: Asked) -> Result<Json<Value>> {
             scopes: scopes(body).map(|names| pb::Names { names }),
             disabled: disabled(body),
             expires_unix_ms: changed_expiry(body),
+            configs: grant(body, "configs"),
+            virtual_keys: grant(body, "virtual_keys"),
             id: id.clone(),
             ..Default::default()
         };
         if let Some(mut defaults) = body.object("defaults") {
             message.default_config = defaults.text("config_id").map(str::to_owned);
             message.allow_config_override = flag(&mut defaults, "allow_config_override");
-            if defaults.value("metadata").is_some() {
-                defaults.problem("metadata", "the metadata of a key cannot be changed; make another key");
-            }
+            message.metadata =
+                defaults.has("metadata").then(|| pb::Metadata { values: metadata(&mut defaults) });
             defaults.finish();
         }
         (message, changed)
@@ -158,6 +160,15 @@ fn scopes(body: &mut Object<'_>) -> Option<Vec<String>> {
 fn names(body: &mut Object<'_>, name: &str) -> Option<pb::Names> {
     let names = body.texts(name)?.into_iter().map(str::to_owned).collect();
     Some(pb::Names { names })
+}
+
+/// What may be used from now on: a list, or `all`.
+fn grant(body: &mut Object<'_>, name: &str) -> Option<pb::Grant> {
+    if body.value(name)?.as_str() == Some("all") {
+        return Some(pb::Grant { all: true, names: Vec::new() });
+    }
+    let names = body.texts(name)?.into_iter().map(str::to_owned).collect();
+    Some(pb::Grant { all: false, names })
 }
 
 fn metadata(defaults: &mut Object<'_>) -> BTreeMap<String, String> {
@@ -275,6 +286,17 @@ mod tests {
             (message.scopes, message.default_config),
             (Some(pb::Names::default()), Some("pc-b".into()))
         );
+        assert_eq!((message.metadata, message.configs, message.virtual_keys), (None, None, None));
+
+        memory.answers("update_api_key", pb::UpdateApiKeyResponse::default());
+        let body = json!({
+            "defaults": {"metadata": {"team": "blue"}}, "configs": "all", "virtual_keys": ["openai"],
+        });
+        assert_eq!(json(&memory, "PUT", "/v1/api-keys/id-1", Some(body)).await.0, 200);
+        let message: pb::UpdateApiKeyRequest = memory.asked();
+        assert_eq!(message.metadata.unwrap().values, [("team".to_owned(), "blue".to_owned())].into());
+        assert_eq!(message.configs, Some(pb::Grant { all: true, names: Vec::new() }));
+        assert_eq!(message.virtual_keys, Some(pb::Grant { all: false, names: vec!["openai".into()] }));
 
         for (body, overlap_s) in [
             (None, None),

@@ -48,9 +48,8 @@ pub fn read(query: &mut Object<'_>) -> pb::RequestFilter {
         max_cost_usd: number(query, "max_cost_usd"),
         cache_status: cache_status(query),
     };
-    if let Some(said) = query.text("ai_org_model") {
+    if let Some(said) = one_of(query, "ai_org_model") {
         match said.split_once("__") {
-            _ if said.contains(',') => one_only(query, "ai_org_model"),
             Some((provider, model)) => {
                 filter.provider = provider.into();
                 filter.model = model.into();
@@ -72,26 +71,35 @@ fn bound(query: &mut Object<'_>, ours: &str, theirs: &str) -> Option<i64> {
 }
 
 fn either(query: &mut Object<'_>, ours: &str, theirs: &str) -> String {
-    let (one, other) = (text(query, ours), text(query, theirs));
+    let (one, other) = (text(query, ours), one_of(query, theirs).unwrap_or_default().to_owned());
     if !one.is_empty() && !other.is_empty() {
         query.problem(theirs, format!("says the same as {ours}; give one of them"));
-    }
-    if other.contains(',') {
-        one_only(query, theirs);
     }
     if one.is_empty() { other } else { one }
 }
 
-fn one_only(query: &Object<'_>, name: &str) {
-    query.problem(name, "requests are searched by one of these at a time");
+/// A list in the reference, of which this gateway takes one.
+fn one_of<'a>(query: &mut Object<'a>, name: &str) -> Option<&'a str> {
+    let said = several(query, name);
+    if said.len() > 1 {
+        query.problem(name, "requests are searched by one of these at a time");
+    }
+    said.first().copied()
+}
+
+/// What a name says that may come several times, or once with commas.
+fn several<'a>(query: &mut Object<'a>, name: &str) -> Vec<&'a str> {
+    let said = match query.value(name) {
+        Some(Value::Array(_)) => query.texts(name).unwrap_or_default(),
+        _ => query.text(name).into_iter().collect(),
+    };
+    said.into_iter().flat_map(|said| said.split(',')).map(str::trim).filter(|said| !said.is_empty()).collect()
 }
 
 fn statuses(query: &mut Object<'_>) -> Vec<u32> {
     let mut statuses = Vec::new();
     for name in ["statuses", "status_code"] {
-        for said in
-            query.text(name).unwrap_or_default().split(',').map(str::trim).filter(|said| !said.is_empty())
-        {
+        for said in several(query, name) {
             match said.parse() {
                 Ok(status @ 100..=599) => statuses.push(status),
                 _ => query.problem(name, format!("'{said}' is not an HTTP status; allowed: 100 to 599")),
@@ -121,7 +129,7 @@ fn metadata(query: &mut Object<'_>) -> BTreeMap<String, String> {
 fn cache_status(query: &mut Object<'_>) -> String {
     let said = text(query, "cache_status");
     let name = said.to_ascii_lowercase().replace(' ', "_");
-    let known = ["hit", "miss", "refresh", "semantic_hit", "semantic_miss"];
+    let known = pb::CacheStatus::names();
     if !name.is_empty() && !known.contains(&name.as_str()) {
         query.problem("cache_status", format!("'{said}' is not allowed; allowed: {}", known.join(", ")));
     }

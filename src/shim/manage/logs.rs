@@ -182,6 +182,8 @@ mod tests {
             "success=maybe",
             "metadata=x",
             "configs=a,b",
+            "configs=a&configs=b",
+            "provider=a&provider=b",
             "config=a&configs=b",
             "cost_min=1",
             "min_cost_usd=cheap",

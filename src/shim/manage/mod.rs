@@ -8,9 +8,11 @@ mod configs;
 #[cfg(test)]
 mod fake;
 mod feedback;
+mod fields;
 mod filter;
 mod logs;
 mod providers;
+mod quota;
 mod record;
 mod virtual_keys;
 
@@ -25,18 +27,19 @@ use axum::{
 };
 use futures::future::BoxFuture;
 use http::HeaderMap;
-use prost_types::Timestamp;
 use serde_json::{Map, Value, json};
 use tonic::Status;
 
+use self::fields::{
+    changed_expiry, disabled, expiry, flag, moment_of as moment, read_fields, read_query, required,
+    same_as_path, text, whole,
+};
 use super::{Shim, answer, request, to_router};
 use crate::{
     admin::SharedAdmin,
-    config::{
-        quota::Quota,
-        read::{Object, Problems},
-    },
+    config::read::Object,
     error::{Error, Result},
+    moment::text as time_text,
     pb,
 };
 
@@ -237,24 +240,6 @@ impl Page {
     }
 }
 
-/// The parameters as texts. A name that comes twice is a list; an empty value says nothing.
-fn read_query(query: &str) -> Map<String, Value> {
-    let mut found: Map<String, Value> = Map::new();
-    for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
-        if value.is_empty() {
-            continue;
-        }
-        match found.get_mut(name.as_ref()) {
-            Some(Value::String(before)) => {
-                before.push(',');
-                before.push_str(&value);
-            }
-            _ => _ = found.insert(name.into_owned(), value.into_owned().into()),
-        }
-    }
-    found
-}
-
 /// The body as JSON. Browsers ask before they send that type to another site, so that a page somewhere cannot manage
 /// a gateway on its reader's machine.
 fn read_json(headers: &HeaderMap, body: &[u8]) -> Result<Value> {
@@ -269,160 +254,6 @@ fn read_json(headers: &HeaderMap, body: &[u8]) -> Result<Value> {
         let place = format!("line {}, column {}", error.line(), error.column());
         Error::invalid("body", format!("the request body is not JSON: {place}")).with_code("invalid_json")
     })
-}
-
-/// Takes the fields that `read` wants. Everything wrong with them is one error; so is a field that nobody asked for.
-fn read_fields<T>(
-    fields: &Map<String, Value>,
-    refused: &[Refused],
-    read: impl FnOnce(&mut Object<'_>) -> T,
-) -> Result<T> {
-    let problems = Problems::default();
-    let mut fields = fields.clone();
-    for (name, why) in refused {
-        if fields.remove(*name).is_some_and(|value| !says_nothing(&value)) {
-            problems.add(*name, *why);
-        }
-    }
-    let value = Value::Object(fields);
-    let read = Object::open(&value, "", &problems).map(|mut object| {
-        let read = read(&mut object);
-        object.finish();
-        read
-    });
-    match (read, problems.is_empty()) {
-        (Some(read), true) => Ok(read),
-        _ => Err(refusal(problems)),
-    }
-}
-
-fn refusal(problems: Problems) -> Error {
-    let problems = problems.into_vec();
-    let lines: Vec<_> = problems.iter().map(ToString::to_string).collect();
-    let mut error = Error::invalid("body", lines.join("; "));
-    error.param = problems.first().map(|problem| problem.path.clone());
-    error.violations = problems
-        .into_iter()
-        .map(|problem| pb::Violation { path: problem.path, message: problem.message })
-        .collect();
-    error
-}
-
-fn says_nothing(value: &Value) -> bool {
-    match value {
-        Value::Null | Value::Bool(false) => true,
-        Value::String(text) => text.is_empty(),
-        Value::Array(list) => list.is_empty(),
-        Value::Object(fields) => fields.is_empty(),
-        Value::Bool(true) | Value::Number(_) => false,
-    }
-}
-
-/// A text that has to be there.
-fn required(object: &mut Object<'_>, name: &str) -> String {
-    if object.required(name).is_none() {
-        return String::new();
-    }
-    text(object, name)
-}
-
-/// A text, or an empty one.
-fn text(object: &mut Object<'_>, name: &str) -> String {
-    object.text(name).unwrap_or_default().to_owned()
-}
-
-/// True or false. The reference's SDKs write 1 and 0.
-fn flag(object: &mut Object<'_>, name: &str) -> Option<bool> {
-    match object.value(name)?.as_u64() {
-        Some(number @ 0..=1) => Some(number == 1),
-        _ => object.flag(name),
-    }
-}
-
-/// A whole number, which in an address is a text.
-fn whole(object: &mut Object<'_>, name: &str, min: u64, max: u64) -> Option<u64> {
-    if !object.value(name)?.is_string() {
-        return object.whole(name, min, max);
-    }
-    let said = object.text(name)?;
-    let number = said.parse().ok().filter(|number| (min..=max).contains(number));
-    if number.is_none() {
-        object.problem(name, format!("'{said}' is not allowed; allowed: a whole number from {min} to {max}"));
-    }
-    number
-}
-
-/// A name that the path has already said. Clients repeat it in the body.
-fn same_as_path(object: &mut Object<'_>, name: &str, path: &str) {
-    if let Some(said) = object.text(name)
-        && said != path
-    {
-        object.problem(name, format!("'{said}' is not '{path}', which the path names"));
-    }
-}
-
-/// Whether something is switched off.
-fn disabled(object: &mut Object<'_>) -> Option<bool> {
-    object.choice("status", &[("active", false), ("disabled", true)])
-}
-
-/// Limits; none where nothing is limited.
-fn quota(object: &mut Object<'_>) -> Option<pb::Quota> {
-    Quota::read(object).message()
-}
-
-/// Limits that were changed, each of the two fields by itself: what is not named stays.
-struct ChangedQuota {
-    rates: Option<Vec<pb::RateLimit>>,
-    budgets: Option<Vec<pb::Budget>>,
-}
-
-impl ChangedQuota {
-    fn read(object: &mut Object<'_>) -> Self {
-        let (has_rates, has_budgets) = (object.has("rate_limits"), object.has("usage_limits"));
-        let quota = quota(object).unwrap_or_default();
-        Self { rates: has_rates.then_some(quota.rates), budgets: has_budgets.then_some(quota.budgets) }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.rates.is_none() && self.budgets.is_none()
-    }
-
-    fn over(self, known: Option<pb::Quota>) -> pb::Quota {
-        let known = known.unwrap_or_default();
-        pb::Quota { rates: self.rates.unwrap_or(known.rates), budgets: self.budgets.unwrap_or(known.budgets) }
-    }
-}
-
-/// A time to come, in milliseconds.
-fn expiry(object: &mut Object<'_>) -> Option<i64> {
-    moment(object, "expires_at")
-}
-
-/// A time to come, in milliseconds, or 0 for `never`.
-fn changed_expiry(object: &mut Object<'_>) -> Option<i64> {
-    if object.value("expires_at")?.as_str() == Some("never") { Some(0) } else { expiry(object) }
-}
-
-/// A time as ISO 8601 has it, in milliseconds.
-fn moment(object: &mut Object<'_>, name: &str) -> Option<i64> {
-    let said = object.text(name)?;
-    let millis = parse_time(said);
-    if millis.is_none() {
-        object.problem(name, format!("'{said}' is not a time such as 2026-12-31T23:59:59Z"));
-    }
-    millis
-}
-
-fn parse_time(text: &str) -> Option<i64> {
-    let time: Timestamp = text.parse().ok()?;
-    time.seconds.checked_mul(1000)?.checked_add(i64::from(time.nanos / 1_000_000))
-}
-
-/// A time as the reference writes it.
-fn time_text(millis: i64) -> String {
-    let nanos = i32::try_from(millis.rem_euclid(1000) * 1_000_000).unwrap_or_default();
-    Timestamp { seconds: millis.div_euclid(1000), nanos }.to_string()
 }
 
 /// A text, or null.
@@ -521,23 +352,6 @@ mod tests {
         memory.fails("list_configs", error.to_status());
         let (status, body) = json(&memory, "GET", "/v1/configs", None).await;
         assert_eq!((status, &body["data"]["message"]), (401, &json!("an API key is required")));
-    }
-
-    #[test]
-    fn times_are_read_and_written() {
-        for (text, millis) in [
-            ("1970-01-01T00:00:01Z", 1000),
-            ("1970-01-01T01:00:00.250+01:00", 250),
-            ("1970-01-02", 86_400_000),
-            ("1969-12-31T23:59:59.500Z", -500),
-        ] {
-            assert_eq!(parse_time(text), Some(millis), "{text}");
-            assert_eq!(parse_time(&time_text(millis)), Some(millis), "{text}");
-        }
-        for text in ["", "tomorrow", "1700000000", "2026-13-01"] {
-            assert_eq!(parse_time(text), None, "{text}");
-        }
-        assert_eq!(time_text(1_795_368_050_000), "2026-11-22T17:20:50Z");
     }
 
     #[test]

@@ -90,7 +90,7 @@ pub fn describe_all(record: &RequestRecord) -> Value {
 
 /// The names of the columns.
 pub fn csv_head() -> String {
-    format!("{}\r\n", COLUMNS.join(","))
+    row(COLUMNS)
 }
 
 /// A line of CSV.
@@ -98,19 +98,18 @@ pub fn csv_line(record: &RequestRecord) -> String {
     let shown = describe(record);
     let cell = |name: &&str| match &shown[*name] {
         Value::Null => String::new(),
-        Value::String(text) => quoted(&harmless(text)),
+        Value::String(text) => harmless(text),
         Value::Object(fields) if fields.is_empty() => String::new(),
-        other => quoted(&other.to_string()),
+        other => other.to_string(),
     };
-    format!("{}\r\n", COLUMNS.iter().map(cell).collect::<Vec<_>>().join(","))
+    row(COLUMNS.iter().map(cell))
 }
 
-fn quoted(text: &str) -> String {
-    if text.contains([',', '"', '\r', '\n']) {
-        format!("\"{}\"", text.replace('"', "\"\""))
-    } else {
-        text.to_owned()
-    }
+fn row<T: AsRef<[u8]>>(cells: impl IntoIterator<Item = T>) -> String {
+    let mut writer = csv::WriterBuilder::new().terminator(csv::Terminator::CRLF).from_writer(Vec::new());
+    writer.write_record(cells).expect("memory takes a record of any length");
+    let bytes = writer.into_inner().expect("memory takes everything");
+    String::from_utf8(bytes).expect("cells are texts")
 }
 
 /// Spreadsheets compute a text that begins like a formula, and callers choose some of these texts.

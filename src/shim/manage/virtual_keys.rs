@@ -4,8 +4,9 @@ use axum::Json;
 use serde_json::{Value, json};
 
 use super::{
-    Asked, ChangedQuota, Page, RESET_USAGE, Refused, WORKSPACE, changed_expiry, disabled, done, expiry, flag,
-    quota, required, same_as_path, shown, some, status_name, text, time_text, told,
+    Asked, Page, RESET_USAGE, Refused, WORKSPACE, changed_expiry, disabled, done, expiry, flag,
+    quota::{ChangedQuota, quota},
+    required, same_as_path, shown, some, status_name, text, time_text, told,
 };
 use crate::{
     config::{quota::Quota, read::Object, spec::is_provider_option},
