@@ -235,14 +235,14 @@ REFUSALS = {
     "an invalid config": ("POST", "/configs", {"name": "x", "config": {"targets": []}}, 400, "targets"),
     "a workspace": ("POST", "/configs", {"name": "x", "config": {}, "workspace_id": "w"}, 400, "workspace_id"),
     "a status": ("PUT", "/configs/pc-x", {"status": "archived"}, 400, "status"),
-    "a budget": (
+    "a budget of tokens": (
         "POST",
         "/virtual-keys",
-        {"name": "x", "provider": "openai", "key": "k", "usage_limits": {"credit_limit": 1}},
+        {"name": "x", "provider": "openai", "key": "k", "usage_limits": {"type": "tokens", "credit_limit": 1}},
         400,
-        "usage_limits",
+        "usage_limits.type",
     ),
-    "a rate limit": ("PUT", "/virtual-keys/x", {"rate_limits": [{"unit": "rpm", "value": 1}]}, 400, "rate_limits"),
+    "a wrong unit": ("PUT", "/virtual-keys/x", {"rate_limits": [{"unit": "rpy", "value": 1}]}, 400, "rate_limits.0.unit"),
     "an unknown provider": ("POST", "/virtual-keys", {"name": "x", "provider": "nobody", "key": "k"}, 400, "nobody"),
     "an unknown scope": ("POST", "/api-keys", {"name": "x", "scopes": ["configs.read"]}, 400, "configs.read"),
     "a user": ("POST", "/api-keys/workspace/user", {"name": "x", "user_id": "u"}, 400, "user_id"),
