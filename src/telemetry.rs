@@ -42,6 +42,8 @@ const STORE_ERRORS: &str = "imagegate_store_errors_total";
 const STORE_UP: &str = "imagegate_store_up";
 const LOG_WRITTEN: &str = "imagegate_request_log_written_total";
 const LOG_LOST: &str = "imagegate_request_log_lost_total";
+const IMAGES_UP: &str = "imagegate_images_up";
+const IMAGES_ERRORS: &str = "imagegate_images_errors_total";
 const TLS_REFUSALS: &str = "imagegate_tls_refusals_total";
 
 /// Seconds: an image takes from one second to several minutes.
@@ -61,6 +63,8 @@ pub enum LogFormat {
 /// Starts logging to standard error. `RUST_LOG` says how much.
 pub fn init_logs(format: LogFormat) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    // It tells each try of its own, with the address of an object, which nobody else shall know.
+    let filter = filter.add_directive("object_store=warn".parse().expect("a directive"));
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // A second call, in tests, leaves the first one's logger in place.
     _ = match format {
@@ -108,6 +112,11 @@ pub fn init_metrics() -> Result<PrometheusHandle, String> {
     describe_gauge!(STORE_UP, "Whether the store answers: 1 or 0.");
     describe_counter!(LOG_WRITTEN, "Requests that were written to the request log.");
     describe_counter!(LOG_LOST, "Requests that are missing in the request log, by reason.");
+    describe_gauge!(IMAGES_UP, "Whether the folder or bucket of images takes them: 1 or 0.");
+    describe_counter!(
+        IMAGES_ERRORS,
+        "What was asked of the folder or bucket of images in vain, by operation."
+    );
     describe_counter!(TLS_REFUSALS, "Connections whose TLS handshake failed, by reason.");
     Ok(handle)
 }
@@ -190,6 +199,27 @@ pub fn log_not_written() {
 /// Says once that the log is written again.
 pub fn log_written_again() {
     info!("the request log is written again");
+}
+
+/// Notes what was asked of the place of images in vain.
+pub fn images_failed(operation: &'static str, reason: &str) {
+    counter!(IMAGES_ERRORS, "operation" => operation).increment(1);
+    debug!(operation, reason, "the place of images failed");
+}
+
+/// Notes whether the place of images does what it is asked for.
+pub fn images_up(up: bool) {
+    gauge!(IMAGES_UP).set(if up { 1.0 } else { 0.0 });
+}
+
+/// Says once that images cannot be kept.
+pub fn images_away(reason: &str) {
+    error!(reason, "the place of images is away: images asked for as url fail, all others go on");
+}
+
+/// Says once that images are kept again.
+pub fn images_back() {
+    info!("the place of images is there again");
 }
 
 /// Notes that a job begins.

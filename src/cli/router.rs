@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 
 use super::ConfigArg;
 use crate::{
@@ -13,6 +13,7 @@ use crate::{
     config::{Origin, file::Listen},
     fleet::Fleet,
     gateway::Gateway,
+    objects::Objects,
     router::{self, remote::Served},
     serve::{Grpc, Servers},
     shim::{Files, Shim},
@@ -46,6 +47,7 @@ pub async fn serve(origin: Origin, defaults: Listen) -> Result<()> {
         admin: settings.listen.admin.or(defaults.admin),
     };
     settings.check_exposure(listen).map_err(anyhow::Error::msg)?;
+    let objects = Objects::open(&settings.images).map_err(|reason| anyhow!("images: {reason}"))?;
     gateway.remember().await?;
     let journal = gateway.store().map(|_| Journal::new());
     let fleet = settings.redis.as_ref().map(Fleet::try_new).transpose().map_err(anyhow::Error::msg)?;
@@ -65,7 +67,7 @@ pub async fn serve(origin: Origin, defaults: Listen) -> Result<()> {
         servers.grpc("grpc", address, service, gateway.tls()).await?;
     }
     if let Some(address) = listen.http {
-        let files = Arc::new(Files::new(&settings.data_dir, settings.image_lifetime));
+        let files = Arc::new(Files::new(Arc::clone(&objects), settings.image_lifetime));
         let public_url = settings.public_url.as_deref();
         let limit = settings.limits.max_body_bytes;
         let memory = Arc::new(admin.clone());
