@@ -42,6 +42,7 @@ const STORE_ERRORS: &str = "imagegate_store_errors_total";
 const STORE_UP: &str = "imagegate_store_up";
 const LOG_WRITTEN: &str = "imagegate_request_log_written_total";
 const LOG_LOST: &str = "imagegate_request_log_lost_total";
+const DIGESTS_SKIPPED: &str = "imagegate_request_log_digests_skipped_total";
 const IMAGES_UP: &str = "imagegate_images_up";
 const IMAGES_ERRORS: &str = "imagegate_images_errors_total";
 const TLS_REFUSALS: &str = "imagegate_tls_refusals_total";
@@ -112,6 +113,10 @@ pub fn init_metrics() -> Result<PrometheusHandle, String> {
     describe_gauge!(STORE_UP, "Whether the store answers: 1 or 0.");
     describe_counter!(LOG_WRITTEN, "Requests that were written to the request log.");
     describe_counter!(LOG_LOST, "Requests that are missing in the request log, by reason.");
+    describe_counter!(
+        DIGESTS_SKIPPED,
+        "Images that the request log has no digest of: too many came at once."
+    );
     describe_gauge!(IMAGES_UP, "Whether the folder or bucket of images takes them: 1 or 0.");
     describe_counter!(
         IMAGES_ERRORS,
@@ -189,6 +194,11 @@ pub fn log_written(requests: usize) {
 pub fn log_lost(reason: &'static str, requests: usize) {
     counter!(LOG_LOST, "reason" => reason).increment(requests as u64);
     debug!(reason, requests, "requests are missing in the log");
+}
+
+/// Notes images that the log will have no digest of.
+pub fn digests_skipped(images: usize) {
+    counter!(DIGESTS_SKIPPED).increment(images as u64);
 }
 
 /// Says once that the log cannot be written.

@@ -4,7 +4,7 @@ use std::io::{Write as _, stdout};
 
 use serde_json::{Value, json};
 
-use crate::{params, pb};
+use crate::{digest::hex, params, pb};
 
 /// Prints a document for a program.
 pub fn print(document: &Value) -> anyhow::Result<()> {
@@ -127,6 +127,7 @@ pub fn request(record: &pb::RequestRecord) -> Value {
         "cost_unknown": record.cost_unknown,
         "metadata": record.metadata,
         "images": record.images,
+        "images_made": record.images_made.iter().map(image).collect::<Vec<_>>(),
     });
     if let Some(asked) = &record.asked {
         value["asked"] = json!({
@@ -210,6 +211,16 @@ fn cost_line(line: &pb::CostLine) -> Value {
         "attempt": line.attempt,
         "size": line.size,
         "quality": params::quality_name(line.quality()),
+    })
+}
+
+fn image(image: &pb::LoggedImage) -> Value {
+    json!({
+        "sha256": hex(&image.sha256),
+        "format": image.format().name(),
+        "width": image.width,
+        "height": image.height,
+        "bytes": image.bytes,
     })
 }
 

@@ -18,6 +18,7 @@ use super::{
 };
 use crate::{
     admin::remote::Remote,
+    digest::hex,
     pb::{self, RequestFilter, RequestRecord, admin_service_server::AdminService as _},
 };
 
@@ -275,6 +276,10 @@ fn details(out: &mut impl Write, record: &RequestRecord) -> Result<()> {
     for feedback in &record.feedback {
         writeln!(out, "{:<12} {} (weight {})", "feedback", feedback.value, feedback.weight)?;
     }
+    if !record.images_made.is_empty() {
+        writeln!(out, "\nimages")?;
+        images_made(&record.images_made).print(out)?;
+    }
     let Some(report) = &record.report else { return Ok(()) };
     if !report.attempts.is_empty() {
         writeln!(out, "\nattempts")?;
@@ -298,6 +303,26 @@ fn asked(request: &pb::ImageRequest) -> String {
     let number = request.n.map(|n| format!("n={n}"));
     let model = Some(request.model.clone()).filter(|model| !model.is_empty());
     [model, size, number].into_iter().flatten().collect::<Vec<_>>().join(" ")
+}
+
+fn images_made(images: &[pb::LoggedImage]) -> Table {
+    let mut table = Table::new([
+        Heading::Right("#"),
+        Heading::Left("FORMAT"),
+        Heading::Left("SIZE"),
+        Heading::Right("BYTES"),
+        Heading::Left("SHA-256"),
+    ]);
+    for (index, image) in images.iter().enumerate() {
+        table.row([
+            index.to_string(),
+            image.format().name().to_owned(),
+            format!("{}x{}", image.width, image.height),
+            image.bytes.to_string(),
+            hex(&image.sha256),
+        ]);
+    }
+    table
 }
 
 fn attempts(attempts: &[pb::Attempt]) -> Table {
@@ -405,8 +430,12 @@ mod tests {
             ..Default::default()
         };
         let report = pb::RouteReport { attempts: vec![attempt], ..Default::default() };
-        details(&mut out, &RequestRecord { report: Some(report), ..record() }).unwrap();
+        let sha256 = vec![0xab; 32].into();
+        let image = pb::LoggedImage { width: 64, height: 48, bytes: 123, sha256, ..Default::default() };
+        let record = RequestRecord { report: Some(report), images_made: vec![image], ..record() };
+        details(&mut out, &record).unwrap();
         let text = String::from_utf8(out).unwrap();
+        assert!(text.contains("64x48") && text.contains(&"ab".repeat(32)), "{text}");
         assert!(text.contains("skipped (breaker_open)") && text.contains("$0.0400"), "{text}");
         assert!(
             !text.contains("prompt") && !text.contains("virtual key") && !text.contains("cost lines"),

@@ -88,7 +88,11 @@ pub async fn serve(origin: Origin, defaults: Listen) -> Result<()> {
         let (journal, kept) = (Arc::clone(journal), Arc::clone(store));
         let (flush_every, retention) = (settings.memory.flush_every, settings.memory.retention);
         servers.until_the_end(async move {
-            tokio::join!(journal.keep_writing(&kept, flush_every), journal.keep_forgetting(&kept, retention));
+            tokio::join!(
+                journal.keep_digesting(),
+                journal.keep_writing(&kept, flush_every),
+                journal.keep_forgetting(&kept, retention),
+            );
         });
     }
     servers.background(Arc::clone(&gateway).watch(Some((router.clone(), listen))));

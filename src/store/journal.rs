@@ -14,8 +14,8 @@ use tokio::{
     time::{MissedTickBehavior, interval, sleep, timeout},
 };
 
-use super::{Logged, Store};
-use crate::{pb::unix_now_ms, telemetry};
+use super::{Logged, Store, digests::Digests};
+use crate::{images::Pieces, pb::unix_now_ms, telemetry};
 
 /// Requests that wait to be written, about 2 KB each.
 const QUEUED: usize = 10_000;
@@ -37,6 +37,7 @@ const FORGET_EVERY: Duration = Duration::from_secs(600);
 pub struct Journal {
     sender: mpsc::Sender<Logged>,
     waiting: Mutex<Waiting>,
+    digests: Digests,
     is_failing: AtomicBool,
 }
 
@@ -53,13 +54,32 @@ impl Journal {
     pub fn new() -> Arc<Self> {
         let (sender, queue) = mpsc::channel(QUEUED);
         let waiting = Mutex::new(Waiting { queue, batch: Vec::new() });
-        Arc::new(Self { sender, waiting, is_failing: AtomicBool::new(false) })
+        Arc::new(Self { sender, waiting, digests: Digests::new(), is_failing: AtomicBool::new(false) })
     }
 
-    /// Notes a finished request.
-    pub fn note(&self, request: Logged) {
+    /// Notes a finished request and the images that it was answered with, for their digests.
+    pub fn note(&self, request: Logged, images: Vec<Pieces>) {
+        if images.is_empty() {
+            return self.queue(request);
+        }
+        if let Err(request) = self.digests.add(request, images) {
+            telemetry::digests_skipped(request.record.images_made.len());
+            self.queue(request);
+        }
+    }
+
+    fn queue(&self, request: Logged) {
         if self.sender.try_send(request).is_err() {
             telemetry::log_lost("queue_full", 1);
+        }
+    }
+
+    /// Computes digests, as long as it runs.
+    pub async fn keep_digesting(&self) {
+        let mut work = self.digests.work().await;
+        loop {
+            let request = work.next().await;
+            self.queue(request);
         }
     }
 
@@ -92,6 +112,10 @@ impl Journal {
     /// Writes what still waits, after it has run.
     pub async fn flush(&self, store: &Store) {
         let write = async {
+            let mut work = self.digests.work().await;
+            while let Some(request) = work.next_waiting().await {
+                self.queue(request);
+            }
             let mut waiting = self.waiting.lock().await;
             while waiting.take() && self.write(store, &mut waiting.batch).await {}
             waiting.batch.len() + waiting.queue.len()

@@ -5,6 +5,7 @@
 
 mod api_keys;
 mod configs;
+mod digests;
 mod feedback;
 pub mod journal;
 mod requests;

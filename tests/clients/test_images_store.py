@@ -1,5 +1,8 @@
 """Images that can be fetched later, in a bucket of a real server of S3's language: by url, and in the request log."""
 
+import base64
+import hashlib
+import json
 import os
 import time
 
@@ -7,7 +10,8 @@ import pytest
 import requests
 import yaml
 
-from gateway import TEAM_KEY, Gateway, eventually, founding_config, openai_error, run
+from emulators.pictures import look
+from gateway import OPS_KEY, TEAM_KEY, Gateway, eventually, founding_config, openai_error, run
 from s3_server import BUCKET
 
 LARGE = {"prompt": "a red fox", "size": "1024x1024"}
@@ -190,3 +194,79 @@ def test_a_folder_of_ones_own(serve, tmp_path, stability_api, openai_api):
     path = link(gateway)
     assert os.listdir(folder / "files") == [path.rsplit("/", 1)[1]]
     assert requests.get(gateway.url + path, timeout=10).content[:4] == b"\x89PNG"
+
+
+# Digests in the request log.
+
+
+def logged(gateway, answer, timeout=5):
+    """The log's record of an answer, as the management API shows it."""
+    path = gateway.base_url + "/logs/" + answer.headers["x-imagegate-request-id"]
+
+    def found():
+        got = requests.get(path, headers={"x-portkey-api-key": OPS_KEY}, timeout=10)
+        return got.status_code == 200 and got.json()["data"]
+
+    return eventually(found, timeout, f"the record at {path}")
+
+
+def got(gateway, answer):
+    """The bytes of an answer's images."""
+    assert answer.status_code == 200, answer.text[:1000]
+    images = []
+    for image in answer.json()["data"]:
+        if "url" in image:
+            images.append(requests.get(image["url"], timeout=10).content)
+        else:
+            images.append(base64.b64decode(image["b64_json"], validate=True))
+    return images
+
+
+def sha256(data):
+    return hashlib.sha256(data).hexdigest()
+
+
+def test_the_log_has_the_digests_of_what_the_client_got(openai_only):
+    cached = {"virtual_key": "open-ai-virtual-key", "cache": {"mode": "simple"}}
+    hit = {"x-portkey-config": json.dumps(cached)}
+    asked = [
+        {"body": {**LARGE, "model": "dall-e-2", "size": "512x512", "n": 3, "response_format": "b64_json"}},
+        {"body": {**LARGE, "response_format": "url"}},
+        {"body": {**LARGE, "model": "gpt-image-1", "output_format": "webp", "output_compression": 60}},
+        # The second of these is answered by the cache.
+        {"body": {**LARGE, "prompt": "again", "response_format": "b64_json"}, "headers": hit},
+        {"body": {**LARGE, "prompt": "again", "response_format": "b64_json"}, "headers": hit},
+    ]
+    records = []
+    for request in asked:
+        answer = openai_only.post(**request)
+        images, record = got(openai_only, answer), logged(openai_only, answer)
+        records.append(record)
+        made = record["images_made"]
+        assert record["images"] == len(made) == len(images)
+        assert [image["sha256"] for image in made] == [sha256(image) for image in images]
+        for image, data in zip(made, images):
+            picture = look(data)
+            assert (image["width"], image["height"]) == picture.size
+            assert image["format"] == picture.format.lower() and image["bytes"] == len(data)
+    assert [record["cache_status"] for record in records[-2:]] == ["miss", "hit"]
+    assert metric(openai_only, "imagegate_request_log_digests_skipped_total") == 0
+
+
+def test_of_a_request_whose_content_must_not_be_kept_there_is_no_digest(openai_only):
+    answer = openai_only.post(
+        body={**LARGE, "response_format": "b64_json"}, headers={"x-portkey-debug": "false"}
+    )
+    (data,) = got(openai_only, answer)
+    (image,) = logged(openai_only, answer)["images_made"]
+    assert image == {"sha256": None, "format": "png", "width": 1024, "height": 1024, "bytes": len(data)}
+
+
+def test_a_request_that_ends_with_the_process_is_in_the_log_with_its_digest(serve, stability_api, openai_api):
+    config = founding_config(stability_api, openai_api, default_config="pc-openai", log={"flush_ms": 60_000})
+    gateway = serve(config)
+    answer = ask(gateway, "b64_json")
+    (data,) = got(gateway, answer)
+    gateway.back.stop()
+    (image,) = logged(serve(config), answer)["images_made"]
+    assert image["sha256"] == sha256(data)
