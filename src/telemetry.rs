@@ -43,6 +43,7 @@ const STORE_UP: &str = "imagegate_store_up";
 const LOG_WRITTEN: &str = "imagegate_request_log_written_total";
 const LOG_LOST: &str = "imagegate_request_log_lost_total";
 const DIGESTS_SKIPPED: &str = "imagegate_request_log_digests_skipped_total";
+const LOGGED_IMAGES_LOST: &str = "imagegate_request_log_images_lost_total";
 const IMAGES_UP: &str = "imagegate_images_up";
 const IMAGES_ERRORS: &str = "imagegate_images_errors_total";
 const TLS_REFUSALS: &str = "imagegate_tls_refusals_total";
@@ -117,6 +118,7 @@ pub fn init_metrics() -> Result<PrometheusHandle, String> {
         DIGESTS_SKIPPED,
         "Images that the request log has no digest of: too many came at once."
     );
+    describe_counter!(LOGGED_IMAGES_LOST, "Images that the request log should have kept, by reason.");
     describe_gauge!(IMAGES_UP, "Whether the folder or bucket of images takes them: 1 or 0.");
     describe_counter!(
         IMAGES_ERRORS,
@@ -201,6 +203,12 @@ pub fn digests_skipped(images: usize) {
     counter!(DIGESTS_SKIPPED).increment(images as u64);
 }
 
+/// Notes images that the log should have kept.
+pub fn logged_images_lost(reason: &'static str, images: usize) {
+    counter!(LOGGED_IMAGES_LOST, "reason" => reason).increment(images as u64);
+    debug!(reason, images, "images are missing in the log");
+}
+
 /// Says once that the log cannot be written.
 pub fn log_not_written() {
     error!("the request log cannot be written: what does not fit into memory will be missing");
@@ -224,7 +232,10 @@ pub fn images_up(up: bool) {
 
 /// Says once that images cannot be kept.
 pub fn images_away(reason: &str) {
-    error!(reason, "the place of images is away: images asked for as url fail, all others go on");
+    error!(
+        reason,
+        "the place of images is away: images asked for as url fail, all others go on; the request log keeps none"
+    );
 }
 
 /// Says once that images are kept again.

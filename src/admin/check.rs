@@ -4,7 +4,7 @@ use secrecy::ExposeSecret as _;
 
 use crate::{
     config::{Problem, callers::Scope, file::is_config_id, read::suggestion, spec::Secret},
-    error::{Error, Result},
+    error::{Error, ErrorKind, Result},
     pb,
 };
 
@@ -81,6 +81,35 @@ pub fn feedback(value: Option<i32>, weight: Option<f64>, metadata: Option<&str>)
         return Err(Error::invalid("metadata", message));
     }
     Ok(())
+}
+
+/// What the log keeps of a key's requests.
+pub fn log(policy: Option<pb::LogPolicy>) -> Result<Option<pb::LogPolicy>> {
+    match policy {
+        Some(policy) if pb::KeptImages::try_from(policy.images).is_err() => {
+            let message =
+                format!("log.images: {} is not allowed; allowed: none, thumbnails, full", policy.images);
+            Err(Error::invalid("log.images", message))
+        }
+        policy => Ok(policy),
+    }
+}
+
+/// Why there is no such image of a request.
+pub fn no_image(record: &pb::RequestRecord, index: u32, full: bool) -> Error {
+    let made = record.images_made.get(index as usize);
+    let why = match made {
+        None => format!("the request has {} images, the first is 0", record.images_made.len()),
+        Some(made) if full && !made.full => {
+            "the log does not keep whole images of it (log.images: full)".to_owned()
+        }
+        Some(made) if !full && !made.thumbnail => {
+            "the log has no thumbnail of it (log.images: thumbnails; of SVG, GIF and AVIF there are none)"
+                .to_owned()
+        }
+        Some(_) => "it was not ready yet, could not be kept, or is over".to_owned(),
+    };
+    Error::new(ErrorKind::NotFound, format!("there is no such image: {why}")).with_code("image_not_found")
 }
 
 /// A key for the one who made it.

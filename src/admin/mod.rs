@@ -29,6 +29,7 @@ macro_rules! for_each_call {
             rotate_api_key: RotateApiKeyRequest => RotateApiKeyResponse,
             list_requests: ListRequestsRequest => ListRequestsResponse,
             get_request: GetRequestRequest => GetRequestResponse,
+            get_request_image: GetRequestImageRequest => GetRequestImageResponse,
             get_usage: GetUsageRequest => GetUsageResponse,
             create_feedback: CreateFeedbackRequest => CreateFeedbackResponse,
             update_feedback: UpdateFeedbackRequest => UpdateFeedbackResponse,
@@ -37,7 +38,7 @@ macro_rules! for_each_call {
 }
 pub(crate) use for_each_call;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tonic::{Request, Response, Status};
 
@@ -49,6 +50,7 @@ use crate::{
     },
     error::{Error, ErrorKind, Result},
     gateway::Gateway,
+    objects::gallery::Gallery,
     pb::{self, ApiKey, KeyStatus, admin_service_server::AdminService},
     provider::canonical_name,
     router::Router,
@@ -62,17 +64,21 @@ pub type SharedAdmin = Arc<dyn AdminService>;
 const OVERLAP_S: u64 = 3600;
 const LONGEST_OVERLAP_S: u64 = 90 * 86_400;
 
+/// When to ask again for what is not there now.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
+
 /// The memory of this process.
 #[derive(Clone, Debug)]
 pub struct Admin {
     gateway: Arc<Gateway>,
     router: Router,
+    gallery: Arc<Gallery>,
 }
 
 impl Admin {
-    /// Manages what `gateway` remembers and `router` acts by.
-    pub fn new(gateway: Arc<Gateway>, router: Router) -> Self {
-        Self { gateway, router }
+    /// Manages what `gateway` remembers and `router` acts by, and shows what is in the gallery.
+    pub fn new(gateway: Arc<Gateway>, router: Router, gallery: Arc<Gallery>) -> Self {
+        Self { gateway, router, gallery }
     }
 
     fn store(&self) -> Result<&Store> {
@@ -333,6 +339,7 @@ impl Admin {
             configs: new.configs,
             virtual_keys: new.virtual_keys,
             expires_unix_ms: check::expiry(new.expires_unix_ms)?,
+            log: check::log(new.log)?,
             ..Default::default()
         };
         self.check_names(&record)?;
@@ -358,6 +365,9 @@ impl Admin {
         }
         if let Some(config) = change.default_config {
             record.default_config = config;
+        }
+        if change.log.is_some() {
+            record.log = check::log(change.log)?;
         }
         record.allow_config_override = change.allow_config_override.unwrap_or(record.allow_config_override);
         record.expires_unix_ms = match change.expires_unix_ms {
@@ -445,6 +455,24 @@ impl Admin {
         let caller = self.authorize(&request, Scope::Logs)?;
         let record = self.store()?.get_request(&caller.tenant, &request.get_ref().id).await?;
         Ok(pb::GetRequestResponse { request: Some(record) })
+    }
+
+    async fn get_request_image(
+        &self,
+        request: Request<pb::GetRequestImageRequest>,
+    ) -> Result<pb::GetRequestImageResponse> {
+        let caller = self.authorize(&request, Scope::Logs)?;
+        let pb::GetRequestImageRequest { id, index, full } = request.into_inner();
+        let record = self.store()?.get_request(&caller.tenant, &id).await?;
+        let found = self.gallery.get(&caller.tenant, &record, index as usize, full).await;
+        let found = found.map_err(|_| {
+            let mut error =
+                Error::new(ErrorKind::Unavailable, "images cannot be fetched now; try again later");
+            error.retry_after = Some(ASK_AGAIN);
+            error
+        })?;
+        let (data, format) = found.ok_or_else(|| check::no_image(&record, index, full))?;
+        Ok(pb::GetRequestImageResponse { data, format: format.into() })
     }
 
     async fn get_usage(&self, request: Request<pb::GetUsageRequest>) -> Result<pb::GetUsageResponse> {

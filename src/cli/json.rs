@@ -77,6 +77,7 @@ pub fn api_key(key: &pb::ApiKey) -> Value {
         "configs": key.configs.as_ref().map(|names| &names.names),
         "virtual_keys": key.virtual_keys.as_ref().map(|names| &names.names),
         "status": status(key.status()),
+        "log": key.log.map(|log| json!({"prompts": log.prompts, "images": log.images().name()})),
         "expires_unix_ms": key.expires_unix_ms,
         "created_unix_ms": key.created_unix_ms,
         "updated_unix_ms": key.updated_unix_ms,
@@ -221,6 +222,8 @@ fn image(image: &pb::LoggedImage) -> Value {
         "width": image.width,
         "height": image.height,
         "bytes": image.bytes,
+        "thumbnail": image.thumbnail,
+        "full": image.full,
     })
 }
 

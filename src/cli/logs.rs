@@ -3,10 +3,11 @@
 use std::{
     collections::HashMap,
     io::{Write, stdout},
+    path::PathBuf,
     time::Duration,
 };
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::Subcommand;
 
 use super::{
@@ -68,14 +69,41 @@ enum Command {
         /// As `imagegate logs` and x-imagegate-request-id tell it
         id: String,
     },
+    /// Save an image of a request, or its thumbnail, where the log keeps them
+    #[command(
+        after_help = "Example:\n  imagegate logs image 0197d8e2-6f0c-7b36-9d51-2f7f6a1c4e55 0 -o fox.jpeg"
+    )]
+    Image {
+        /// As `imagegate logs` and x-imagegate-request-id tell it
+        id: String,
+        /// Which one, from 0
+        index: u32,
+        /// The image itself instead of its thumbnail
+        #[arg(long)]
+        full: bool,
+        /// Where to write it; `-` is standard output
+        #[arg(short, value_name = "FILE")]
+        output: PathBuf,
+    },
 }
 
 impl Logs {
     /// Prints what there is, and with `-f` what comes.
     pub async fn run(self) -> Result<()> {
         let memory = self.router.memory()?;
-        if let Some(Command::Show { id }) = &self.command {
-            return self.show(&memory, id).await;
+        match &self.command {
+            None => {}
+            Some(Command::Show { id }) => return self.show(&memory, id).await,
+            Some(Command::Image { id, index, full, output }) => {
+                let request = pb::GetRequestImageRequest { id: id.clone(), index: *index, full: *full };
+                let ask = async |admin: &Remote, request| admin.get_request_image(request).await;
+                let image = memory.ask(request, ask).await?.data;
+                if output.as_os_str() == "-" {
+                    return Ok(stdout().write_all(&image)?);
+                }
+                return std::fs::write(output, image)
+                    .with_context(|| format!("{} cannot be written", output.display()));
+            }
         }
         // More than are shown, so that what was there before is not taken for new.
         let shown = if self.follow { self.n.max(PAGE as usize) } else { self.n };
@@ -311,14 +339,21 @@ fn images_made(images: &[pb::LoggedImage]) -> Table {
         Heading::Left("FORMAT"),
         Heading::Left("SIZE"),
         Heading::Right("BYTES"),
+        Heading::Left("KEPT"),
         Heading::Left("SHA-256"),
     ]);
     for (index, image) in images.iter().enumerate() {
+        let kept = match (image.full, image.thumbnail) {
+            (true, _) => "full",
+            (false, true) => "thumbnail",
+            (false, false) => "-",
+        };
         table.row([
             index.to_string(),
             image.format().name().to_owned(),
             format!("{}x{}", image.width, image.height),
             image.bytes.to_string(),
+            kept.to_owned(),
             hex(&image.sha256),
         ]);
     }

@@ -13,7 +13,7 @@ use crate::{
     config::{Origin, file::Listen},
     fleet::Fleet,
     gateway::Gateway,
-    objects::Objects,
+    objects::{Objects, gallery::Gallery},
     router::{self, remote::Served},
     serve::{Grpc, Servers},
     shim::{Files, Shim},
@@ -49,13 +49,14 @@ pub async fn serve(origin: Origin, defaults: Listen) -> Result<()> {
     settings.check_exposure(listen).map_err(anyhow::Error::msg)?;
     let objects = Objects::open(&settings.images).map_err(|reason| anyhow!("images: {reason}"))?;
     gateway.remember().await?;
-    let journal = gateway.store().map(|_| Journal::new());
+    let gallery = Gallery::new(Arc::clone(&objects));
+    let journal = gateway.store().map(|_| Journal::new(Arc::clone(&gallery)));
     let fleet = settings.redis.as_ref().map(Fleet::try_new).transpose().map_err(anyhow::Error::msg)?;
     if let Some(fleet) = &fleet {
         fleet.begin().await;
     }
     let router = router::Router::in_fleet(gateway.state(&settings)?, fleet, journal.clone());
-    let admin = Admin::new(Arc::clone(&gateway), router.clone());
+    let admin = Admin::new(Arc::clone(&gateway), router.clone(), Arc::clone(&gallery));
     let mut servers = Servers::new(settings.shutdown);
     if let Some(address) = listen.admin {
         servers.admin(address, metrics).await?;
@@ -85,11 +86,12 @@ pub async fn serve(origin: Origin, defaults: Listen) -> Result<()> {
     if let (Some(store), Some(journal)) = (gateway.store(), &journal) {
         let (fresh, known) = (Arc::clone(&gateway), router.clone());
         servers.until_the_end(async move { fresh.keep_fresh(&known).await });
-        let (journal, kept) = (Arc::clone(journal), Arc::clone(store));
+        let (journal, kept, gallery) = (Arc::clone(journal), Arc::clone(store), Arc::clone(&gallery));
         let (flush_every, retention) = (settings.memory.flush_every, settings.memory.retention);
         servers.until_the_end(async move {
             tokio::join!(
                 journal.keep_digesting(),
+                gallery.keep_hanging(),
                 journal.keep_writing(&kept, flush_every),
                 journal.keep_forgetting(&kept, retention),
             );
@@ -100,6 +102,7 @@ pub async fn serve(origin: Origin, defaults: Listen) -> Result<()> {
     router.leave_fleet().await;
     if let (Some(store), Some(journal)) = (gateway.store(), &journal) {
         journal.flush(store).await;
+        gallery.flush().await;
         store.close().await;
     }
     outcome

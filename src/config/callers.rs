@@ -10,9 +10,11 @@ use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
 use super::{
+    memory::read_policy,
     read::{Object, suggestion},
     saved::DEFAULT_TENANT,
 };
+use crate::pb::LogPolicy;
 
 /// Who may call, by the digest of the key: a lookup that leaks no timing about the keys themselves.
 #[derive(Clone, Debug, Default)]
@@ -43,6 +45,8 @@ pub struct Caller {
     pub configs: Option<BTreeSet<String>>,
     /// Virtual keys it may use, also through configs; none: all of its tenant.
     pub virtual_keys: Option<BTreeSet<String>>,
+    /// What the request log keeps of its requests.
+    pub log: LogPolicy,
 }
 
 /// What a caller may do.
@@ -143,6 +147,11 @@ pub fn read_callers(file: &mut Object<'_>, configs: &[&str]) -> Callers {
             found.map(|(_, scope)| *scope)
         });
         let scopes = scopes.collect();
+        let log = object.object("log").map(|mut log| {
+            let policy = read_policy(&mut log);
+            log.finish();
+            policy
+        });
         let name = object.text("name").unwrap_or_default().to_owned();
         let tenant = object.text("tenant").unwrap_or(DEFAULT_TENANT).to_owned();
         if let Some(key) = key {
@@ -156,6 +165,7 @@ pub fn read_callers(file: &mut Object<'_>, configs: &[&str]) -> Callers {
                 metadata: Map::new(),
                 configs: None,
                 virtual_keys: None,
+                log: log.unwrap_or_default(),
             });
             if callers.by_digest.insert(digest(key), caller).is_some() {
                 object.problem("key", "another entry has the same key");

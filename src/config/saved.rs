@@ -16,6 +16,7 @@ use super::{
     read::{Object, Problems},
     spec::Secret,
 };
+use crate::pb::LogPolicy;
 
 /// The tenant of callers for whom nobody names another.
 pub const DEFAULT_TENANT: &str = "default";
@@ -282,6 +283,7 @@ impl Caller {
             metadata: Map::new(),
             configs: None,
             virtual_keys: None,
+            log: LogPolicy::default(),
         }
     }
 }

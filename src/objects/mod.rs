@@ -2,6 +2,8 @@
 //!
 //! Knows names and bytes, and nothing of what they are. A place that is away is said once, and once that it is back.
 
+pub mod gallery;
+
 use std::{
     error::Error as _,
     fmt, io,
@@ -304,7 +306,7 @@ fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
     let code = text.split_once("<Code>").and_then(|(_, rest)| rest.split_once("</Code>"));
     match code {
         Some((code, _)) => code.to_owned(),
-        None => text.lines().next().unwrap_or_default().to_owned(),
+        None => text.lines().next().unwrap_or_default().trim_end_matches([':', ' ']).to_owned(),
     }
 }
 

@@ -11,7 +11,7 @@ use crate::{
     config::plan::Source,
     error::{Error, ErrorKind},
     pb::{self, RequestRecord},
-    store::{Logged, journal::Journal},
+    store::{Logged, Pictures, journal::Journal},
     telemetry::{self, Finished},
 };
 
@@ -111,7 +111,7 @@ impl RequestLog {
                 }
                 _ => Vec::new(),
             };
-            journal.note(logged, images);
+            journal.note(logged, Pictures { images, kept: ctx.keeps.images });
         }
     }
 
@@ -153,7 +153,7 @@ impl RequestLog {
             cost_usd: is_known.then(|| amounts.clone().flatten().sum()),
             cost_unknown: amounts.clone().any(|amount| amount.is_none()),
             metadata: self.metadata(),
-            prompt: match ctx.settings.memory.prompts && !keeps_nothing {
+            prompt: match ctx.keeps.prompts {
                 true => self.call.request.prompt.clone(),
                 false => String::new(),
             },

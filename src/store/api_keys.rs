@@ -166,6 +166,7 @@ fn caller(record: ApiKey) -> Caller {
         metadata: record.metadata.into_iter().map(|(name, value)| (name, Value::String(value))).collect(),
         configs: names(record.configs),
         virtual_keys: names(record.virtual_keys),
+        log: record.log.unwrap_or_default(),
     }
 }
 
@@ -191,6 +192,7 @@ fn grants(record: &ApiKey) -> Vec<u8> {
         metadata: record.metadata.clone(),
         configs: record.configs.clone(),
         virtual_keys: record.virtual_keys.clone(),
+        log: record.log,
         ..Default::default()
     }
     .encode_to_vec()

@@ -7,13 +7,22 @@ use ring::digest::{Context, SHA256};
 use tokio::sync::{Mutex, MutexGuard, OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::Logged;
-use crate::images::Pieces;
+use crate::{images::Pieces, pb::KeptImages};
 
 /// Bytes of images that wait. One processor digests them in a fraction of a second.
 const MAX_WAITING_BYTES: usize = 64 << 20;
 
 /// Requests that wait, however small their images are.
 const MAX_WAITING: usize = 10_000;
+
+/// The images that a request was answered with.
+#[derive(Debug)]
+pub struct Pictures {
+    /// In order; none where nothing of them may be kept.
+    pub images: Vec<Pieces>,
+    /// What the log keeps of them.
+    pub kept: KeptImages,
+}
 
 /// Requests whose images wait for their digests.
 #[derive(Debug)]
@@ -34,7 +43,7 @@ pub struct Work {
 #[derive(Debug)]
 struct Undigested {
     request: Logged,
-    images: Vec<Pieces>,
+    pictures: Pictures,
     _room: OwnedSemaphorePermit,
 }
 
@@ -47,15 +56,18 @@ impl Digests {
     }
 
     /// Lets a request wait for the digests of its images, or gives it back if there is no room.
-    pub fn add(&self, request: Logged, images: Vec<Pieces>) -> Result<(), Logged> {
-        let bytes = images.iter().map(Pieces::len).sum::<usize>();
+    pub fn add(&self, request: Logged, pictures: Pictures) -> Result<(), (Logged, Pictures)> {
+        let bytes = pictures.images.iter().map(Pieces::len).sum::<usize>();
         let room = u32::try_from(bytes).ok();
         let Some(room) = room.and_then(|room| Arc::clone(&self.room).try_acquire_many_owned(room).ok())
         else {
-            return Err(request);
+            return Err((request, pictures));
         };
-        let undigested = Undigested { request, images, _room: room };
-        self.sender.try_send(undigested).map_err(|refused| refused.into_inner().request)
+        let undigested = Undigested { request, pictures, _room: room };
+        self.sender.try_send(undigested).map_err(|refused| {
+            let Undigested { request, pictures, .. } = refused.into_inner();
+            (request, pictures)
+        })
     }
 
     /// The work, of which one does it at a time.
@@ -66,13 +78,13 @@ impl Digests {
 
 impl Work {
     /// The next request with its digests, once there is one.
-    pub async fn next(&mut self) -> Logged {
+    pub async fn next(&mut self) -> (Logged, Pictures) {
         loop {
             if self.current.is_none() {
                 self.current = self.queue.recv().await;
             }
             match self.digest().await {
-                Some(request) => return request,
+                Some(done) => return done,
                 // Whoever adds something has gone.
                 None => std::future::pending().await,
             }
@@ -80,22 +92,22 @@ impl Work {
     }
 
     /// The next one of those that wait.
-    pub async fn next_waiting(&mut self) -> Option<Logged> {
+    pub async fn next_waiting(&mut self) -> Option<(Logged, Pictures)> {
         if self.current.is_none() {
             self.current = self.queue.try_recv().ok();
         }
         self.digest().await
     }
 
-    async fn digest(&mut self) -> Option<Logged> {
-        let images = self.current.as_ref()?.images.clone();
+    async fn digest(&mut self) -> Option<(Logged, Pictures)> {
+        let images = self.current.as_ref()?.pictures.images.clone();
         let digests =
             tokio::task::spawn_blocking(move || images.iter().map(sha256).collect::<Vec<_>>()).await;
-        let mut request = self.current.take()?.request;
+        let Undigested { mut request, pictures, .. } = self.current.take()?;
         for (image, digest) in request.record.images_made.iter_mut().zip(digests.unwrap_or_default()) {
             image.sha256 = digest;
         }
-        Some(request)
+        Some((request, pictures))
     }
 }
 
@@ -122,18 +134,16 @@ mod tests {
         Logged { tenant: "default".into(), record }
     }
 
-    fn images(bytes: usize) -> Vec<Pieces> {
-        vec![
-            [Bytes::from_static(b"a"), Bytes::from_static(b"bc")].into_iter().collect(),
-            vec![0; bytes].into(),
-        ]
+    fn images(bytes: usize) -> Pictures {
+        let abc = [Bytes::from_static(b"a"), Bytes::from_static(b"bc")].into_iter().collect();
+        Pictures { images: vec![abc, vec![0; bytes].into()], kept: KeptImages::None }
     }
 
     #[tokio::test]
     async fn an_image_in_pieces_has_the_digest_of_the_whole() {
         let digests = Digests::new();
         digests.add(request("r"), images(0)).unwrap();
-        let done = digests.work().await.next().await;
+        let (done, _) = digests.work().await.next().await;
         let [abc, empty] = &done.record.images_made[..] else { panic!() };
         assert_eq!(hex(&abc.sha256), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
         assert_eq!(hex(&empty.sha256), "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
@@ -143,14 +153,14 @@ mod tests {
     async fn bytes_that_wait_are_bounded_and_free_again_once_they_are_done() {
         let digests = Digests::new();
         digests.add(request("a"), images(MAX_WAITING_BYTES / 2)).unwrap();
-        let refused = digests.add(request("b"), images(MAX_WAITING_BYTES / 2)).unwrap_err();
+        let (refused, _) = digests.add(request("b"), images(MAX_WAITING_BYTES / 2)).unwrap_err();
         assert_eq!(refused.record.id, "b");
         digests.add(request("c"), images(10)).unwrap();
         let mut work = digests.work().await;
-        assert_eq!(work.next_waiting().await.unwrap().record.id, "a");
+        assert_eq!(work.next_waiting().await.unwrap().0.record.id, "a");
         digests.add(request("d"), images(MAX_WAITING_BYTES / 2)).unwrap();
         for id in ["c", "d"] {
-            assert_eq!(work.next_waiting().await.unwrap().record.id, id);
+            assert_eq!(work.next_waiting().await.unwrap().0.record.id, id);
         }
         assert!(work.next_waiting().await.is_none());
         assert!(digests.add(request("e"), images(MAX_WAITING_BYTES)).is_err());
@@ -162,7 +172,7 @@ mod tests {
         digests.add(request("a"), images(8 << 20)).unwrap();
         let mut work = digests.work().await;
         assert!(work.next().now_or_never().is_none());
-        let done = work.next_waiting().await.unwrap();
+        let (done, _) = work.next_waiting().await.unwrap();
         assert_eq!((done.record.id.as_str(), done.record.images_made[1].sha256.len()), ("a", 32));
     }
 }

@@ -28,6 +28,7 @@ use self::vault::Vault;
 pub use self::{
     api_keys::NewApiKey,
     configs::ConfigChange,
+    digests::Pictures,
     requests::{Logged, Written},
     virtual_keys::{KeyChange, NewVirtualKey},
 };

@@ -10,7 +10,7 @@ use super::{
     flag, required, same_as_path, shown, status_name, text, time_text, told, whole,
 };
 use crate::{
-    config::read::Object,
+    config::{memory::read_policy, read::Object},
     error::{Error, ErrorKind, Result},
     pb,
 };
@@ -57,6 +57,7 @@ pub async fn create(asked: Asked) -> Result<Json<Value>> {
             configs: names(body, "configs"),
             virtual_keys: names(body, "virtual_keys"),
             expires_unix_ms: expiry(body),
+            log: log(body),
             ..Default::default()
         };
         // The SDK repeats what the path says.
@@ -93,6 +94,7 @@ pub async fn update(asked: Asked) -> Result<Json<Value>> {
             scopes: scopes(body).map(|names| pb::Names { names }),
             disabled: disabled(body),
             expires_unix_ms: changed_expiry(body),
+            log: log(body),
             id: id.clone(),
             ..Default::default()
         };
@@ -156,6 +158,13 @@ fn names(body: &mut Object<'_>, name: &str) -> Option<pb::Names> {
     Some(pb::Names { names })
 }
 
+fn log(body: &mut Object<'_>) -> Option<pb::LogPolicy> {
+    let mut log = body.object("log")?;
+    let policy = read_policy(&mut log);
+    log.finish();
+    Some(policy)
+}
+
 fn metadata(defaults: &mut Object<'_>) -> BTreeMap<String, String> {
     let nothing = Map::new();
     let fields = defaults.map("metadata").unwrap_or(&nothing);
@@ -185,6 +194,10 @@ fn describe(key: &pb::ApiKey) -> Value {
         },
         "configs": key.configs.as_ref().map(|names| &names.names),
         "virtual_keys": key.virtual_keys.as_ref().map(|names| &names.names),
+        "log": {
+            "prompts": key.log.and_then(|log| log.prompts),
+            "images": key.log.and_then(|log| log.images().name()),
+        },
         "usage_limits": null,
         "rate_limits": null,
         "expires_at": key.expires_unix_ms.map(time_text),
@@ -215,6 +228,7 @@ mod tests {
             "scopes": ["completions.write", "logs"], "rate_limits": [],
             "defaults": {"config_id": "pc-a", "allow_config_override": false, "metadata": {"team": "a"}},
             "virtual_keys": ["openai"],
+            "log": {"prompts": true, "images": "thumbnails"},
         });
         let (status, body) = json(&memory, "POST", "/v1/api-keys/workspace/service", Some(body)).await;
         assert_eq!(
@@ -231,6 +245,7 @@ mod tests {
             allow_config_override: Some(false),
             metadata: [("team".into(), "a".into())].into(),
             virtual_keys: Some(pb::Names { names: vec!["openai".into()] }),
+            log: Some(pb::LogPolicy { prompts: Some(true), images: pb::KeptImages::Thumbnails.into() }),
             ..Default::default()
         };
         assert_eq!(message, expected);
@@ -245,6 +260,8 @@ mod tests {
             ("usage_limits", json!({"credit_limit": 1})),
             ("rotation_policy", json!({"rotation_period": "weekly"})),
             ("scopes", json!("generate")),
+            ("log", json!({"images": "all"})),
+            ("log", json!({"answers": true})),
             ("defaults", json!({"metadata": {"a": 1}})),
         ] {
             let mut body = json!({"name": "n"});

@@ -127,6 +127,8 @@ fn image(image: &pb::LoggedImage) -> Value {
         "height": (image.height > 0).then_some(image.height),
         "bytes": image.bytes,
         "sha256": some(&hex(&image.sha256)),
+        "thumbnail": image.thumbnail,
+        "full": image.full,
     })
 }
 
