@@ -4,7 +4,7 @@ use secrecy::ExposeSecret as _;
 
 use crate::{
     config::{Problem, callers::Scope, file::is_config_id, read::suggestion, spec::Secret},
-    error::{Error, ErrorKind, Result},
+    error::{Error, Result},
     pb,
 };
 
@@ -93,23 +93,6 @@ pub fn log(policy: Option<pb::LogPolicy>) -> Result<Option<pb::LogPolicy>> {
         }
         policy => Ok(policy),
     }
-}
-
-/// Why there is no such image of a request.
-pub fn no_image(record: &pb::RequestRecord, index: u32, full: bool) -> Error {
-    let made = record.images_made.get(index as usize);
-    let why = match made {
-        None => format!("the request has {} images, the first is 0", record.images_made.len()),
-        Some(made) if full && !made.full => {
-            "the log does not keep whole images of it (log.images: full)".to_owned()
-        }
-        Some(made) if !full && !made.thumbnail => {
-            "the log has no thumbnail of it (log.images: thumbnails; of SVG, GIF and AVIF there are none)"
-                .to_owned()
-        }
-        Some(_) => "it was not ready yet, could not be kept, or is over".to_owned(),
-    };
-    Error::new(ErrorKind::NotFound, format!("there is no such image: {why}")).with_code("image_not_found")
 }
 
 /// A key for the one who made it.

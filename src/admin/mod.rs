@@ -4,6 +4,7 @@
 //! Callers hold it as [`SharedAdmin`], whether it is here or behind a connection.
 
 mod check;
+mod images;
 pub mod remote;
 
 /// Hands every call of `AdminService` to a macro that implements it.
@@ -38,7 +39,7 @@ macro_rules! for_each_call {
 }
 pub(crate) use for_each_call;
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use tonic::{Request, Response, Status};
 
@@ -63,9 +64,6 @@ pub type SharedAdmin = Arc<dyn AdminService>;
 /// How long an old API key works beside a new one, in seconds: by default, and at most.
 const OVERLAP_S: u64 = 3600;
 const LONGEST_OVERLAP_S: u64 = 90 * 86_400;
-
-/// When to ask again for what is not there now.
-const ASK_AGAIN: Duration = Duration::from_secs(5);
 
 /// The memory of this process.
 #[derive(Clone, Debug)]
@@ -455,24 +453,6 @@ impl Admin {
         let caller = self.authorize(&request, Scope::Logs)?;
         let record = self.store()?.get_request(&caller.tenant, &request.get_ref().id).await?;
         Ok(pb::GetRequestResponse { request: Some(record) })
-    }
-
-    async fn get_request_image(
-        &self,
-        request: Request<pb::GetRequestImageRequest>,
-    ) -> Result<pb::GetRequestImageResponse> {
-        let caller = self.authorize(&request, Scope::Logs)?;
-        let pb::GetRequestImageRequest { id, index, full } = request.into_inner();
-        let record = self.store()?.get_request(&caller.tenant, &id).await?;
-        let found = self.gallery.get(&caller.tenant, &record, index as usize, full).await;
-        let found = found.map_err(|_| {
-            let mut error =
-                Error::new(ErrorKind::Unavailable, "images cannot be fetched now; try again later");
-            error.retry_after = Some(ASK_AGAIN);
-            error
-        })?;
-        let (data, format) = found.ok_or_else(|| check::no_image(&record, index, full))?;
-        Ok(pb::GetRequestImageResponse { data, format: format.into() })
     }
 
     async fn get_usage(&self, request: Request<pb::GetUsageRequest>) -> Result<pb::GetUsageResponse> {

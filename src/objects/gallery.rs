@@ -96,7 +96,7 @@ impl Gallery {
         let count = images.len();
         let place = Place::of(tenant, record);
         let waiting = room.map(|room| Waiting { place, images, kept, _room: room });
-        if !waiting.is_some_and(|waiting| self.sender.try_send(waiting).is_ok()) {
+        if waiting.is_none_or(|waiting| self.sender.try_send(waiting).is_err()) {
             telemetry::logged_images_lost("queue_full", count);
             return;
         }

@@ -173,7 +173,10 @@ impl Objects {
         let removed = self.store.delete_stream(over.boxed()).try_for_each(|_| std::future::ready(Ok(())));
         // As long as it takes: each request of it has its own time.
         match removed.await {
-            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(self.note_success()),
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => {
+                self.note_success();
+                Ok(())
+            }
             Err(error) => Err(self.note_failure("sweep", &reason(&error))),
         }
     }

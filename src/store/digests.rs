@@ -56,18 +56,16 @@ impl Digests {
     }
 
     /// Lets a request wait for the digests of its images, or gives it back if there is no room.
-    pub fn add(&self, request: Logged, pictures: Pictures) -> Result<(), (Logged, Pictures)> {
+    pub fn add(&self, request: Logged, pictures: Pictures) -> Option<(Logged, Pictures)> {
         let bytes = pictures.images.iter().map(Pieces::len).sum::<usize>();
         let room = u32::try_from(bytes).ok();
         let Some(room) = room.and_then(|room| Arc::clone(&self.room).try_acquire_many_owned(room).ok())
         else {
-            return Err((request, pictures));
+            return Some((request, pictures));
         };
         let undigested = Undigested { request, pictures, _room: room };
-        self.sender.try_send(undigested).map_err(|refused| {
-            let Undigested { request, pictures, .. } = refused.into_inner();
-            (request, pictures)
-        })
+        let Undigested { request, pictures, .. } = self.sender.try_send(undigested).err()?.into_inner();
+        Some((request, pictures))
     }
 
     /// The work, of which one does it at a time.
@@ -142,7 +140,7 @@ mod tests {
     #[tokio::test]
     async fn an_image_in_pieces_has_the_digest_of_the_whole() {
         let digests = Digests::new();
-        digests.add(request("r"), images(0)).unwrap();
+        assert!(digests.add(request("r"), images(0)).is_none());
         let (done, _) = digests.work().await.next().await;
         let [abc, empty] = &done.record.images_made[..] else { panic!() };
         assert_eq!(hex(&abc.sha256), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
@@ -152,24 +150,24 @@ mod tests {
     #[tokio::test]
     async fn bytes_that_wait_are_bounded_and_free_again_once_they_are_done() {
         let digests = Digests::new();
-        digests.add(request("a"), images(MAX_WAITING_BYTES / 2)).unwrap();
-        let (refused, _) = digests.add(request("b"), images(MAX_WAITING_BYTES / 2)).unwrap_err();
+        assert!(digests.add(request("a"), images(MAX_WAITING_BYTES / 2)).is_none());
+        let (refused, _) = digests.add(request("b"), images(MAX_WAITING_BYTES / 2)).unwrap();
         assert_eq!(refused.record.id, "b");
-        digests.add(request("c"), images(10)).unwrap();
+        assert!(digests.add(request("c"), images(10)).is_none());
         let mut work = digests.work().await;
         assert_eq!(work.next_waiting().await.unwrap().0.record.id, "a");
-        digests.add(request("d"), images(MAX_WAITING_BYTES / 2)).unwrap();
+        assert!(digests.add(request("d"), images(MAX_WAITING_BYTES / 2)).is_none());
         for id in ["c", "d"] {
             assert_eq!(work.next_waiting().await.unwrap().0.record.id, id);
         }
         assert!(work.next_waiting().await.is_none());
-        assert!(digests.add(request("e"), images(MAX_WAITING_BYTES)).is_err());
+        assert!(digests.add(request("e"), images(MAX_WAITING_BYTES)).is_some());
     }
 
     #[tokio::test]
     async fn a_request_is_not_lost_with_the_one_who_waits_for_its_digests() {
         let digests = Digests::new();
-        digests.add(request("a"), images(8 << 20)).unwrap();
+        assert!(digests.add(request("a"), images(8 << 20)).is_none());
         let mut work = digests.work().await;
         assert!(work.next().now_or_never().is_none());
         let (done, _) = work.next_waiting().await.unwrap();

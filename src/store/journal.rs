@@ -67,7 +67,7 @@ impl Journal {
         if pictures.images.is_empty() {
             return self.queue(request);
         }
-        if let Err((request, pictures)) = self.digests.add(request, pictures) {
+        if let Some((request, pictures)) = self.digests.add(request, pictures) {
             telemetry::digests_skipped(pictures.images.len());
             self.hand_on(request, pictures);
         }

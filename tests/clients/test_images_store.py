@@ -188,6 +188,29 @@ def test_what_is_wrong_is_said_at_the_start(tmp_path, s3, stability_api, openai_
     assert ended.returncode == 1 and told in ended.stderr, ended.stderr
 
 
+@pytest.mark.parametrize(
+    "flags, env, told",
+    [
+        (["--images-url", "pictures"], {}, "--images-url: not allowed; allowed: s3://BUCKET/PREFIX or file:///FOLDER"),
+        (["--images-region", "eu-central-1"], {}, "--images-region: only a bucket has this"),
+        (
+            ["--images-url", "s3://pictures"],
+            {"IMAGEGATE_IMAGES_ENDPOINT": "http://minio", "IMAGEGATE_IMAGES_ALLOW_HTTP": "false"},
+            "--images-endpoint: http is plain text: write https, or --images-allow-http",
+        ),
+    ],
+)
+def test_what_is_wrong_in_a_shims_flags_is_said(tmp_path, flags, env, told):
+    ended = run(["shim", "--router", "http://127.0.0.1:1", "--listen", "127.0.0.1:0", *flags], tmp_path, env)
+    assert ended.returncode == 1 and told in ended.stderr, ended.stderr
+
+
+def test_empty_variables_say_nothing_to_a_shim(start):
+    names = ["URL", "REGION", "ENDPOINT", "ALLOW_HTTP", "VIRTUAL_HOSTED"]
+    env = {f"IMAGEGATE_IMAGES_{name}": "" for name in names}
+    assert start("shim", "--router", "http://127.0.0.1:1", "--listen", "127.0.0.1:0", env=env).address("http")
+
+
 def test_a_folder_of_ones_own(serve, tmp_path, stability_api, openai_api):
     folder = tmp_path / "some images"
     images = {"url": folder.as_uri()}
