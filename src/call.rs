@@ -21,6 +21,7 @@ use crate::{
         Settings,
         condition::Facts,
         identity::Identity,
+        memory::Keeps,
         plan::{BaseUrl, Upstream},
     },
     digest::scramble,
@@ -70,6 +71,8 @@ pub struct RequestContext {
     pub seed: u64,
     /// Provider and credential that came with the request, for targets that have none.
     pub upstream: Option<Arc<Upstream>>,
+    /// What the request log keeps of the request's content.
+    pub keeps: Keeps,
     /// What the request's headers set over the config, at every target.
     pub overrides: Overrides,
     /// Where targets find their workers.

@@ -18,6 +18,7 @@
 //! - [`health`]: what past calls tell about targets and strategies: breakers, latency, budgets
 //! - [`cache`]: answers that are given again, and requests that wait for the same answer
 //! - [`store`]: what is remembered, in SQLite or PostgreSQL, and sealed where it is secret
+//! - [`objects`]: images that can be fetched later, in a folder or in a bucket
 //! - [`jobs`]: requests that run whether or not somebody waits, and webhooks
 //! - [`call`]: what one request carries down the tree, and what is recorded on the way
 //! - [`worker`]: `WorkerService`: drives a provider over HTTP, here or in another process
@@ -65,6 +66,7 @@ pub mod issuers;
 pub mod jobs;
 mod merge;
 mod moment;
+pub mod objects;
 pub mod params;
 pub mod pb;
 pub mod pool;

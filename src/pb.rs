@@ -289,6 +289,17 @@ impl KeyStatus {
     }
 }
 
+impl KeptImages {
+    /// Every one that can be chosen, with its name.
+    pub const NAMES: &[(&str, Self)] =
+        &[("none", Self::None), ("thumbnails", Self::Thumbnails), ("full", Self::Full)];
+
+    /// As configuration and answers spell it; none where nobody chose.
+    pub fn name(self) -> Option<&'static str> {
+        Self::NAMES.iter().find(|(_, images)| *images == self).map(|(name, _)| *name)
+    }
+}
+
 impl CostSource {
     /// As answers spell it; none where nobody told a price.
     pub fn name(self) -> Option<&'static str> {

@@ -48,6 +48,10 @@ const LOG_WRITTEN: &str = "imagegate_request_log_written_total";
 const LOG_LOST: &str = "imagegate_request_log_lost_total";
 const OVER_QUOTA: &str = "imagegate_over_quota_total";
 const BUDGET_USED: &str = "imagegate_budget_used_ratio";
+const DIGESTS_SKIPPED: &str = "imagegate_request_log_digests_skipped_total";
+const LOGGED_IMAGES_LOST: &str = "imagegate_request_log_images_lost_total";
+const IMAGES_UP: &str = "imagegate_images_up";
+const IMAGES_ERRORS: &str = "imagegate_images_errors_total";
 const TLS_REFUSALS: &str = "imagegate_tls_refusals_total";
 const ISSUER_UP: &str = "imagegate_jwt_issuer_up";
 const ISSUER_FETCHES: &str = "imagegate_jwt_key_fetches_total";
@@ -69,6 +73,8 @@ pub enum LogFormat {
 /// Starts logging to standard error. `RUST_LOG` says how much.
 pub fn init_logs(format: LogFormat) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    // It tells each try of its own, with the address of an object, which nobody else shall know.
+    let filter = filter.add_directive("object_store=warn".parse().expect("a directive"));
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // A second call, in tests, leaves the first one's logger in place.
     _ = match format {
@@ -120,6 +126,16 @@ pub fn init_metrics() -> Result<PrometheusHandle, String> {
     describe_gauge!(
         BUDGET_USED,
         "The used part of budgets in the period that runs, when something of it was used last."
+    );
+    describe_counter!(
+        DIGESTS_SKIPPED,
+        "Images that the request log has no digest of: too many came at once."
+    );
+    describe_counter!(LOGGED_IMAGES_LOST, "Images that the request log should have kept, by reason.");
+    describe_gauge!(IMAGES_UP, "Whether the folder or bucket of images takes them: 1 or 0.");
+    describe_counter!(
+        IMAGES_ERRORS,
+        "What was asked of the folder or bucket of images in vain, by operation."
     );
     describe_counter!(TLS_REFUSALS, "Connections whose TLS handshake failed, by reason.");
     describe_gauge!(ISSUER_UP, "Whether an issuer's keys could be had the last time: 1 or 0.");
@@ -215,6 +231,17 @@ pub fn log_lost(reason: &'static str, requests: usize) {
     debug!(reason, requests, "requests are missing in the log");
 }
 
+/// Notes images that the log will have no digest of.
+pub fn digests_skipped(images: usize) {
+    counter!(DIGESTS_SKIPPED).increment(images as u64);
+}
+
+/// Notes images that the log should have kept.
+pub fn logged_images_lost(reason: &'static str, images: usize) {
+    counter!(LOGGED_IMAGES_LOST, "reason" => reason).increment(images as u64);
+    debug!(reason, images, "images are missing in the log");
+}
+
 /// Says once that the log cannot be written.
 pub fn log_not_written() {
     error!("the request log cannot be written: what does not fit into memory will be missing");
@@ -244,6 +271,30 @@ pub fn budget_used(subject: &Subject, used: i64, nanos: i64) {
 pub fn budget_alert(subject: &Subject, period: &str, used: i64, nanos: i64) {
     let usd = |nanos: i64| nanos as f64 / 1e9;
     warn!(%subject, period, used_usd = usd(used), budget_usd = usd(nanos), "a budget has reached its alert threshold");
+}
+
+/// Notes what was asked of the place of images in vain.
+pub fn images_failed(operation: &'static str, reason: &str) {
+    counter!(IMAGES_ERRORS, "operation" => operation).increment(1);
+    debug!(operation, reason, "the place of images failed");
+}
+
+/// Notes whether the place of images does what it is asked for.
+pub fn images_up(up: bool) {
+    gauge!(IMAGES_UP).set(if up { 1.0 } else { 0.0 });
+}
+
+/// Says once that images cannot be kept.
+pub fn images_away(reason: &str) {
+    error!(
+        reason,
+        "the place of images is away: images asked for as url fail, all others go on; the request log keeps none"
+    );
+}
+
+/// Says once that images are kept again.
+pub fn images_back() {
+    info!("the place of images is there again");
 }
 
 /// Notes that a job begins.

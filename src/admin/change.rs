@@ -38,6 +38,9 @@ pub fn of_api_key(mut record: ApiKey, change: UpdateApiKeyRequest) -> Result<Api
         Some(0) => None,
         given => check::expiry(given)?,
     };
+    if change.log.is_some() {
+        record.log = check::log(change.log)?;
+    }
     if change.quota.is_some() {
         record.quota = check::quota(change.quota)?;
     }

@@ -165,6 +165,18 @@ pub fn feedback(value: Option<i32>, weight: Option<f64>, metadata: Option<&str>)
     Ok(())
 }
 
+/// What the log keeps of a key's requests.
+pub fn log(policy: Option<pb::LogPolicy>) -> Result<Option<pb::LogPolicy>> {
+    match policy {
+        Some(policy) if pb::KeptImages::try_from(policy.images).is_err() => {
+            let message =
+                format!("log.images: {} is not allowed; allowed: none, thumbnails, full", policy.images);
+            Err(Error::invalid("log.images", message))
+        }
+        policy => Ok(policy),
+    }
+}
+
 /// A key for the one who made it.
 pub fn shown_once(key: &Secret) -> String {
     key.0.expose_secret().to_owned()

@@ -5,6 +5,7 @@
 
 mod change;
 mod check;
+mod images;
 mod quotas;
 pub mod remote;
 
@@ -31,6 +32,7 @@ macro_rules! for_each_call {
             rotate_api_key: RotateApiKeyRequest => RotateApiKeyResponse,
             list_requests: ListRequestsRequest => ListRequestsResponse,
             get_request: GetRequestRequest => GetRequestResponse,
+            get_request_image: GetRequestImageRequest => GetRequestImageResponse,
             get_usage: GetUsageRequest => GetUsageResponse,
             list_quotas: ListQuotasRequest => ListQuotasResponse,
             create_feedback: CreateFeedbackRequest => CreateFeedbackResponse,
@@ -52,6 +54,7 @@ use crate::{
     },
     error::{Error, ErrorKind, Result},
     gateway::Gateway,
+    objects::gallery::Gallery,
     pb::{self, ApiKey, admin_service_server::AdminService},
     provider::canonical_name,
     router::Router,
@@ -70,12 +73,13 @@ const LONGEST_OVERLAP_S: u64 = 90 * 86_400;
 pub struct Admin {
     gateway: Arc<Gateway>,
     router: Router,
+    gallery: Arc<Gallery>,
 }
 
 impl Admin {
-    /// Manages what `gateway` remembers and `router` acts by.
-    pub fn new(gateway: Arc<Gateway>, router: Router) -> Self {
-        Self { gateway, router }
+    /// Manages what `gateway` remembers and `router` acts by, and shows what is in the gallery.
+    pub fn new(gateway: Arc<Gateway>, router: Router, gallery: Arc<Gallery>) -> Self {
+        Self { gateway, router, gallery }
     }
 
     fn store(&self) -> Result<&Store> {
@@ -352,6 +356,7 @@ impl Admin {
             virtual_keys: new.virtual_keys,
             expires_unix_ms: check::expiry(new.expires_unix_ms)?,
             quota: check::quota(new.quota)?,
+            log: check::log(new.log)?,
             ..Default::default()
         };
         self.check_names(&record)?;

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     admin::remote::Remote,
-    pb::{self, ApiKey, Grant, Metadata, Names, admin_service_server::AdminService as _},
+    pb::{self, ApiKey, Grant, KeptImages, Metadata, Names, admin_service_server::AdminService as _},
 };
 
 /// Manage API keys, by which callers are known
@@ -117,6 +117,14 @@ struct Create {
     /// Under the metadata of its requests
     #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
     metadata: Vec<(String, String)>,
+
+    /// Whether the request log keeps its prompts; as the router's file says without it
+    #[arg(long, value_name = "true|false")]
+    log_prompts: Option<bool>,
+
+    /// Images that the request log keeps of its requests: none, thumbnails, full; as the router's file says without it
+    #[arg(long, value_name = "WHAT", value_parser = kept_images)]
+    log_images: Option<KeptImages>,
 
     /// When it stops working: 90d, 2026-11-27, 2026-11-27T10:30:00Z
     #[arg(long, value_name = "TIME")]
@@ -230,6 +238,10 @@ impl Create {
             configs: names(self.configs),
             virtual_keys: names(self.virtual_keys),
             expires_unix_ms: self.expires.map(|when| when.ahead(pb::unix_now_ms())),
+            log: (self.log_prompts.is_some() || self.log_images.is_some()).then(|| pb::LogPolicy {
+                prompts: self.log_prompts,
+                images: self.log_images.unwrap_or_default().into(),
+            }),
         })
     }
 }
@@ -325,6 +337,11 @@ fn print_key(api_key: &ApiKey, key: &str, old_key_expires: Option<i64>, as_json:
         writeln!(stderr(), "the old key works until {}", date(expires))?;
     }
     Ok(())
+}
+
+fn kept_images(text: &str) -> Result<KeptImages, String> {
+    let found = KeptImages::NAMES.iter().find(|(name, _)| *name == text);
+    found.map(|(_, images)| *images).ok_or_else(|| "write none, thumbnails or full".to_owned())
 }
 
 fn names(names: Vec<String>) -> Option<Names> {

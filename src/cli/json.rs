@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use crate::{
     config::quota::{reset_word, unit_word},
+    digest::hex,
     params, pb,
 };
 
@@ -82,6 +83,7 @@ pub fn api_key(key: &pb::ApiKey) -> Value {
         "virtual_keys": key.virtual_keys.as_ref().map(|names| &names.names),
         "quota": quota(key.quota.as_ref()),
         "status": status(key.status()),
+        "log": key.log.map(|log| json!({"prompts": log.prompts, "images": log.images().name()})),
         "expires_unix_ms": key.expires_unix_ms,
         "created_unix_ms": key.created_unix_ms,
         "updated_unix_ms": key.updated_unix_ms,
@@ -173,6 +175,7 @@ pub fn request(record: &pb::RequestRecord) -> Value {
         "cost_unknown": record.cost_unknown,
         "metadata": record.metadata,
         "images": record.images,
+        "images_made": record.images_made.iter().map(image).collect::<Vec<_>>(),
     });
     if let Some(asked) = &record.asked {
         value["asked"] = json!({
@@ -256,6 +259,18 @@ fn cost_line(line: &pb::CostLine) -> Value {
         "attempt": line.attempt,
         "size": line.size,
         "quality": params::quality_name(line.quality()),
+    })
+}
+
+fn image(image: &pb::LoggedImage) -> Value {
+    json!({
+        "sha256": hex(&image.sha256),
+        "format": image.format().name(),
+        "width": image.width,
+        "height": image.height,
+        "bytes": image.bytes,
+        "thumbnail": image.thumbnail,
+        "full": image.full,
     })
 }
 

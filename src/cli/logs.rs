@@ -3,10 +3,11 @@
 use std::{
     collections::HashMap,
     io::{Write, stdout},
+    path::PathBuf,
     time::Duration,
 };
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::Subcommand;
 
 use super::{
@@ -18,6 +19,7 @@ use super::{
 };
 use crate::{
     admin::remote::Remote,
+    digest::hex,
     pb::{self, RequestFilter, RequestRecord, admin_service_server::AdminService as _},
 };
 
@@ -67,14 +69,41 @@ enum Command {
         /// As `imagegate logs` and x-imagegate-request-id tell it
         id: String,
     },
+    /// Save an image of a request, or its thumbnail, where the log keeps them
+    #[command(
+        after_help = "Example:\n  imagegate logs image 0197d8e2-6f0c-7b36-9d51-2f7f6a1c4e55 0 -o fox.jpeg"
+    )]
+    Image {
+        /// As `imagegate logs` and x-imagegate-request-id tell it
+        id: String,
+        /// Which one, from 0
+        index: u32,
+        /// The image itself instead of its thumbnail
+        #[arg(long)]
+        full: bool,
+        /// Where to write it; `-` is standard output
+        #[arg(short, value_name = "FILE")]
+        output: PathBuf,
+    },
 }
 
 impl Logs {
     /// Prints what there is, and with `-f` what comes.
     pub async fn run(self) -> Result<()> {
         let memory = self.router.memory()?;
-        if let Some(Command::Show { id }) = &self.command {
-            return self.show(&memory, id).await;
+        match &self.command {
+            None => {}
+            Some(Command::Show { id }) => return self.show(&memory, id).await,
+            Some(Command::Image { id, index, full, output }) => {
+                let request = pb::GetRequestImageRequest { id: id.clone(), index: *index, full: *full };
+                let ask = async |admin: &Remote, request| admin.get_request_image(request).await;
+                let image = memory.ask(request, ask).await?.data;
+                if output.as_os_str() == "-" {
+                    return Ok(stdout().write_all(&image)?);
+                }
+                return std::fs::write(output, image)
+                    .with_context(|| format!("{} cannot be written", output.display()));
+            }
         }
         // More than are shown, so that what was there before is not taken for new.
         let shown = if self.follow { self.n.max(PAGE as usize) } else { self.n };
@@ -275,6 +304,10 @@ fn details(out: &mut impl Write, record: &RequestRecord) -> Result<()> {
     for feedback in &record.feedback {
         writeln!(out, "{:<12} {} (weight {})", "feedback", feedback.value, feedback.weight)?;
     }
+    if !record.images_made.is_empty() {
+        writeln!(out, "\nimages")?;
+        images_made(&record.images_made).print(out)?;
+    }
     let Some(report) = &record.report else { return Ok(()) };
     if !report.attempts.is_empty() {
         writeln!(out, "\nattempts")?;
@@ -298,6 +331,33 @@ fn asked(request: &pb::ImageRequest) -> String {
     let number = request.n.map(|n| format!("n={n}"));
     let model = Some(request.model.clone()).filter(|model| !model.is_empty());
     [model, size, number].into_iter().flatten().collect::<Vec<_>>().join(" ")
+}
+
+fn images_made(images: &[pb::LoggedImage]) -> Table {
+    let mut table = Table::new([
+        Heading::Right("#"),
+        Heading::Left("FORMAT"),
+        Heading::Left("SIZE"),
+        Heading::Right("BYTES"),
+        Heading::Left("KEPT"),
+        Heading::Left("SHA-256"),
+    ]);
+    for (index, image) in images.iter().enumerate() {
+        let kept = match (image.full, image.thumbnail) {
+            (true, _) => "full",
+            (false, true) => "thumbnail",
+            (false, false) => "-",
+        };
+        table.row([
+            index.to_string(),
+            image.format().name().to_owned(),
+            format!("{}x{}", image.width, image.height),
+            image.bytes.to_string(),
+            kept.to_owned(),
+            hex(&image.sha256),
+        ]);
+    }
+    table
 }
 
 fn attempts(attempts: &[pb::Attempt]) -> Table {
@@ -405,8 +465,12 @@ mod tests {
             ..Default::default()
         };
         let report = pb::RouteReport { attempts: vec![attempt], ..Default::default() };
-        details(&mut out, &RequestRecord { report: Some(report), ..record() }).unwrap();
+        let sha256 = vec![0xab; 32].into();
+        let image = pb::LoggedImage { width: 64, height: 48, bytes: 123, sha256, ..Default::default() };
+        let record = RequestRecord { report: Some(report), images_made: vec![image], ..record() };
+        details(&mut out, &record).unwrap();
         let text = String::from_utf8(out).unwrap();
+        assert!(text.contains("64x48") && text.contains(&"ab".repeat(32)), "{text}");
         assert!(text.contains("skipped (breaker_open)") && text.contains("$0.0400"), "{text}");
         assert!(
             !text.contains("prompt") && !text.contains("virtual key") && !text.contains("cost lines"),

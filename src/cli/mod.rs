@@ -9,6 +9,7 @@ mod connect;
 mod explain;
 mod filter;
 mod generate;
+mod images;
 mod json;
 mod keys;
 mod logs;

@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 
 use super::ConfigArg;
 use crate::{
@@ -13,6 +13,7 @@ use crate::{
     config::{Origin, file::Listen},
     fleet::Fleet,
     gateway::Gateway,
+    objects::{Objects, gallery::Gallery},
     router::{self, remote::Served},
     serve::{Grpc, Servers},
     shim::{self, Files, Shim},
@@ -46,8 +47,10 @@ pub async fn serve(origin: Origin, defaults: Listen) -> Result<()> {
         admin: settings.listen.admin.or(defaults.admin),
     };
     settings.check_exposure(listen).map_err(anyhow::Error::msg)?;
+    let objects = Objects::open(&settings.images).map_err(|reason| anyhow!("images: {reason}"))?;
     gateway.remember().await?;
-    let journal = gateway.store().map(|_| Journal::new());
+    let gallery = Gallery::new(Arc::clone(&objects));
+    let journal = gateway.store().map(|_| Journal::new(Arc::clone(&gallery)));
     let fleet = settings.redis.as_ref().map(Fleet::try_new).transpose().map_err(anyhow::Error::msg)?;
     if let Some(fleet) = &fleet {
         fleet.begin().await;
@@ -57,7 +60,7 @@ pub async fn serve(origin: Origin, defaults: Listen) -> Result<()> {
         let kept = store.counters().await.map_err(|error| anyhow::anyhow!("{}", error.message))?;
         router.ledger().load(kept);
     }
-    let admin = Admin::new(Arc::clone(&gateway), router.clone());
+    let admin = Admin::new(Arc::clone(&gateway), router.clone(), Arc::clone(&gallery));
     let mut servers = Servers::new(settings.shutdown);
     if let Some(address) = listen.admin {
         servers.admin(address, metrics).await?;
@@ -69,7 +72,7 @@ pub async fn serve(origin: Origin, defaults: Listen) -> Result<()> {
         servers.grpc("grpc", address, service, gateway.tls()).await?;
     }
     if let Some(address) = listen.http {
-        let files = Arc::new(Files::new(&settings.data_dir, settings.image_lifetime));
+        let files = Arc::new(Files::new(Arc::clone(&objects), settings.image_lifetime));
         let public_url = settings.public_url.as_deref();
         let limit = settings.limits.max_body_bytes;
         let memory = Arc::new(admin.clone());
@@ -89,10 +92,15 @@ pub async fn serve(origin: Origin, defaults: Listen) -> Result<()> {
     if let (Some(store), Some(journal)) = (gateway.store(), &journal) {
         let (fresh, known) = (Arc::clone(&gateway), router.clone());
         servers.until_the_end(async move { fresh.keep_fresh(&known).await });
-        let (journal, kept) = (Arc::clone(journal), Arc::clone(store));
+        let (journal, kept, gallery) = (Arc::clone(journal), Arc::clone(store), Arc::clone(&gallery));
         let (flush_every, retention) = (settings.memory.flush_every, settings.memory.retention);
         servers.until_the_end(async move {
-            tokio::join!(journal.keep_writing(&kept, flush_every), journal.keep_forgetting(&kept, retention));
+            tokio::join!(
+                journal.keep_digesting(),
+                gallery.keep_hanging(),
+                journal.keep_writing(&kept, flush_every),
+                journal.keep_forgetting(&kept, retention),
+            );
         });
     }
     let ledger = Arc::clone(router.ledger());
@@ -105,6 +113,7 @@ pub async fn serve(origin: Origin, defaults: Listen) -> Result<()> {
     if let (Some(store), Some(journal)) = (gateway.store(), &journal) {
         router.ledger().flush(store).await;
         journal.flush(store).await;
+        gallery.flush().await;
         store.close().await;
     }
     outcome

@@ -4,7 +4,10 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Result;
 
-use super::connect::{self, TlsArgs};
+use super::{
+    connect::{self, TlsArgs},
+    images::ImagesArgs,
+};
 use crate::{
     admin,
     config::file::Shutdown,
@@ -30,9 +33,12 @@ pub struct Shim {
     #[arg(long, env = "IMAGEGATE_LISTEN_ADMIN", value_name = "ADDR")]
     admin: Option<SocketAddr>,
 
-    /// Folder for images asked for as `url`
+    /// Folder for images asked for as `url`, in `images` below it
     #[arg(long, env = "IMAGEGATE_DATA_DIR", value_name = "DIR", default_value = "./data")]
     data_dir: PathBuf,
+
+    #[command(flatten)]
+    images: ImagesArgs,
 
     /// How clients reach this shim, for links to images
     #[arg(long, env = "IMAGEGATE_PUBLIC_URL", value_name = "URL")]
@@ -66,7 +72,8 @@ impl Shim {
         let tls = self.tls.read()?;
         let pool = connect::pool("--router", Service::Router, &self.router, tls.as_ref())?;
         let (router, admin) = (Remote::new(pool.clone()), admin::remote::Remote::new(pool));
-        let files = Arc::new(Files::new(&self.data_dir, Duration::from_secs(self.image_lifetime_s)));
+        let objects = self.images.open(&self.data_dir)?;
+        let files = Arc::new(Files::new(objects, Duration::from_secs(self.image_lifetime_s)));
         let public_url = self.public_url.as_deref().map(|url| url.trim_end_matches('/'));
         let (files_kept, limit) = (Arc::clone(&files), self.max_body_bytes);
         let shim = shim::Shim::new(Arc::new(router), Arc::new(admin), files_kept, public_url, limit);

@@ -11,10 +11,12 @@ use sha2::{Digest as _, Sha256};
 
 use super::{
     issuers::IssuerSettings,
+    memory::read_policy,
     quota::Quota,
     read::{Object, suggestion},
     saved::DEFAULT_TENANT,
 };
+use crate::pb::LogPolicy;
 
 /// Who may call, by the digest of the key: a lookup that leaks no timing about the keys themselves.
 #[derive(Clone, Debug, Default)]
@@ -49,6 +51,8 @@ pub struct Caller {
     pub virtual_keys: Option<BTreeSet<String>>,
     /// How much it may use.
     pub quota: Quota,
+    /// What the request log keeps of its requests.
+    pub log: LogPolicy,
 }
 
 /// What a caller may do.
@@ -159,6 +163,7 @@ pub fn read_callers(file: &mut Object<'_>, configs: &[&str]) -> Callers {
         check_config_id(&object, "default_config", default_config.as_deref(), configs);
         let scopes = read_scopes(&mut object);
         let quota = Quota::read(&mut object);
+        let log = read_log(&mut object);
         let name = object.text("name").unwrap_or_default().to_owned();
         if name.starts_with(ISSUED) {
             let message = format!("\"{name}\" is not allowed: callers with a token are called {ISSUED}...");
@@ -177,6 +182,7 @@ pub fn read_callers(file: &mut Object<'_>, configs: &[&str]) -> Callers {
                 configs: None,
                 virtual_keys: None,
                 quota,
+                log,
             });
             if callers.by_digest.insert(digest(key), caller).is_some() {
                 object.problem("key", "another entry has the same key");
@@ -186,6 +192,14 @@ pub fn read_callers(file: &mut Object<'_>, configs: &[&str]) -> Callers {
     }
     callers.issuers = IssuerSettings::read_all(file, configs);
     callers
+}
+
+/// Reads `log`: what is kept of a caller's requests.
+pub fn read_log(object: &mut Object<'_>) -> LogPolicy {
+    let Some(mut log) = object.object("log") else { return LogPolicy::default() };
+    let policy = read_policy(&mut log);
+    log.finish();
+    policy
 }
 
 /// Reads `scopes`; who says nothing may make images.

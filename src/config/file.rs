@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::{
     callers::{Callers, check_config_id, read_callers},
+    images::ImagesSettings,
     memory::MemorySettings,
     plan::{self, Credential, Known, Plan, Upstream},
     providers::Providers,
@@ -29,7 +30,7 @@ use crate::{
 pub struct Settings {
     /// Addresses to listen on; a role fills in what it needs.
     pub listen: Listen,
-    /// Embedded stores: image files.
+    /// Embedded stores: what is remembered, jobs, images.
     pub data_dir: PathBuf,
     /// Stored credentials by id.
     pub virtual_keys: BTreeMap<String, Arc<Upstream>>,
@@ -63,6 +64,8 @@ pub struct Settings {
     pub webhook_key: Option<SigningKey>,
     /// How clients reach the shim, for links to images; else the request's own host.
     pub public_url: Option<String>,
+    /// Where images are kept.
+    pub images: ImagesSettings,
     /// How long an image asked for as `url` can be fetched.
     pub image_lifetime: Duration,
     /// What happens after SIGTERM.
@@ -160,7 +163,8 @@ impl Settings {
         let callers = read_callers(&mut file, &names);
         let default_config = file.text("default_config").map(str::to_owned);
         check_config_id(&file, "default_config", default_config.as_deref(), &names);
-        let data_dir = file.text("data_dir").unwrap_or("./data").into();
+        let data_dir = PathBuf::from(file.text("data_dir").unwrap_or("./data"));
+        let images = ImagesSettings::read(file.object("images"), &data_dir);
         let quotas = Rule::read_all(&mut file, &callers).into();
         let limits = read_limits(file.object("limits"));
         let redis = file.object("redis").and_then(RedisSettings::read);
@@ -202,6 +206,7 @@ impl Settings {
             retired_models,
             webhook_key,
             public_url,
+            images,
             // OpenAI's own links live as long.
             image_lifetime: seconds(file.whole("image_lifetime_s", 1, 31_536_000), 3600),
             shutdown: Shutdown {

@@ -5,12 +5,13 @@ use std::{collections::BTreeSet, path::PathBuf};
 use url::{Host, Url};
 
 use super::{
-    callers::{Scope, check_config_id, read_scopes},
+    callers::{Scope, check_config_id, read_log, read_scopes},
     file::is_config_id,
     quota::Quota,
     read::{Object, suggestion},
     saved::DEFAULT_TENANT,
 };
+use crate::pb::LogPolicy;
 
 /// One issuer, and what a token of it makes of its bearer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +38,8 @@ pub struct IssuerSettings {
     pub configs: Option<BTreeSet<String>>,
     /// Virtual keys that may be used; none: all of the tenant.
     pub virtual_keys: Option<BTreeSet<String>>,
+    /// What the request log keeps of its callers' requests.
+    pub log: LogPolicy,
     /// How much each of its callers may use.
     pub quota: Quota,
     /// Names in the metadata of requests, each with the claim that it is taken from.
@@ -218,6 +221,7 @@ impl IssuerSettings {
         let names = |names: Vec<&str>| names.into_iter().map(str::to_owned).collect::<BTreeSet<_>>();
         let granted = object.texts("configs").map(names);
         let virtual_keys = object.texts("virtual_keys").map(names);
+        let log = read_log(&mut object);
         let quota = Quota::read(&mut object);
         let metadata_claims = read_metadata_claims(&mut object);
         object.finish();
@@ -233,6 +237,7 @@ impl IssuerSettings {
             allow_config_override,
             configs: granted,
             virtual_keys,
+            log,
             quota,
             metadata_claims,
         })

@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use serde_json::Value;
 
 use super::{read::Object, spec::Secret};
+use crate::pb::{KeptImages, LogPolicy};
 
 /// What the gateway remembers.
 #[derive(Clone, Debug)]
@@ -13,12 +14,21 @@ pub struct MemorySettings {
     pub store: StoreChoice,
     /// What credentials are sealed with.
     pub vault: Option<VaultKeys>,
-    /// Prompts are kept in the request log.
-    pub prompts: bool,
+    /// What is kept in the request log of those for whom nobody says otherwise.
+    pub keeps: Keeps,
     /// How long the request log is kept.
     pub retention: Duration,
     /// How often it is written.
     pub flush_every: Duration,
+}
+
+/// What the request log keeps of the content of a request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Keeps {
+    /// Its prompt.
+    pub prompts: bool,
+    /// The images that it was answered with.
+    pub images: KeptImages,
 }
 
 /// Where the gateway remembers.
@@ -81,9 +91,9 @@ impl MemorySettings {
         if matches!(store, StoreChoice::Postgres(_)) && !file.has("vault") {
             file.problem("vault", "Required with store.url: routers that share a store share its key");
         }
-        let (mut prompts, mut retention_days, mut flush_ms) = (false, 30, 500);
+        let (mut retention_days, mut flush_ms, mut keeps) = (30, 500, Keeps::default());
         if let Some(mut log) = file.object("log") {
-            prompts = log.flag("prompts").unwrap_or(prompts);
+            keeps = keeps.under(&read_policy(&mut log));
             retention_days = log.whole("retention_days", 1, 36_500).unwrap_or(retention_days);
             flush_ms = log.whole("flush_ms", 10, 60_000).unwrap_or(flush_ms);
             log.finish();
@@ -91,11 +101,29 @@ impl MemorySettings {
         Self {
             store,
             vault,
-            prompts,
+            keeps,
             retention: Duration::from_secs(retention_days * 86_400),
             flush_every: Duration::from_millis(flush_ms),
         }
     }
+}
+
+impl Keeps {
+    /// The same where a policy says nothing else.
+    #[must_use]
+    pub fn under(self, policy: &LogPolicy) -> Self {
+        let images = match policy.images() {
+            KeptImages::Unspecified => self.images,
+            said => said,
+        };
+        Self { prompts: policy.prompts.unwrap_or(self.prompts), images }
+    }
+}
+
+/// Reads `prompts` and `images`.
+pub fn read_policy(log: &mut Object<'_>) -> LogPolicy {
+    let images = log.choice("images", KeptImages::NAMES).unwrap_or_default();
+    LogPolicy { prompts: log.flag("prompts"), images: images.into() }
 }
 
 fn read_url(mut store: Object<'_>) -> Option<Secret> {
@@ -119,4 +147,38 @@ const WRONG_KEY: &str =
 pub fn decode(text: &str) -> Option<Arc<[u8; 32]>> {
     let bytes = base64_simd::STANDARD.decode_to_vec(text.trim()).ok()?;
     Some(Arc::new(bytes.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::config::read::Problems;
+
+    fn keeps(value: &Value) -> Result<Keeps, Vec<String>> {
+        let problems = Problems::default();
+        let settings = Object::open(value, "", &problems).map(|mut file| MemorySettings::read(&mut file));
+        let problems: Vec<_> = problems.into_vec().iter().map(ToString::to_string).collect();
+        if problems.is_empty() { Ok(settings.unwrap().keeps) } else { Err(problems) }
+    }
+
+    #[test]
+    fn nothing_is_kept_unless_it_is_said() {
+        assert_eq!(keeps(&json!({})), Ok(Keeps::default()));
+        let all = Keeps { prompts: true, images: KeptImages::Full };
+        assert_eq!(keeps(&json!({"log": {"prompts": true, "images": "full"}})), Ok(all));
+        let problem = "log.images: 'all' is not allowed; allowed: none, thumbnails, full";
+        assert_eq!(keeps(&json!({"log": {"images": "all"}})), Err(vec![problem.to_owned()]));
+    }
+
+    #[test]
+    fn a_policy_wins_in_what_it_says() {
+        let file = Keeps { prompts: true, images: KeptImages::Thumbnails };
+        let under = |prompts, images: KeptImages| file.under(&LogPolicy { prompts, images: images.into() });
+        assert_eq!(under(None, KeptImages::Unspecified), file);
+        assert_eq!(under(Some(false), KeptImages::Unspecified), Keeps { prompts: false, ..file });
+        assert_eq!(under(None, KeptImages::None), Keeps { images: KeptImages::None, ..file });
+        assert_eq!(under(Some(false), KeptImages::Full), Keeps { prompts: false, images: KeptImages::Full });
+    }
 }

@@ -8,6 +8,7 @@ pub mod callers;
 pub mod condition;
 pub mod file;
 pub mod identity;
+pub mod images;
 pub mod issuers;
 pub mod memory;
 pub mod plan;

@@ -17,7 +17,7 @@ use super::{
     read::{Object, Problems},
     spec::Secret,
 };
-use crate::quota::Metered;
+use crate::{pb::LogPolicy, quota::Metered};
 
 /// The tenant of callers for whom nobody names another.
 pub const DEFAULT_TENANT: &str = "default";
@@ -300,6 +300,7 @@ impl Caller {
             configs: None,
             virtual_keys: None,
             quota: Quota::default(),
+            log: LogPolicy::default(),
         }
     }
 }

@@ -6,6 +6,7 @@ pub mod convert;
 pub mod made;
 pub mod mask;
 pub mod probe;
+pub mod thumbnail;
 
 use bytes::{Buf as _, Bytes, BytesMut};
 

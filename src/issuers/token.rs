@@ -176,6 +176,7 @@ impl<'a> Token<'a> {
             configs: settings.configs.clone(),
             virtual_keys: settings.virtual_keys.clone(),
             quota: settings.quota.clone(),
+            log: settings.log,
         })
     }
 

@@ -7,11 +7,11 @@ use tokio::time::Instant;
 
 use super::{replay::Answered, report, resolve::Route};
 use crate::{
-    call::Call,
+    call::{Call, Reply},
     config::plan::Source,
     error::{Error, ErrorKind},
     pb::{self, RequestRecord},
-    store::{Logged, journal::Journal},
+    store::{Logged, Pictures, journal::Journal},
     telemetry::{self, Finished},
 };
 
@@ -104,7 +104,14 @@ impl RequestLog {
         });
         if let Some(journal) = &self.journal {
             let report = report.cloned().unwrap_or_else(|| report::of_context(ctx));
-            journal.note(Logged { tenant: ctx.tenant.clone(), record: self.record(outcome, report) });
+            let logged = Logged { tenant: ctx.tenant.clone(), record: self.record(outcome, report) };
+            let images = match outcome.answer {
+                Some(answer) if !ctx.overrides.keep_nothing => {
+                    answer.reply.images.iter().map(|(_, pieces)| pieces.clone()).collect()
+                }
+                _ => Vec::new(),
+            };
+            journal.note(logged, Pictures { images, kept: ctx.keeps.images });
         }
     }
 
@@ -146,7 +153,7 @@ impl RequestLog {
             cost_usd: is_known.then(|| amounts.clone().flatten().sum()),
             cost_unknown: amounts.clone().any(|amount| amount.is_none()),
             metadata: self.metadata(),
-            prompt: match ctx.settings.memory.prompts && !keeps_nothing {
+            prompt: match ctx.keeps.prompts {
                 true => self.call.request.prompt.clone(),
                 false => String::new(),
             },
@@ -156,6 +163,7 @@ impl RequestLog {
             usage: answer.and_then(|answer| answer.reply.usage),
             report: Some(report),
             feedback: Vec::new(),
+            images_made: answer.map(|answer| images_made(&answer.reply)).unwrap_or_default(),
         }
     }
 
@@ -192,6 +200,18 @@ impl RequestLog {
         }
         metadata
     }
+}
+
+/// The images of an answer, as far as they are known without a look at them.
+fn images_made(reply: &Reply) -> Vec<pb::LoggedImage> {
+    let images = reply.images.iter().map(|(image, pieces)| pb::LoggedImage {
+        format: image.format,
+        width: image.width,
+        height: image.height,
+        bytes: pieces.len() as u64,
+        ..Default::default()
+    });
+    images.collect()
 }
 
 /// The parameters of a request, without what it is about.

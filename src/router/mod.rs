@@ -389,6 +389,7 @@ impl Router {
             cache: Arc::clone(&self.shared.cache),
             embedder: state.embedder.clone(),
             upstream: resolved.upstream.take(),
+            keeps: resolved.keeps(&state.settings),
             overrides: std::mem::take(&mut resolved.overrides),
             workers: Arc::clone(&state.workers),
             settings: Arc::clone(&state.settings),

@@ -11,6 +11,7 @@ use crate::{
         Settings,
         callers::{Caller, Scope},
         file::is_config_id,
+        memory::Keeps,
         plan::{self, Credential, Known, Plan, Source, Upstream, split_model},
         providers::Providers,
         saved::{DEFAULT_TENANT, Version},
@@ -36,6 +37,15 @@ pub struct Resolved {
 }
 
 impl Resolved {
+    /// What the request log keeps of the request's content.
+    pub fn keeps(&self, settings: &Settings) -> Keeps {
+        match &self.caller {
+            _ if self.overrides.keep_nothing => Keeps::default(),
+            Some(caller) => settings.memory.keeps.under(&caller.log),
+            None => settings.memory.keeps,
+        }
+    }
+
     /// The request's metadata with the caller's own, which win.
     pub fn metadata(&self, said: Value) -> Value {
         let Some(caller) = self.caller.as_ref().filter(|caller| !caller.metadata.is_empty()) else {

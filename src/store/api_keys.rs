@@ -169,6 +169,7 @@ fn caller(record: ApiKey) -> Caller {
         virtual_keys: names(record.virtual_keys),
         // What was saved was checked.
         quota: record.quota.as_ref().and_then(|quota| Quota::try_from(quota).ok()).unwrap_or_default(),
+        log: record.log.unwrap_or_default(),
     }
 }
 
@@ -195,6 +196,7 @@ fn grants(record: &ApiKey) -> Vec<u8> {
         configs: record.configs.clone(),
         virtual_keys: record.virtual_keys.clone(),
         quota: record.quota.clone(),
+        log: record.log,
         ..Default::default()
     }
     .encode_to_vec()

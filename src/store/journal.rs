@@ -14,8 +14,11 @@ use tokio::{
     time::{MissedTickBehavior, interval, sleep, timeout},
 };
 
-use super::{Logged, Store};
-use crate::{pb::unix_now_ms, telemetry};
+use super::{
+    Logged, Store,
+    digests::{Digests, Pictures},
+};
+use crate::{objects::gallery::Gallery, pb::unix_now_ms, telemetry};
 
 /// Requests that wait to be written, about 2 KB each.
 const QUEUED: usize = 10_000;
@@ -37,6 +40,8 @@ const FORGET_EVERY: Duration = Duration::from_secs(600);
 pub struct Journal {
     sender: mpsc::Sender<Logged>,
     waiting: Mutex<Waiting>,
+    digests: Digests,
+    gallery: Arc<Gallery>,
     is_failing: AtomicBool,
 }
 
@@ -49,17 +54,43 @@ struct Waiting {
 }
 
 impl Journal {
-    /// Nothing waits yet.
-    pub fn new() -> Arc<Self> {
+    /// Nothing waits yet. The gallery keeps images.
+    pub fn new(gallery: Arc<Gallery>) -> Arc<Self> {
         let (sender, queue) = mpsc::channel(QUEUED);
         let waiting = Mutex::new(Waiting { queue, batch: Vec::new() });
-        Arc::new(Self { sender, waiting, is_failing: AtomicBool::new(false) })
+        let is_failing = AtomicBool::new(false);
+        Arc::new(Self { sender, waiting, digests: Digests::new(), gallery, is_failing })
     }
 
-    /// Notes a finished request.
-    pub fn note(&self, request: Logged) {
+    /// Notes a finished request and the images that it was answered with.
+    pub fn note(&self, request: Logged, pictures: Pictures) {
+        if pictures.images.is_empty() {
+            return self.queue(request);
+        }
+        if let Some((request, pictures)) = self.digests.add(request, pictures) {
+            telemetry::digests_skipped(pictures.images.len());
+            self.hand_on(request, pictures);
+        }
+    }
+
+    fn hand_on(&self, mut request: Logged, pictures: Pictures) {
+        let Pictures { images, kept } = pictures;
+        self.gallery.offer(&request.tenant, &mut request.record, images, kept);
+        self.queue(request);
+    }
+
+    fn queue(&self, request: Logged) {
         if self.sender.try_send(request).is_err() {
             telemetry::log_lost("queue_full", 1);
+        }
+    }
+
+    /// Computes digests, as long as it runs.
+    pub async fn keep_digesting(&self) {
+        let mut work = self.digests.work().await;
+        loop {
+            let (request, pictures) = work.next().await;
+            self.hand_on(request, pictures);
         }
     }
 
@@ -78,11 +109,13 @@ impl Journal {
         }
     }
 
-    /// Forgets what is older than this, as long as it runs.
+    /// Forgets what is older than this, images too, as long as it runs.
     pub async fn keep_forgetting(&self, store: &Store, retention: Duration) {
         let retention = i64::try_from(retention.as_millis()).unwrap_or(i64::MAX);
         loop {
-            if let Ok(forgotten @ 1..) = store.forget_before(unix_now_ms().saturating_sub(retention)).await {
+            let before = unix_now_ms().saturating_sub(retention);
+            self.gallery.forget_before(before).await;
+            if let Ok(forgotten @ 1..) = store.forget_before(before).await {
                 tracing::info!(requests = forgotten, "forgot old requests");
             }
             sleep(FORGET_EVERY).await;
@@ -92,6 +125,10 @@ impl Journal {
     /// Writes what still waits, after it has run.
     pub async fn flush(&self, store: &Store) {
         let write = async {
+            let mut work = self.digests.work().await;
+            while let Some((request, pictures)) = work.next_waiting().await {
+                self.hand_on(request, pictures);
+            }
             let mut waiting = self.waiting.lock().await;
             while waiting.take() && self.write(store, &mut waiting.batch).await {}
             waiting.batch.len() + waiting.queue.len()

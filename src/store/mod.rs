@@ -6,6 +6,7 @@
 mod api_keys;
 mod configs;
 mod counters;
+mod digests;
 mod feedback;
 pub mod journal;
 mod requests;
@@ -28,6 +29,7 @@ use self::vault::Vault;
 pub use self::{
     api_keys::NewApiKey,
     configs::ConfigChange,
+    digests::Pictures,
     requests::{Logged, Written},
     virtual_keys::{KeyChange, NewVirtualKey},
 };

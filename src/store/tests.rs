@@ -18,7 +18,7 @@ fn settings(current: u8, previous: &[u8]) -> MemorySettings {
             current: key(current),
             previous: previous.iter().map(|byte| key(*byte)).collect(),
         }),
-        prompts: false,
+        keeps: Default::default(),
         retention: Duration::from_secs(3600),
         flush_every: Duration::from_millis(10),
     }

@@ -9,6 +9,7 @@ import yaml
 
 import postgres_server
 import redis_server
+import s3_server
 from emulators.openai import OpenAI
 from emulators.pictures import look
 from emulators.stability import Stability
@@ -105,6 +106,17 @@ def postgres():
         yield server
     finally:
         server.close()
+
+
+@pytest.fixture
+def s3(tmp_path):
+    """A server of S3's language of the test's own, started, with one bucket."""
+    if missing := s3_server.needs():
+        pytest.skip(missing)
+    server = s3_server.S3(tmp_path / "s3")
+    server.start()
+    yield server
+    server.close()
 
 
 @pytest.fixture

@@ -142,6 +142,16 @@ increased yet, so that the rare ones are compared with whether they were there b
       {{`The budget of the {{ $labels.subject }} {{ $labels.name }} is used up to {{ $value | humanizePercentage }}`}}
     description: >-
       When all of it is, its requests are refused with 412 until it resets.
+- alert: ImagegateImagesDown
+  expr: 'max by (namespace, pod) (imagegate_images_up{ {{- $series -}} }) == 0'
+  for: 5m
+  labels: { severity: warning }
+  annotations:
+    summary: >-
+      {{`{{ $labels.pod }} cannot keep images`}}
+    description: >-
+      Images asked for as url are made, paid for and lost: their requests fail. Those asked for as b64_json go on. The
+      request log keeps no thumbnails meanwhile.
 - alert: ImagegateConfigRefused
   expr: 'sum by (namespace, pod) (increase(imagegate_config_reloads_total{ {{- $series -}} ,outcome="rejected"}[15m]) > 0 or imagegate_config_reloads_total{ {{- $series -}} ,outcome="rejected"} > 0 unless imagegate_config_reloads_total{ {{- $series -}} ,outcome="rejected"} offset 15m) > 0'
   for: 0m

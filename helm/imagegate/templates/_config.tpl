@@ -87,6 +87,7 @@ open
 {{- if .Values.redis.existingSecret -}}
 {{- $_ := set $config "redis" (dict "url" (dict "env" "REDIS_URL") "prefix" .Values.redis.prefix "timeout_ms" (int .Values.redis.timeoutMs) "max_answer_bytes" (int .Values.redis.maxAnswerBytes)) -}}
 {{- end -}}
+{{- with include "imagegate.bucket" . -}}{{- $_ := set $config "images" (fromJson .) -}}{{- end -}}
 {{- if .Values.store.existingSecret -}}
 {{- $_ := set $config "store" (dict "url" (dict "env" "STORE_URL")) -}}
 {{- $_ := set $config "vault" (dict "key" (dict "env" "VAULT_KEY")) -}}
@@ -96,6 +97,22 @@ open
 {{- end -}}
 {{ toYaml $config }}
 {{ include "imagegate.tlsConfig" (dict "root" . "clients" (include "imagegate.routerClients" . | fromJsonArray)) }}
+{{- end }}
+
+{{/* `images` of the router's file as JSON; empty: there is no bucket. */}}
+{{- define "imagegate.bucket" -}}
+{{- if .Values.images.url -}}
+{{- $bucket := dict "url" .Values.images.url -}}
+{{- with .Values.images.region -}}{{- $_ := set $bucket "region" . -}}{{- end -}}
+{{- with .Values.images.endpoint -}}{{- $_ := set $bucket "endpoint" . -}}{{- end -}}
+{{- if .Values.images.allowHttp -}}{{- $_ := set $bucket "allow_http" true -}}{{- end -}}
+{{- if .Values.images.virtualHosted -}}{{- $_ := set $bucket "virtual_hosted" true -}}{{- end -}}
+{{- if .Values.images.existingSecret -}}
+{{- $_ := set $bucket "access_key_id" (dict "env" "IMAGES_ACCESS_KEY_ID") -}}
+{{- $_ := set $bucket "secret_access_key" (dict "env" "IMAGES_SECRET_ACCESS_KEY") -}}
+{{- end -}}
+{{ toJson $bucket }}
+{{- end -}}
 {{- end }}
 
 {{/* A worker's file. It fetches the images that requests name, so the router's `egress` holds for it too. */}}

@@ -249,6 +249,26 @@ topologySpreadConstraints:
 - {{ printf "%s:9090" $host | quote }}
 - --data-dir
 - /data
+{{- with .root.Values.images }}
+{{- if .url }}
+- --images-url
+- {{ .url | quote }}
+{{- with .region }}
+- --images-region
+- {{ . | quote }}
+{{- end }}
+{{- with .endpoint }}
+- --images-endpoint
+- {{ . | quote }}
+{{- end }}
+{{- if .allowHttp }}
+- --images-allow-http
+{{- end }}
+{{- if .virtualHosted }}
+- --images-virtual-hosted
+{{- end }}
+{{- end }}
+{{- end }}
 - --image-lifetime-s
 - {{ int .values.imageLifetimeSeconds | quote }}
 - --max-body-bytes
@@ -318,6 +338,20 @@ env:
       secretKeyRef:
         name: {{ .root.Values.store.existingSecret }}
         key: {{ .root.Values.store.vaultKey }}
+  {{- end }}
+  {{- if and .root.Values.images.url .root.Values.images.existingSecret (ne .role "worker") }}
+  {{- /* The router's providers may know an AWS key of their own; a shim has no file to say which one it means. */}}
+  {{- $prefix := ternary "IMAGES" "AWS" (eq .role "router") }}
+  - name: {{ $prefix }}_ACCESS_KEY_ID
+    valueFrom:
+      secretKeyRef:
+        name: {{ .root.Values.images.existingSecret }}
+        key: {{ .root.Values.images.accessKeyId }}
+  - name: {{ $prefix }}_SECRET_ACCESS_KEY
+    valueFrom:
+      secretKeyRef:
+        name: {{ .root.Values.images.existingSecret }}
+        key: {{ .root.Values.images.secretAccessKey }}
   {{- end }}
   {{- with .values.extraEnv }}
   {{- toYaml . | nindent 2 }}

@@ -29,6 +29,7 @@ What a single value may be is the business of values.schema.json.
   "redis" "set redis.existingSecret instead"
   "store" "set store.existingSecret instead"
   "vault" "set store.existingSecret instead"
+  "images" "set images.url instead"
   "shutdown_delay_s" "set drain.delaySeconds instead"
   "shutdown_grace_s" "it follows from deadlines" -}}
 {{- range $field, $instead := $owned -}}
@@ -166,6 +167,10 @@ What a single value may be is the business of values.schema.json.
 {{- end -}}
 {{- if and .Values.drain.preStopSleep (semverCompare "<1.30.0-0" .Capabilities.KubeVersion.Version) -}}
 {{- $problems = append $problems (printf "drain.preStopSleep: needs Kubernetes 1.30, this is %s; the binary's own delay needs nothing" .Capabilities.KubeVersion.Version) -}}
+{{- end -}}
+
+{{- if and (hasPrefix "http://" (toString .Values.images.endpoint)) (not .Values.images.allowHttp) -}}
+{{- $problems = append $problems (printf "images.endpoint: %s is plain text: write https, or set images.allowHttp" .Values.images.endpoint) -}}
 {{- end -}}
 
 {{- /* TLS. */ -}}

@@ -11,7 +11,7 @@ use super::{
     required, same_as_path, shown, status_name, text, time_text, told, whole,
 };
 use crate::{
-    config::{quota::Quota, read::Object},
+    config::{memory::read_policy, quota::Quota, read::Object},
     error::{Error, ErrorKind, Result},
     pb,
 };
@@ -57,6 +57,7 @@ pub async fn create(asked: Asked) -> Result<Json<Value>> {
             virtual_keys: names(body, "virtual_keys"),
             expires_unix_ms: expiry(body),
             quota: quota(body),
+            log: log(body),
             ..Default::default()
         };
         // The SDK repeats what the path says.
@@ -96,6 +97,7 @@ pub async fn update(asked: Asked) -> Result<Json<Value>> {
             expires_unix_ms: changed_expiry(body),
             configs: grant(body, "configs"),
             virtual_keys: grant(body, "virtual_keys"),
+            log: log(body),
             id: id.clone(),
             ..Default::default()
         };
@@ -171,6 +173,13 @@ fn grant(body: &mut Object<'_>, name: &str) -> Option<pb::Grant> {
     Some(pb::Grant { all: false, names })
 }
 
+fn log(body: &mut Object<'_>) -> Option<pb::LogPolicy> {
+    let mut log = body.object("log")?;
+    let policy = read_policy(&mut log);
+    log.finish();
+    Some(policy)
+}
+
 fn metadata(defaults: &mut Object<'_>) -> BTreeMap<String, String> {
     let nothing = Map::new();
     let fields = defaults.map("metadata").unwrap_or(&nothing);
@@ -201,6 +210,10 @@ fn describe(key: &pb::ApiKey) -> Value {
         },
         "configs": key.configs.as_ref().map(|names| &names.names),
         "virtual_keys": key.virtual_keys.as_ref().map(|names| &names.names),
+        "log": {
+            "prompts": key.log.and_then(|log| log.prompts),
+            "images": key.log.and_then(|log| log.images().name()),
+        },
         "usage_limits": usage_limits,
         "rate_limits": rate_limits,
         "expires_at": key.expires_unix_ms.map(time_text),
@@ -231,6 +244,7 @@ mod tests {
             "scopes": ["completions.write", "logs"], "rate_limits": [],
             "defaults": {"config_id": "pc-a", "allow_config_override": false, "metadata": {"team": "a"}},
             "virtual_keys": ["openai"],
+            "log": {"prompts": true, "images": "thumbnails"},
         });
         let (status, body) = json(&memory, "POST", "/v1/api-keys/workspace/service", Some(body)).await;
         assert_eq!(
@@ -247,6 +261,7 @@ mod tests {
             allow_config_override: Some(false),
             metadata: [("team".into(), "a".into())].into(),
             virtual_keys: Some(pb::Names { names: vec!["openai".into()] }),
+            log: Some(pb::LogPolicy { prompts: Some(true), images: pb::KeptImages::Thumbnails.into() }),
             ..Default::default()
         };
         assert_eq!(message, expected);
@@ -261,6 +276,8 @@ mod tests {
             ("usage_limits", json!({"credit_limit": -1})),
             ("rotation_policy", json!({"rotation_period": "weekly"})),
             ("scopes", json!("generate")),
+            ("log", json!({"images": "all"})),
+            ("log", json!({"answers": true})),
             ("defaults", json!({"metadata": {"a": 1}})),
         ] {
             let mut body = json!({"name": "n"});

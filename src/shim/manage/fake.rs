@@ -17,6 +17,8 @@ use tower::ServiceExt as _;
 
 use crate::{
     admin::for_each_call,
+    config::images::ImagesSettings,
+    objects::Objects,
     pb::{self, admin_service_server::AdminService},
     pool::{Pool, Service},
     router::remote::Remote,
@@ -96,7 +98,8 @@ pub async fn send(memory: &Arc<Fake>, method: &str, path: &str, body: Option<Val
 /// The same with a request of one's own.
 pub async fn answer(memory: &Arc<Fake>, request: HttpRequest<Body>) -> (u16, String) {
     let nowhere = Remote::new(Pool::new(Service::Router, Vec::new(), None));
-    let files = Arc::new(Files::new(&std::env::temp_dir(), std::time::Duration::from_secs(1)));
+    let objects = Objects::open(&ImagesSettings::below(&std::env::temp_dir())).unwrap();
+    let files = Arc::new(Files::new(objects, std::time::Duration::from_secs(1)));
     let shim = Shim::new(Arc::new(nowhere), Arc::<Fake>::clone(memory), files, None, 1 << 20);
     let response = shim.routes().oneshot(request).await.unwrap();
     let status = response.status().as_u16();

@@ -14,6 +14,7 @@ use super::{Asked, PAGE_AT_MOST, filter, record, text, told, whole};
 use crate::{
     error::{Error, ErrorKind, Result},
     pb,
+    shim::files::describe,
 };
 
 /// Requests that an export holds at a time.
@@ -49,6 +50,23 @@ pub async fn get(asked: Asked) -> Result<Json<Value>> {
     let message = pb::GetRequestRequest { id: asked.path("id") };
     let got = told(asked.admin.get_request(asked.to(message)).await)?;
     Ok(Json(json!({"success": true, "data": record::describe_all(&got.request.unwrap_or_default())})))
+}
+
+/// `GET /v1/logs/{id}/images/{index}`
+pub async fn image(asked: Asked) -> Result<Response> {
+    let full = asked.query(&[super::WORKSPACE], |query| {
+        query.choice("size", &[("thumbnail", false), ("full", true)]).unwrap_or_default()
+    })?;
+    let said = asked.path("index");
+    let index = said.parse().map_err(|_| {
+        Error::new(ErrorKind::NotFound, format!("'{said}' is no number of an image; the first is 0"))
+    })?;
+    let message = pb::GetRequestImageRequest { id: asked.path("id"), index, full };
+    let got = told(asked.admin.get_request_image(asked.to(message)).await)?;
+    let format = got.format();
+    let mut response = Body::from(got.data).into_response();
+    describe(response.headers_mut(), format);
+    Ok(response)
 }
 
 /// `GET /v1/logs/export`: all that a search finds, as a file. The first page is waited for, so that a failure before
@@ -218,6 +236,25 @@ mod tests {
         assert_eq!(body["data"]["asked"], json!({"model": "m", "seed": 7}));
         assert_eq!(body["data"]["report"]["attempts"][0]["outcome"], "timeout");
         assert_eq!(memory.asked::<pb::GetRequestRequest>().id, "r-1");
+    }
+
+    #[tokio::test]
+    async fn an_image_is_shown_as_what_it_is() {
+        let memory = Arc::new(Fake::default());
+        for (query, full) in [("", false), ("?size=thumbnail", false), ("?size=full", true)] {
+            let format = pb::ImageFormat::Svg.into();
+            let data = b"<svg/>".as_slice().into();
+            memory.answers("get_request_image", pb::GetRequestImageResponse { data, format });
+            let answer = send(&memory, "GET", &format!("/v1/logs/r-1/images/2{query}"), None).await;
+            assert_eq!(answer, (200, "<svg/>".into()));
+            let expected = pb::GetRequestImageRequest { id: "r-1".into(), index: 2, full };
+            assert_eq!(memory.asked::<pb::GetRequestImageRequest>(), expected);
+        }
+        for (path, status) in [("x", 404), ("-1", 404), ("0?size=huge", 400), ("0?from=1", 400)] {
+            let path = format!("/v1/logs/r-1/images/{path}");
+            assert_eq!(send(&memory, "GET", &path, None).await.0, status, "{path}");
+        }
+        assert!(memory.was_not_asked());
     }
 
     #[tokio::test]

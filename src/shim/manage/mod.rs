@@ -87,6 +87,7 @@ pub fn routes() -> Router<Shim> {
         .route("/logs/export", get(search(logs::export)))
         .route("/logs/exports", get(search(logs::no_export_jobs)).post(search(logs::no_export_jobs)))
         .route("/logs/{id}", get(call(logs::get)))
+        .route("/logs/{id}/images/{index}", get(search(logs::image)))
         .route("/feedback", post(call(feedback::create)))
         .route("/feedback/{id}", put(call(feedback::update)))
         .route("/analytics/groups/{*group}", get(search(analytics::group)))

@@ -4,6 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::{some, time_text};
 use crate::{
+    digest::hex,
     params,
     pb::{self, RequestRecord},
     shim::answer,
@@ -69,6 +70,7 @@ pub fn describe(record: &RequestRecord) -> Value {
         "cost_currency": "USD",
         "cost_unknown": record.cost_unknown,
         "images": record.images,
+        "images_made": record.images_made.iter().map(image).collect::<Vec<_>>(),
         "metadata": record.metadata,
         "feedback": record.feedback.iter().map(feedback).collect::<Vec<_>>(),
     });
@@ -115,6 +117,18 @@ fn row<T: AsRef<[u8]>>(cells: impl IntoIterator<Item = T>) -> String {
 /// Spreadsheets compute a text that begins like a formula, and callers choose some of these texts.
 fn harmless(text: &str) -> String {
     if text.starts_with(['=', '+', '-', '@', '\t', '\r']) { format!("'{text}") } else { text.to_owned() }
+}
+
+fn image(image: &pb::LoggedImage) -> Value {
+    json!({
+        "format": image.format().name(),
+        "width": (image.width > 0).then_some(image.width),
+        "height": (image.height > 0).then_some(image.height),
+        "bytes": image.bytes,
+        "sha256": some(&hex(&image.sha256)),
+        "thumbnail": image.thumbnail,
+        "full": image.full,
+    })
 }
 
 fn feedback(feedback: &pb::Feedback) -> Value {
