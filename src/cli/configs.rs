@@ -221,6 +221,9 @@ async fn versions(memory: &Memory<'_>, slug: String, as_json: bool) -> Result<()
         Heading::Right("VERSION"),
         Heading::Left("SAVED"),
         Heading::Left("BY"),
+        Heading::Right("REQUESTS"),
+        Heading::Left("FIRST USED"),
+        Heading::Left("LAST USED"),
         Heading::Left("VERSION ID"),
     ]);
     for version in &versions {
@@ -228,6 +231,9 @@ async fn versions(memory: &Memory<'_>, slug: String, as_json: bool) -> Result<()
             version.version.to_string(),
             date(version.created_unix_ms),
             version.created_by.clone(),
+            version.requests.to_string(),
+            version.first_request_unix_ms.map(date).unwrap_or_default(),
+            version.last_request_unix_ms.map(date).unwrap_or_default(),
             version.version_id.clone(),
         ]);
     }

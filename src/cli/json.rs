@@ -43,6 +43,9 @@ pub fn version(version: &pb::ConfigVersion) -> Value {
         "config": content(&version.config_json),
         "created_unix_ms": version.created_unix_ms,
         "created_by": version.created_by,
+        "requests": version.requests,
+        "first_request_unix_ms": version.first_request_unix_ms,
+        "last_request_unix_ms": version.last_request_unix_ms,
     })
 }
 

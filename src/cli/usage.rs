@@ -19,8 +19,8 @@ use crate::{
 /// Show what requests cost and how they ended
 #[derive(Debug, clap::Args)]
 pub struct Usage {
-    /// caller, tenant, config, virtual_key, provider, model, operation, outcome, status, day, hour or metadata.NAME;
-    /// without it all requests together
+    /// caller, tenant, config, config_version, virtual_key, provider, model, operation, outcome, status, cache_status,
+    /// day, hour or metadata.NAME; without it all requests together
     #[arg(long, value_name = "WHAT")]
     by: Option<String>,
 

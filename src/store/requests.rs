@@ -153,8 +153,11 @@ impl Store {
             let costs = costs(record);
             let known: i64 = costs.iter().map(|cost| cost.nanos).sum();
             let done = sqlx::query(
-                "INSERT INTO requests VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, \
-                 $17, $18, $19, $20) ON CONFLICT (id) DO NOTHING",
+                "INSERT INTO requests (id, tenant, created_ms, trace_id, caller, config, operation, outcome, status, \
+                 provider, model, virtual_key, fallback, refused, cache_status, images, duration_ms, cost_nanos, \
+                 cost_unknown, record, config_version) \
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, \
+                 $21) ON CONFLICT (id) DO NOTHING",
             )
             .bind(&record.id)
             .bind(clean(tenant))
@@ -176,6 +179,7 @@ impl Store {
             .bind(record.cost_usd.map(|_| known))
             .bind(i64::from(record.cost_unknown))
             .bind(record.encode_to_vec())
+            .bind(i64::from(record.config_version))
             .execute(&mut *transaction)
             .await?;
             // Kept before, by a transaction that was not known to have succeeded.
@@ -236,6 +240,11 @@ impl Conditions {
             if let Some(value) = value {
                 all.add(comparison, Bound::Number(value), "");
             }
+        }
+        if filter.config_version > 0 {
+            all.add("r.config_version = ", Bound::Number(filter.config_version.into()), "");
+            // The index has only these.
+            all.text.push_str(" AND r.config_version > 0");
         }
         match filter.success {
             Some(true) => all.text.push_str(" AND r.status < 400"),

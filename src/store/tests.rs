@@ -101,6 +101,51 @@ async fn every_update_is_a_version_and_an_old_one_stays_readable() {
 }
 
 #[tokio::test]
+async fn a_version_tells_which_requests_used_it() {
+    let (_folder, store) = store().await;
+    let new = || pb::CreateConfigRequest { slug: "pc-a".into(), ..new_config("a", "{}") };
+    let deleted = store.create_config("a", "", &new()).await.unwrap();
+    store.delete_config("a", &deleted.slug).await.unwrap();
+    let now = store.create_config("a", "", &new()).await.unwrap().created_unix_ms;
+    for content in ["{\"n\":2}", "{\"n\":3}"] {
+        let change = ConfigChange { content: Some(content.into()), ..Default::default() };
+        store.update_config("a", "", "pc-a", change).await.unwrap();
+    }
+    let used = |number: i64, version: u32, at: i64| {
+        request(number, |r| (r.config, r.config_version, r.created_unix_ms) = ("pc-a".into(), version, at))
+    };
+    let mut log =
+        vec![used(1, 1, now - 1000), used(2, 1, now + 10), used(3, 1, now + 30), used(4, 3, now + 40)];
+    // Of the file's config of this name, and of another tenant's.
+    log.push(used(5, 0, now + 50));
+    log.push(Logged { tenant: "b".into(), ..used(6, 2, now + 60) });
+    store.log(&log).await.unwrap();
+    let versions = store.config_versions("a", "pc-a").await.unwrap();
+    let uses = versions.into_iter().map(|version| {
+        let since = |ms: Option<i64>| ms.map(|ms| ms - now);
+        let (first, last) = (since(version.first_request_unix_ms), since(version.last_request_unix_ms));
+        (version.version, version.requests, first, last)
+    });
+    let expected = [(3, 1, Some(40), Some(40)), (2, 0, None, None), (1, 2, Some(10), Some(30))];
+    assert_eq!(uses.collect::<Vec<_>>(), expected);
+    let by_version = pb::GetUsageRequest { group_by: "config_version".into(), ..Default::default() };
+    let mut groups: Vec<_> = store
+        .usage("a", &by_version)
+        .await
+        .unwrap()
+        .into_iter()
+        .map(|group| (group.key, group.requests))
+        .collect();
+    groups.sort();
+    assert_eq!(groups, [("pc-a".into(), 1), ("pc-a@1".into(), 3), ("pc-a@3".into(), 1)]);
+    // Versions are counted in the index alone, however many requests there are.
+    let plan = sqlx::AssertSqlSafe(format!("EXPLAIN QUERY PLAN {}", configs::USES_OF_VERSIONS));
+    let rows = sqlx::query(plan).bind("a").bind("pc-a").bind(now).fetch_all(&store.pool).await.unwrap();
+    let plan: Vec<String> = rows.iter().map(|row| row.try_get("detail").unwrap()).collect();
+    assert!(plan.concat().contains("COVERING INDEX requests_by_version"), "{plan:?}");
+}
+
+#[tokio::test]
 async fn one_tenant_has_one_default_and_sees_nothing_of_another() {
     let (_folder, store) = store().await;
     let default =
@@ -225,7 +270,10 @@ async fn a_filter_finds_exactly_what_it_says() {
         request(6, |r| r.metadata = BTreeMap::from([("team".into(), "blue".into())])),
         request(7, |r| r.report = costing(&[("p2", Some(0.25))])),
         request(8, |r| r.set_cache_status(CacheStatus::Hit)),
-        request(9, |r| (r.config, r.caller, r.virtual_key) = ("c".into(), "k".into(), "v".into())),
+        request(9, |r| {
+            (r.config, r.caller, r.virtual_key) = ("c".into(), "k".into(), "v".into());
+            r.config_version = 2;
+        }),
         request(10, |r| (r.model, r.trace_id) = ("m".into(), "t".into())),
     ];
     assert_eq!(store.log(&log).await.unwrap().kept, 10);
@@ -235,6 +283,8 @@ async fn a_filter_finds_exactly_what_it_says() {
         (RequestFilter { provider: "p1".into(), ..base() }, vec![1]),
         (RequestFilter { model: "m".into(), ..base() }, vec![10]),
         (RequestFilter { config: "c".into(), ..base() }, vec![9]),
+        (RequestFilter { config: "c".into(), config_version: 2, ..base() }, vec![9]),
+        (RequestFilter { config: "c".into(), config_version: 1, ..base() }, vec![]),
         (RequestFilter { caller: "k".into(), ..base() }, vec![9]),
         (RequestFilter { virtual_key: "v".into(), ..base() }, vec![9]),
         (RequestFilter { trace_id: "t".into(), ..base() }, vec![10]),

@@ -22,6 +22,10 @@ const GROUPS: &[(&str, &str)] = &[
     ("caller", "r.caller"),
     ("tenant", "r.tenant"),
     ("config", "r.config"),
+    (
+        "config_version",
+        "CASE WHEN r.config_version > 0 THEN r.config || '@' || CAST(r.config_version AS TEXT) ELSE r.config END",
+    ),
     ("virtual_key", "r.virtual_key"),
     ("provider", "r.provider"),
     ("model", "r.model"),

@@ -14,7 +14,7 @@ use crate::{
 const BY_HOUR_AT_MOST: i64 = 48 * 3_600_000;
 
 /// What can be grouped by, under the name in the path. The reference's names come first.
-const GROUPS: [(&str, &str); 16] = [
+const GROUPS: [(&str, &str); 17] = [
     // Who a request is for, as the reference's clients say it.
     ("users", "metadata._user"),
     ("ai-models", "model"),
@@ -24,6 +24,7 @@ const GROUPS: [(&str, &str); 16] = [
     ("status_code", "status"),
     ("caller", "caller"),
     ("config", "config"),
+    ("config_version", "config_version"),
     ("virtual_key", "virtual_key"),
     ("provider", "provider"),
     ("model", "model"),
