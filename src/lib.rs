@@ -61,6 +61,7 @@ pub mod jobs;
 mod merge;
 pub mod params;
 pub mod pb;
+pub mod phases;
 pub mod pool;
 pub mod provider;
 pub mod route;

@@ -320,6 +320,20 @@ impl Usage {
     }
 }
 
+impl Timings {
+    /// All but the time in which a provider call was running, in microseconds.
+    pub fn gateway_us(&self) -> u64 {
+        self.total_us.saturating_sub(self.upstream_us)
+    }
+
+    /// Choosing targets, fitting the request to them and putting the answer together: what no phase has, in
+    /// microseconds.
+    pub fn rest_us(&self) -> u64 {
+        let phases = [self.routing_us, self.cache_us, self.waiting_us, self.upstream_us, self.verifying_us];
+        self.total_us.saturating_sub(phases.iter().sum())
+    }
+}
+
 impl Attempt {
     /// The outcome of a target that was passed over.
     pub const SKIPPED: &'static str = "skipped";

@@ -151,6 +151,17 @@ pub fn request(record: &pb::RequestRecord) -> Value {
     if let Some(usage) = &record.usage {
         value["usage"] = usage.to_json();
     }
+    if let Some(timings) = &record.timings {
+        value["timings"] = json!({
+            "total_us": timings.total_us,
+            "routing_us": timings.routing_us,
+            "cache_us": timings.cache_us,
+            "waiting_us": timings.waiting_us,
+            "upstream_us": timings.upstream_us,
+            "verifying_us": timings.verifying_us,
+            "first_preview_us": timings.first_preview_us,
+        });
+    }
     if !record.prompt.is_empty() {
         value["prompt"] = record.prompt.as_str().into();
     }
@@ -187,6 +198,7 @@ fn attempt(attempt: &pb::Attempt) -> Value {
         "message": attempt.message,
         "reason": attempt.reason,
         "billing": attempt.billing().name(),
+        "started_ms": attempt.started_ms,
         "duration_ms": attempt.duration_ms,
         "upstream_request_id": attempt.upstream_request_id,
     })

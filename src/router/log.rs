@@ -48,7 +48,8 @@ impl RequestLog {
     /// A request begins. The journal is where records go.
     pub fn begin(call: &Call, route: Route, operation: pb::Operation, journal: Option<Arc<Journal>>) -> Self {
         telemetry::request_begins();
-        let (call, started) = (call.clone(), Instant::now());
+        call.ctx.record.routed();
+        let (call, started) = (call.clone(), call.ctx.record.arrived());
         Self { call, route, operation, journal, created_unix_ms: pb::unix_now_ms(), started, finished: false }
     }
 
@@ -156,6 +157,7 @@ impl RequestLog {
             usage: answer.and_then(|answer| answer.reply.usage),
             report: Some(report),
             feedback: Vec::new(),
+            timings: Some(ctx.record.timings()),
         }
     }
 

@@ -54,6 +54,7 @@ use crate::{
         self, Job, Operation, planned_target::Decision, router_service_server::RouterService,
         stream_image_response::Event,
     },
+    phases::Phase,
     route,
     store::journal::Journal,
     telemetry,
@@ -355,7 +356,7 @@ impl Router {
             settings: Arc::clone(&state.settings),
             events,
             committed: AtomicBool::new(false),
-            record: Record::default(),
+            record: Record::new(ids.arrived),
         });
         Ok((Call::new(Arc::new(image), ctx), resolved))
     }
@@ -365,18 +366,19 @@ impl Router {
 struct Ids {
     request_id: String,
     trace_id: String,
+    arrived: Instant,
 }
 
 impl Ids {
     fn new(headers: &HeaderMap) -> Self {
         let request_id = uuid::Uuid::now_v7().to_string();
         let trace_id = incoming::trace_id(headers).unwrap_or_else(|| request_id.clone());
-        Self { request_id, trace_id }
+        Self { request_id, trace_id, arrived: Instant::now() }
     }
 
     /// Notes a request that was refused before anything was tried.
     fn reject(&self, mut error: Error) -> Error {
-        let Self { request_id, trace_id } = self;
+        let Self { request_id, trace_id, .. } = self;
         telemetry::rejected(request_id, trace_id, &error);
         let (request_id, trace_id) = (request_id.clone(), trace_id.clone());
         error.report = Some(Box::new(pb::RouteReport { request_id, trace_id, ..Default::default() }));
@@ -427,7 +429,10 @@ impl Started {
 
     async fn run(self) -> Result<Answered> {
         let Self { plan, call, log, idempotency, shared } = self;
+        // Until it is this request's turn.
+        let waiting = idempotency.is_some().then(|| call.ctx.enter(Phase::Waiting));
         let run = async {
+            drop(waiting);
             let reply = route::run(&plan, &call).await?;
             Ok(Answered { report: report::of_reply(&call.ctx, &reply), reply })
         };

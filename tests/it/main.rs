@@ -29,6 +29,8 @@ mod leavers;
 #[cfg(test)]
 mod limits;
 #[cfg(test)]
+mod logging;
+#[cfg(test)]
 mod outages;
 #[cfg(test)]
 mod pool;

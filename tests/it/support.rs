@@ -23,6 +23,7 @@ use imagegate::{
     },
     pool::{Pool, Service},
     router::{self, Router, SharedRouter, State},
+    store::journal::Journal,
     transport,
     worker::{self, EventStream, SharedWorker, Workers},
 };
@@ -521,6 +522,12 @@ impl Gateway {
     /// The same with what was saved while it ran.
     pub fn remembering(mode: Mode, yaml: &str, workers: &[&Arc<Worker>], saved: &Saved) -> Self {
         Self::start(mode, yaml, workers, saved, Router::new)
+    }
+
+    /// The same in one process, with a journal for what is done.
+    pub fn logging(worker: &Arc<Worker>, yaml: &str, journal: &Arc<Journal>) -> Self {
+        let router = |state| Router::in_fleet(state, None, Some(Arc::clone(journal)));
+        Self::start(Mode::OneProcess, yaml, &[worker], &Saved::default(), router)
     }
 
     fn start(
