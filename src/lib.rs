@@ -18,6 +18,7 @@
 //! - [`store`]: what is remembered, in SQLite or PostgreSQL, and sealed where it is secret
 //! - [`jobs`]: requests that run whether or not somebody waits, and webhooks
 //! - [`call`]: what one request carries down the tree, and what is recorded on the way
+//! - [`phases`]: where a request's time goes
 //! - [`worker`]: `WorkerService`: drives a provider over HTTP, here or in another process
 //! - [`provider`]: the providers' wire formats as pure functions, and their model data
 //! - [`conform`]: asks a worker what it promises: the conformance kit

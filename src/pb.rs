@@ -320,6 +320,29 @@ impl Usage {
     }
 }
 
+impl planned_target::Decision {
+    /// As JSON says it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tried => "tried",
+            Self::Skipped => "skipped",
+            Self::Undecided => "undecided",
+            Self::NotChosen | Self::Unspecified => "not_chosen",
+        }
+    }
+}
+
+impl dry_run_request::Verdict {
+    /// As JSON says it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Routed => "routed",
+            Self::Refused => "refused",
+            Self::Undecided | Self::Unspecified => "undecided",
+        }
+    }
+}
+
 impl Timings {
     /// All but the time in which a provider call was running, in microseconds.
     pub fn gateway_us(&self) -> u64 {

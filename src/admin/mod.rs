@@ -4,6 +4,7 @@
 //! Callers hold it as [`SharedAdmin`], whether it is here or behind a connection.
 
 mod check;
+mod dry_run;
 pub mod remote;
 
 /// Hands every call of `AdminService` to a macro that implements it.
@@ -16,6 +17,7 @@ macro_rules! for_each_call {
             update_config: UpdateConfigRequest => UpdateConfigResponse,
             delete_config: DeleteConfigRequest => DeleteConfigResponse,
             list_config_versions: ListConfigVersionsRequest => ListConfigVersionsResponse,
+            dry_run_config: DryRunConfigRequest => DryRunConfigResponse,
             list_virtual_keys: ListVirtualKeysRequest => ListVirtualKeysResponse,
             get_virtual_key: GetVirtualKeyRequest => GetVirtualKeyResponse,
             create_virtual_key: CreateVirtualKeyRequest => CreateVirtualKeyResponse,

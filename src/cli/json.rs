@@ -177,6 +177,84 @@ pub fn request(record: &pb::RequestRecord) -> Value {
     value
 }
 
+/// A config tried on requests of the log.
+pub fn dry_run(tried: &pb::DryRunConfigResponse) -> Value {
+    let summary = tried.summary.clone().unwrap_or_default();
+    let reason = |reason: &pb::DryRunReason| json!({"reason": reason.reason, "message": reason.message, "requests": reason.requests});
+    let share = |share: &pb::DryRunShare| {
+        json!({
+            "provider": share.provider,
+            "model": share.model,
+            "requests": share.requests,
+            "recorded_requests": share.recorded_requests,
+            "expected_cost_usd": share.expected_cost_usd,
+        })
+    };
+    json!({
+        "summary": {
+            "requests": summary.requests,
+            "routed": summary.routed,
+            "refused": summary.refused,
+            "undecided": summary.undecided,
+            "changed": summary.changed,
+            "adjusted": summary.adjusted,
+            "shares": summary.shares.iter().map(share).collect::<Vec<_>>(),
+            "refusals": summary.refusals.iter().map(reason).collect::<Vec<_>>(),
+            "open_questions": summary.open_questions.iter().map(reason).collect::<Vec<_>>(),
+            "expected_cost_usd": summary.expected_cost_usd,
+            "expected_cost_unknown": summary.expected_cost_unknown,
+            "recorded_cost_usd": summary.recorded_cost_usd,
+            "recorded_cost_unknown": summary.recorded_cost_unknown,
+            "notes": summary.notes,
+        },
+        "requests": tried.requests.iter().map(tried_on).collect::<Vec<_>>(),
+    })
+}
+
+fn tried_on(request: &pb::DryRunRequest) -> Value {
+    let then = request.recorded.clone().unwrap_or_default();
+    json!({
+        "id": request.id,
+        "created_unix_ms": request.created_unix_ms,
+        "operation": request.operation().name(),
+        "verdict": request.verdict().name(),
+        "reason": request.reason,
+        "message": request.message,
+        "changed": request.changed,
+        "first": request.first.as_ref().map(planned),
+        "targets": request.targets.iter().map(planned).collect::<Vec<_>>(),
+        "recorded": {
+            "config": then.config,
+            "config_version": then.config_version,
+            "first_provider": then.first_provider,
+            "first_model": then.first_model,
+            "provider": then.provider,
+            "model": then.model,
+            "target": then.target,
+            "outcome": then.outcome,
+            "status": then.status,
+            "cost_usd": then.cost_usd,
+            "cost_unknown": then.cost_unknown,
+        },
+    })
+}
+
+fn planned(target: &pb::PlannedTarget) -> Value {
+    json!({
+        "target": target.target,
+        "provider": target.provider,
+        "model": target.model,
+        "decision": target.decision().name(),
+        "reason": target.reason,
+        "message": target.message,
+        "warnings": target.warnings.iter().map(warning).collect::<Vec<_>>(),
+        "calls": target.calls,
+        "max_tries": target.max_tries,
+        "price_usd": target.price_usd,
+        "hedged_after_ms": target.hedged_after_ms,
+    })
+}
+
 /// A key's status as a word.
 pub fn status(status: pb::KeyStatus) -> &'static str {
     status.name().unwrap_or_default()

@@ -5,7 +5,12 @@ use std::{collections::BTreeMap, sync::Arc};
 use serde_json::Value;
 use tokio::time::Instant;
 
-use super::{replay::Answered, report, resolve::Route};
+use super::{
+    recorded::{self, METADATA_CHARS, METADATA_ENTRIES, USER},
+    replay::Answered,
+    report,
+    resolve::Route,
+};
 use crate::{
     call::Call,
     config::plan::Source,
@@ -14,13 +19,6 @@ use crate::{
     store::{Logged, journal::Journal},
     telemetry::{self, Finished},
 };
-
-/// More of a caller's metadata is not kept: entries, and characters of a value, as the reference has it.
-const METADATA_ENTRIES: usize = 32;
-const METADATA_CHARS: usize = 128;
-
-/// The metadata that a request's `user` is, in the reference's words.
-const USER: &str = "_user";
 
 /// A request in progress. Dropped unfinished, the caller went away.
 #[derive(Debug)]
@@ -158,6 +156,10 @@ impl RequestLog {
             report: Some(report),
             feedback: Vec::new(),
             timings: Some(ctx.record.timings()),
+            subject: (!keeps_nothing).then(|| {
+                let (named, streamed) = (ctx.upstream.as_deref(), ctx.events.is_some());
+                recorded::subject(&self.call.request, &ctx.metadata, named, streamed)
+            }),
         }
     }
 

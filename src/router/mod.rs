@@ -3,8 +3,10 @@
 //! Authenticates, finds the plan, runs it, and reports what happened. Callers hold it as [`SharedRouter`],
 //! whether it is here or behind a connection.
 
+pub mod dry_run;
 mod incoming;
 mod log;
+mod recorded;
 pub mod remote;
 mod replay;
 pub mod report;

@@ -151,7 +151,7 @@ pub fn resolve(
 }
 
 /// Whether a caller may use this route and every virtual key on it.
-fn check_grants(caller: &Caller, route: &Route, upstream: Option<&Upstream>) -> Result<()> {
+pub(super) fn check_grants(caller: &Caller, route: &Route, upstream: Option<&Upstream>) -> Result<()> {
     let refuse = |what: &str, id: &str| {
         let message = format!("the API key of \"{}\" may not use {what} \"{id}\"", caller.name);
         Err(Error::new(ErrorKind::PermissionDenied, message))

@@ -79,6 +79,16 @@ impl Store {
         }
     }
 
+    /// The newest of a tenant's requests with all that is known of them but feedback, and whether these are all.
+    pub async fn newest_requests(
+        &self,
+        tenant: &str,
+        filter: &RequestFilter,
+        limit: u32,
+    ) -> Result<(Vec<RequestRecord>, bool)> {
+        self.find(&Conditions::new(tenant, filter), limit).await
+    }
+
     /// A page of a tenant's requests, the newest first.
     pub async fn list_requests(
         &self,
@@ -102,22 +112,27 @@ impl Store {
             conditions.or(" OR (r.created_ms = ", Bound::Number(ms), "");
             conditions.or(" AND r.id < ", Bound::Text(id.to_owned()), "))");
         }
-        let sql = format!(
-            "SELECT r.record FROM requests r WHERE {} ORDER BY r.created_ms DESC, r.id DESC \
-             LIMIT {}",
-            conditions.text,
-            size + 1
-        );
-        let query = conditions.bind(sqlx::query(sqlx::AssertSqlSafe(sql)));
-        let read = |row: &AnyRow| Ok(RequestRecord { report: None, ..read(row)? });
-        let mut requests = self.all(query, read).await?;
-        let is_last = requests.len() <= size as usize;
-        requests.truncate(size as usize);
+        let (mut requests, is_last) = self.find(&conditions, size).await?;
+        requests.iter_mut().for_each(|request| request.report = None);
         let next_page_token = match requests.last() {
             Some(last) if !is_last => format!("{}.{}", last.created_unix_ms, last.id),
             _ => String::new(),
         };
         Ok(pb::ListRequestsResponse { requests, next_page_token })
+    }
+
+    /// The newest requests that conditions hold for, and whether these are all.
+    async fn find(&self, conditions: &Conditions, limit: u32) -> Result<(Vec<RequestRecord>, bool)> {
+        let sql = format!(
+            "SELECT r.record FROM requests r WHERE {} ORDER BY r.created_ms DESC, r.id DESC LIMIT {}",
+            conditions.text,
+            limit + 1
+        );
+        let query = conditions.bind(sqlx::query(sqlx::AssertSqlSafe(sql)));
+        let mut requests = self.all(query, read).await?;
+        let is_all = requests.len() <= limit as usize;
+        requests.truncate(limit as usize);
+        Ok((requests, is_all))
     }
 
     /// A request with everything that is known of it.

@@ -3,7 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use imagegate::{
-    config::memory::{MemorySettings, StoreChoice},
+    config::{
+        memory::{MemorySettings, StoreChoice},
+        saved::Saved,
+    },
     pb,
     store::{Store, journal::Journal},
 };
@@ -29,6 +32,11 @@ impl House {
 
     /// With a whole configuration.
     pub async fn new(worker: &Arc<Worker>, yaml: &str) -> Self {
+        Self::remembering(worker, yaml, &Saved::default()).await
+    }
+
+    /// The same with what was saved while it ran.
+    pub async fn remembering(worker: &Arc<Worker>, yaml: &str, saved: &Saved) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let settings = MemorySettings {
             store: StoreChoice::File,
@@ -39,13 +47,12 @@ impl House {
         };
         let store = Store::open(&settings, folder.path()).await.unwrap();
         let journal = Journal::new();
-        let gateway = Arc::new(Gateway::logging(worker, yaml, &journal));
+        let gateway = Arc::new(Gateway::logging(worker, yaml, saved, &journal));
         Self { gateway, store, journal, _folder: folder }
     }
 
-    /// What the log has, the oldest first. The clock runs from here on: the store does not know of paused ones.
+    /// What the log has, the oldest first. The store does not know of paused clocks.
     pub async fn records(&self) -> Vec<pb::RequestRecord> {
-        resume();
         self.journal.flush(&self.store).await;
         let listed =
             self.store.list_requests("default", &pb::RequestFilter::default(), 1000, "").await.unwrap();
@@ -76,6 +83,7 @@ async fn the_log_tells_where_the_time_went() {
     let house = House::over(&worker, &config).await;
     pause();
     house.gateway.generate(&json!({})).await.unwrap();
+    resume();
     let record = house.records().await.remove(0);
     let timings = record.timings.unwrap();
     let [routing, cache, upstream, verifying] =
@@ -114,6 +122,7 @@ async fn waiting_for_the_same_answer_is_no_call() {
         later("k1", 1),
         later("k2", 1),
     );
+    resume();
     let records = house.records().await;
     let spent = |i: usize| {
         let timings = records[i].timings.unwrap();
@@ -132,6 +141,7 @@ async fn the_first_preview_has_its_time() {
     let house = House::over(&worker, &target("a")).await;
     pause();
     house.gateway.stream(&json!({"partial_images": 2})).await.1.unwrap();
+    resume();
     let timings = house.records().await.remove(0).timings.unwrap();
     assert_eq!((timings.first_preview_us.map(millis), millis(timings.total_us)), (Some(700), 1000));
 }

@@ -525,9 +525,9 @@ impl Gateway {
     }
 
     /// The same in one process, with a journal for what is done.
-    pub fn logging(worker: &Arc<Worker>, yaml: &str, journal: &Arc<Journal>) -> Self {
+    pub fn logging(worker: &Arc<Worker>, yaml: &str, saved: &Saved, journal: &Arc<Journal>) -> Self {
         let router = |state| Router::in_fleet(state, None, Some(Arc::clone(journal)));
-        Self::start(Mode::OneProcess, yaml, &[worker], &Saved::default(), router)
+        Self::start(Mode::OneProcess, yaml, &[worker], saved, router)
     }
 
     fn start(
@@ -596,6 +596,11 @@ impl Gateway {
     /// Connections that were made so far between the roles.
     pub fn connections(&self) -> usize {
         self.connections.load(Ordering::Relaxed)
+    }
+
+    /// The router itself, for what is no call.
+    pub fn local(&self) -> &Router {
+        &self.local
     }
 
     /// The role itself, for the other calls.

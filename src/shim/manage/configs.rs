@@ -91,7 +91,7 @@ pub async fn versions(asked: Asked) -> Result<Json<Value>> {
 }
 
 /// A config as an object, or as the text of one.
-fn config(body: &mut Object<'_>) -> Option<String> {
+pub(super) fn config(body: &mut Object<'_>) -> Option<String> {
     match body.value("config")? {
         Value::String(text) => Some(text.clone()),
         object @ Value::Object(_) => Some(object.to_string()),

@@ -5,6 +5,7 @@
 mod analytics;
 mod api_keys;
 mod configs;
+mod dry_run;
 #[cfg(test)]
 mod fake;
 mod feedback;
@@ -57,9 +58,13 @@ pub fn routes() -> Router<Shim> {
         .route("/configs", get(search(configs::list)).post(call(configs::create)))
         .route(
             "/configs/{slug}",
-            get(search(configs::get)).put(call(configs::update)).delete(call(configs::delete)),
+            get(search(configs::get))
+                .post(search(dry_run::of_body))
+                .put(call(configs::update))
+                .delete(call(configs::delete)),
         )
         .route("/configs/{slug}/versions", get(search(configs::versions)))
+        .route("/configs/{slug}/dry-run", post(search(dry_run::of_saved)))
         .route("/virtual-keys", get(search(virtual_keys::list)).post(call(virtual_keys::create)))
         .route(
             "/virtual-keys/{slug}",
