@@ -42,6 +42,7 @@ const STORE_ERRORS: &str = "imagegate_store_errors_total";
 const STORE_UP: &str = "imagegate_store_up";
 const LOG_WRITTEN: &str = "imagegate_request_log_written_total";
 const LOG_LOST: &str = "imagegate_request_log_lost_total";
+const REFUSALS_NOT_LOGGED: &str = "imagegate_refused_requests_not_logged_total";
 const TLS_REFUSALS: &str = "imagegate_tls_refusals_total";
 
 /// Seconds: an image takes from one second to several minutes.
@@ -108,6 +109,10 @@ pub fn init_metrics() -> Result<PrometheusHandle, String> {
     describe_gauge!(STORE_UP, "Whether the store answers: 1 or 0.");
     describe_counter!(LOG_WRITTEN, "Requests that were written to the request log.");
     describe_counter!(LOG_LOST, "Requests that are missing in the request log, by reason.");
+    describe_counter!(
+        REFUSALS_NOT_LOGGED,
+        "Requests refused before their route was known that the request log had no room for."
+    );
     describe_counter!(TLS_REFUSALS, "Connections whose TLS handshake failed, by reason.");
     Ok(handle)
 }
@@ -180,6 +185,11 @@ pub fn log_written(requests: usize) {
 pub fn log_lost(reason: &'static str, requests: usize) {
     counter!(LOG_LOST, "reason" => reason).increment(requests as u64);
     debug!(reason, requests, "requests are missing in the log");
+}
+
+/// Notes a refused request that is not kept because there are so many.
+pub fn refusal_not_logged() {
+    counter!(REFUSALS_NOT_LOGGED).increment(1);
 }
 
 /// Says once that the log cannot be written.

@@ -81,8 +81,10 @@ impl DryRun {
             ..Default::default()
         };
         let Some(request) = Recorded::read(record) else {
-            let message = "nothing was kept of what it asked for";
-            return undecided(seen, "not_kept", message);
+            return match record.asked {
+                Some(_) => undecided(seen, "not_routed", "it was refused before a target was looked for"),
+                None => undecided(seen, "not_kept", "nothing was kept of what it asked for"),
+            };
         };
         let upstream = match self.upstream(&request) {
             Ok(upstream) => upstream,

@@ -1,16 +1,10 @@
 //! What is left of a request: its log line, its metrics, and its record in the request log.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
-use serde_json::Value;
 use tokio::time::Instant;
 
-use super::{
-    recorded::{self, METADATA_CHARS, METADATA_ENTRIES, USER},
-    replay::Answered,
-    report,
-    resolve::Route,
-};
+use super::{recorded, replay::Answered, report, resolve::Route};
 use crate::{
     call::Call,
     config::plan::Source,
@@ -144,7 +138,10 @@ impl RequestLog {
             calls: u32::try_from(ctx.record.calls()).unwrap_or(u32::MAX),
             cost_usd: is_known.then(|| amounts.clone().flatten().sum()),
             cost_unknown: amounts.clone().any(|amount| amount.is_none()),
-            metadata: self.metadata(),
+            metadata: {
+                let user = if keeps_nothing { "" } else { &self.call.request.end_user };
+                recorded::metadata(&ctx.metadata, user)
+            },
             prompt: match ctx.settings.memory.prompts && !keeps_nothing {
                 true => self.call.request.prompt.clone(),
                 false => String::new(),
@@ -178,28 +175,10 @@ impl RequestLog {
         });
         found.cloned().unwrap_or_default()
     }
-
-    fn metadata(&self) -> BTreeMap<String, String> {
-        let said = self.call.ctx.metadata.as_object().into_iter().flatten();
-        let text = |value: &Value| match value {
-            Value::String(text) => text.chars().take(METADATA_CHARS).collect(),
-            other => other.to_string().chars().take(METADATA_CHARS).collect::<String>(),
-        };
-        let mut metadata: BTreeMap<String, String> = said
-            .take(METADATA_ENTRIES)
-            .map(|(name, value)| (name.chars().take(METADATA_CHARS).collect(), text(value)))
-            .collect();
-        let user = &self.call.request.end_user;
-        if !user.is_empty() && !self.call.ctx.overrides.keep_nothing {
-            let user = user.chars().take(METADATA_CHARS).collect();
-            metadata.entry(USER.to_owned()).or_insert(user);
-        }
-        metadata
-    }
 }
 
 /// The parameters of a request, without what it is about.
-fn asked(request: &pb::ImageRequest) -> pb::ImageRequest {
+pub fn asked(request: &pb::ImageRequest) -> pb::ImageRequest {
     pb::ImageRequest {
         operation: request.operation,
         model: request.model.clone(),

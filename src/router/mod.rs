@@ -7,6 +7,7 @@ pub mod dry_run;
 mod incoming;
 mod log;
 mod recorded;
+mod refusals;
 pub mod remote;
 mod replay;
 pub mod report;
@@ -33,6 +34,7 @@ use tonic::{Request, Response, Status};
 
 use self::{
     log::RequestLog,
+    refusals::{Refusal, Refusals},
     replay::{Answered, Idempotency, Replays},
     resolve::Resolved,
 };
@@ -96,6 +98,7 @@ struct Shared {
     fleet: Option<Arc<Fleet>>,
     /// Where finished requests are noted.
     journal: Option<Arc<Journal>>,
+    refusals: Refusals,
     /// Where chance comes from: the next seed, or the system's own.
     seeds: Option<AtomicU64>,
 }
@@ -273,14 +276,14 @@ impl Router {
         // How long this call may take says nothing of the job.
         headers.remove("grpc-timeout");
         // Previews nobody can be shown would be paid for.
-        let image = image.map(|image| pb::ImageRequest { partial_images: None, ..image });
+        let image = pb::ImageRequest { partial_images: None, ..image.unwrap_or_default() };
         let state = self.state.load_full();
         let key = state.settings.webhook_key.as_ref();
         let webhook = Webhook::read(&headers, key, state.http.as_ref())
             .and_then(|webhook| self.shared.jobs.admit(state.settings.limits.jobs).map(|()| webhook))
-            .map_err(|error| Ids::new(&headers).reject(error))?;
+            .map_err(|error| self.refuse(&Ids::new(&headers), &headers, &image, error))?;
         let (sender, progress) = mpsc::channel(EVENTS_WAITING);
-        let started = self.start(&headers, image, Operation::Unspecified, Some(sender))?;
+        let started = self.start(&headers, Some(image), Operation::Unspecified, Some(sender))?;
         let ctx = Arc::clone(&started.call.ctx);
         let new = jobs::New {
             operation: started.call.request.effective_operation(),
@@ -311,35 +314,43 @@ impl Router {
         events: Option<Events>,
     ) -> Result<Started> {
         let ids = Ids::new(headers);
-        match self.resolve(headers, image, operation, events, &ids) {
+        let image = asked_for(image, operation);
+        match self.resolve(headers, &image, events, &ids) {
             Ok((call, Resolved { route, .. })) => {
                 let idempotency = Idempotency::read(headers, &call.ctx.caller, &call.request)
-                    .map_err(|error| ids.reject(error))?;
+                    .map_err(|error| self.refuse(&ids, headers, &image, error))?;
                 let operation = call.request.effective_operation();
                 let plan = Arc::clone(&route.plan);
                 let log = RequestLog::begin(&call, route, operation, self.shared.journal.clone());
                 Ok(Started { plan, call, log, idempotency, shared: Arc::clone(&self.shared) })
             }
-            Err(error) => Err(ids.reject(error)),
+            Err(error) => Err(self.refuse(&ids, headers, &image, error)),
         }
+    }
+
+    /// Notes a request that was refused before anything was tried.
+    fn refuse(&self, ids: &Ids, headers: &HeaderMap, image: &pb::ImageRequest, error: Error) -> Error {
+        let error = ids.reject(error);
+        if let Some(journal) = &self.shared.journal {
+            let State { settings, providers, .. } = &**self.state.load();
+            self.shared
+                .refusals
+                .note(journal, &Refusal { ids, headers, image, error: &error, settings, providers });
+        }
+        error
     }
 
     /// Who calls, which plan, and the request at its top.
     fn resolve(
         &self,
         headers: &HeaderMap,
-        image: Option<pb::ImageRequest>,
-        operation: Operation,
+        image: &Arc<pb::ImageRequest>,
         events: Option<Events>,
         ids: &Ids,
     ) -> Result<(Call, Resolved)> {
         let state = self.state.load_full();
-        let mut image = image.unwrap_or_default();
         let mut resolved = resolve::resolve(headers, &image.model, &state.settings, &state.providers)?;
-        if image.operation() == Operation::Unspecified {
-            image.operation = operation.into();
-        }
-        incoming::check(&image)?;
+        incoming::check(image)?;
         let ctx = Arc::new(RequestContext {
             request_id: ids.request_id.clone(),
             trace_id: ids.trace_id.clone(),
@@ -360,8 +371,17 @@ impl Router {
             committed: AtomicBool::new(false),
             record: Record::new(ids.arrived),
         });
-        Ok((Call::new(Arc::new(image), ctx), resolved))
+        Ok((Call::new(Arc::clone(image), ctx), resolved))
     }
+}
+
+/// A request with the operation that its call stands for, if it names none.
+fn asked_for(image: Option<pb::ImageRequest>, operation: Operation) -> Arc<pb::ImageRequest> {
+    let mut image = image.unwrap_or_default();
+    if image.operation() == Operation::Unspecified {
+        image.operation = operation.into();
+    }
+    Arc::new(image)
 }
 
 /// How a request is known.
@@ -378,7 +398,7 @@ impl Ids {
         Self { request_id, trace_id, arrived: Instant::now() }
     }
 
-    /// Notes a request that was refused before anything was tried.
+    /// Counts a request that was refused before anything was tried.
     fn reject(&self, mut error: Error) -> Error {
         let Self { request_id, trace_id, .. } = self;
         telemetry::rejected(request_id, trace_id, &error);
@@ -398,6 +418,7 @@ impl Shared {
             cache,
             fleet,
             journal: None,
+            refusals: Refusals::default(),
             jobs: Jobs::new(&state.settings.data_dir),
             seeds,
         }
@@ -584,7 +605,7 @@ impl RouterService for Router {
         let image = request.get_mut().image.take();
         let headers = request.metadata().as_ref();
         let (call, resolved) =
-            self.resolve(headers, image, Operation::Unspecified, None, &Ids::new(headers))?;
+            self.resolve(headers, &asked_for(image, Operation::Unspecified), None, &Ids::new(headers))?;
         let targets = route::explain(&resolved.route.plan, &call).await;
         let tried = targets.iter().filter(|target| target.decision() == Decision::Tried);
         let prices: Option<Vec<f64>> = tried.map(|target| target.price_usd).collect();

@@ -3,6 +3,8 @@
 //! What it says is not kept, only how much: a model's limits can be checked against a text of the same length. What
 //! depends on the text itself is hidden, and nothing is decided by it.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Value};
 
 use crate::{
@@ -12,11 +14,11 @@ use crate::{
 };
 
 /// More is not kept: entries of the caller's metadata, and characters of a value, as the reference has it.
-pub const METADATA_ENTRIES: usize = 32;
-pub const METADATA_CHARS: usize = 128;
+const METADATA_ENTRIES: usize = 32;
+const METADATA_CHARS: usize = 128;
 
 /// The metadata that a request's `user` is, in the reference's words.
-pub const USER: &str = "_user";
+const USER: &str = "_user";
 
 /// More is not kept: names of parameters, their characters, and inputs.
 const EXTRAS: usize = 16;
@@ -51,6 +53,21 @@ struct Hidden {
     /// There may be others.
     more_params: bool,
     more_metadata: bool,
+}
+
+/// What is kept of what a caller says about a request, and for whom it is; empty: for nobody in particular.
+pub fn metadata(said: &Value, end_user: &str) -> BTreeMap<String, String> {
+    let cut = |text: &str| text.chars().take(METADATA_CHARS).collect::<String>();
+    let text = |value: &Value| match value {
+        Value::String(text) => cut(text),
+        other => cut(&other.to_string()),
+    };
+    let said = said.as_object().into_iter().flatten().take(METADATA_ENTRIES);
+    let mut metadata: BTreeMap<_, _> = said.map(|(name, value)| (cut(name), text(value))).collect();
+    if !end_user.is_empty() {
+        metadata.entry(USER.to_owned()).or_insert_with(|| cut(end_user));
+    }
+    metadata
 }
 
 /// What a request is about. `named` is what it named itself.
@@ -187,8 +204,6 @@ fn chars(text: &str) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use serde_json::json;
 
     use super::*;
@@ -207,15 +222,11 @@ mod tests {
         request
     }
 
-    fn record(request: &ImageRequest, metadata: &Value) -> RequestRecord {
-        let texts = metadata.as_object().unwrap().iter().map(|(name, value)| {
-            let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-            (name.clone(), text.chars().take(METADATA_CHARS).collect())
-        });
+    fn record(request: &ImageRequest, said: &Value) -> RequestRecord {
         RequestRecord {
             asked: Some(ImageRequest { n: request.n, ..Default::default() }),
-            subject: Some(subject(request, metadata, None, false)),
-            metadata: texts.collect::<BTreeMap<_, _>>(),
+            subject: Some(subject(request, said, None, false)),
+            metadata: metadata(said, &request.end_user),
             ..Default::default()
         }
     }
@@ -263,11 +274,7 @@ mod tests {
         assert!(hides(&recorded, "metadata.long") && hides(&recorded, "metadata.list.0"));
         assert!(!hides(&recorded, "metadata.geo.country") && !hides(&recorded, "metadata.absent"));
         let many: Map<String, Value> = (0..40).map(|i| (format!("m{i:02}"), json!(i))).collect();
-        let mut record = record(&ImageRequest::default(), &Value::Object(many));
-        while record.metadata.len() > METADATA_ENTRIES {
-            record.metadata.pop_last();
-        }
-        let recorded = Recorded::read(&record).unwrap();
+        let recorded = Recorded::read(&record(&ImageRequest::default(), &Value::Object(many))).unwrap();
         assert!(hides(&recorded, "metadata.m39") && !hides(&recorded, "metadata.m03"));
     }
 }

@@ -37,16 +37,19 @@ pub struct Resolved {
 impl Resolved {
     /// The request's metadata with the caller's own, which win.
     pub fn metadata(&self, said: Value) -> Value {
-        let Some(caller) = self.caller.as_ref().filter(|caller| !caller.metadata.is_empty()) else {
-            return said;
-        };
-        let mut metadata = match said {
-            Value::Object(said) => said,
-            _ => serde_json::Map::new(),
-        };
-        metadata.extend(caller.metadata.clone());
-        Value::Object(metadata)
+        with_own_metadata(self.caller.as_ref(), said)
     }
+}
+
+/// What a caller says about a request with its own metadata, which win.
+pub fn with_own_metadata(caller: Option<&Arc<Caller>>, said: Value) -> Value {
+    let Some(caller) = caller.filter(|caller| !caller.metadata.is_empty()) else { return said };
+    let mut metadata = match said {
+        Value::Object(said) => said,
+        _ => serde_json::Map::new(),
+    };
+    metadata.extend(caller.metadata.clone());
+    Value::Object(metadata)
 }
 
 /// What is run.
@@ -67,6 +70,20 @@ const PLACEHOLDER: &str = "OPENAI_API_KEY";
 const OPTION_PREFIXES: &[&str] =
     &["openai-", "azure-", "aws-", "vertex-", "workers-ai-", "fireworks-", "huggingface-"];
 
+/// The caller whose key came with a request, whatever it may do.
+pub fn known_caller<'a>(headers: &HeaderMap, settings: &'a Settings) -> Option<&'a Arc<Caller>> {
+    given_keys(headers).iter().flatten().find_map(|key| settings.callers.find(key))
+}
+
+fn given_keys(headers: &HeaderMap) -> [Option<&str>; 3] {
+    [text(headers, "x-portkey-api-key"), bearer(headers), text(headers, "api-key")]
+}
+
+/// Whether a request wants nothing of it to be kept.
+pub fn keeps_nothing(headers: &HeaderMap) -> bool {
+    text(headers, "x-portkey-debug") == Some("false")
+}
+
 /// Finds the caller of a request.
 ///
 /// # Errors
@@ -75,12 +92,11 @@ pub fn authenticate(headers: &HeaderMap, settings: &Settings, scope: Scope) -> R
     if settings.callers.is_empty() {
         return Ok(None);
     }
-    let given = [text(headers, "x-portkey-api-key"), bearer(headers), text(headers, "api-key")];
-    let Some(caller) = given.iter().flatten().find_map(|key| settings.callers.find(key)) else {
+    let Some(caller) = known_caller(headers, settings) else {
         if settings.callers.open {
             return Ok(None);
         }
-        let message = if given.iter().flatten().next().is_some() {
+        let message = if given_keys(headers).iter().flatten().next().is_some() {
             "the API key is not valid"
         } else {
             "an API key is required: send it as x-portkey-api-key or as bearer token"
@@ -259,7 +275,7 @@ fn overrides(headers: &HeaderMap, settings: &Settings) -> Result<Overrides> {
         not_strict,
         cache_namespace: text(headers, "x-portkey-cache-namespace").map(str::to_owned),
         cache_refresh,
-        keep_nothing: text(headers, "x-portkey-debug") == Some("false"),
+        keep_nothing: keeps_nothing(headers),
     })
 }
 

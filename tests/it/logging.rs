@@ -4,8 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use imagegate::{
     config::{
+        callers::{Caller, Scope, digest},
         memory::{MemorySettings, StoreChoice},
-        saved::Saved,
+        saved::{Saved, SavedCaller},
     },
     pb,
     store::{Store, journal::Journal},
@@ -14,7 +15,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::time::{pause, resume, sleep};
 
-use crate::support::{Gateway, Outcome, Worker, fails, rate_limited, slow, target, with};
+use crate::support::{Gateway, Outcome, Worker, ask, fails, message, rate_limited, slow, target, with};
 
 /// A gateway with a log.
 pub struct House {
@@ -144,4 +145,74 @@ async fn the_first_preview_has_its_time() {
     resume();
     let timings = house.records().await.remove(0).timings.unwrap();
     assert_eq!((timings.first_preview_us.map(millis), millis(timings.total_us)), (Some(700), 1000));
+}
+
+fn saved_caller(key: &str, scope: Scope) -> SavedCaller {
+    let (id, scopes) = (format!("id of {key}"), [scope].into());
+    let metadata = json!({"team": "red"}).as_object().unwrap().clone();
+    let caller = Caller { id, scopes, metadata, ..Caller::anybody() };
+    SavedCaller { digest: digest(key), expires_ms: None, caller }
+}
+
+#[tokio::test]
+async fn what_was_refused_before_its_route_was_known_is_in_the_log_of_its_caller() {
+    let worker = Worker::paint();
+    let yaml = format!("configs: {{it: {}}}\ndefault_config: it\n", target("a"));
+    let callers = vec![saved_caller("ig-app", Scope::Generate), saved_caller("ig-ops", Scope::Logs)];
+    let saved = Saved { callers, ..Saved::default() };
+    let house = House::remembering(&worker, &yaml, &saved).await;
+    let app = ("x-portkey-api-key", "ig-app");
+    let too_many = ask(&json!({}));
+    let too_many = pb::ImageRequest { n: Some(99), ..too_many };
+    for (image, headers, status) in [
+        (too_many.clone(), vec![app, ("x-portkey-trace-id", "t-1")], 400),
+        (ask(&json!({"prompt": "a secret"})), vec![app, ("x-portkey-config", "gone")], 404),
+        (ask(&json!({})), vec![("x-portkey-api-key", "ig-ops")], 403),
+        (too_many.clone(), vec![app, ("x-portkey-debug", "false")], 400),
+        (ask(&json!({})), vec![app, ("idempotency-key", &*"k".repeat(5000))], 400),
+        // Strangers fill nobody's log.
+        (ask(&json!({})), vec![("x-portkey-api-key", "ig-wrong")], 401),
+        (ask(&json!({})), vec![], 401),
+    ] {
+        let sent =
+            house.gateway.send(message(pb::GenerateImageRequest { image: Some(image) }, &headers)).await;
+        assert_eq!(sent.unwrap_err().status, status, "{headers:?}");
+    }
+    let records = house.records().await;
+    let told: Vec<_> = records
+        .iter()
+        .map(|record| (record.status, &*record.outcome, &*record.caller, &*record.config))
+        .collect();
+    let expected = [
+        (400, "invalid_request", "id of ig-app", "it"),
+        (404, "not_found", "id of ig-app", ""),
+        (403, "permission_denied", "id of ig-ops", ""),
+        (400, "invalid_request", "id of ig-app", "it"),
+        (400, "invalid_request", "id of ig-app", "it"),
+    ];
+    assert_eq!(told, expected);
+    let [first, second, _, private, _] = &records[..] else { panic!() };
+    assert_eq!((first.trace_id.as_str(), first.cost_usd), ("t-1", Some(0.0)));
+    assert_eq!((first.asked.as_ref().unwrap().n, &*first.metadata["team"]), (Some(99), "red"));
+    assert!(first.error_message.contains("n: 99 is not allowed"), "{}", first.error_message);
+    assert!(second.error_message.contains("gone") && !format!("{second:?}").contains("a secret"));
+    assert!(private.asked.is_none() && private.error_message.is_empty());
+    assert!(worker.requests().is_empty());
+    // What no target was looked for tells nothing about targets.
+    let tried = house.gateway.local().dry_run("default", "tried", &target("b")).unwrap().of(first).await;
+    assert_eq!(tried.reason, "not_routed");
+}
+
+#[tokio::test]
+async fn a_flood_of_refused_requests_is_kept_in_part() {
+    let house = House::over(&Worker::paint(), &target("a")).await;
+    let wrong = pb::ImageRequest { n: Some(99), ..ask(&json!({})) };
+    for _ in 0..200 {
+        let request = message(pb::GenerateImageRequest { image: Some(wrong.clone()) }, &[]);
+        house.gateway.send(request).await.unwrap_err();
+    }
+    house.gateway.generate(&json!({})).await.unwrap();
+    let records = house.records().await;
+    assert!((20..60).contains(&records.len()), "{}", records.len());
+    assert_eq!(records.last().unwrap().status, 200);
 }
