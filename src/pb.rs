@@ -306,6 +306,18 @@ impl warning::Action {
 }
 
 impl Usage {
+    /// Of texts and images.
+    pub fn input_tokens(&self) -> u64 {
+        self.input_text_tokens.unwrap_or_default().saturating_add(self.input_image_tokens.unwrap_or_default())
+    }
+
+    /// Of texts and images.
+    pub fn output_tokens(&self) -> u64 {
+        self.output_text_tokens
+            .unwrap_or_default()
+            .saturating_add(self.output_image_tokens.unwrap_or_default())
+    }
+
     /// What a provider counted, as JSON.
     pub fn to_json(&self) -> serde_json::Value {
         serde_json::json!({

@@ -32,6 +32,7 @@ macro_rules! for_each_call {
             list_requests: ListRequestsRequest => ListRequestsResponse,
             get_request: GetRequestRequest => GetRequestResponse,
             get_usage: GetUsageRequest => GetUsageResponse,
+            get_feedback_usage: GetFeedbackUsageRequest => GetFeedbackUsageResponse,
             create_feedback: CreateFeedbackRequest => CreateFeedbackResponse,
             update_feedback: UpdateFeedbackRequest => UpdateFeedbackResponse,
         }
@@ -453,6 +454,15 @@ impl Admin {
         let caller = self.authorize(&request, Scope::Logs)?;
         let groups = self.store()?.usage(&caller.tenant, request.get_ref()).await?;
         Ok(pb::GetUsageResponse { groups })
+    }
+
+    async fn get_feedback_usage(
+        &self,
+        request: Request<pb::GetFeedbackUsageRequest>,
+    ) -> Result<pb::GetFeedbackUsageResponse> {
+        let caller = self.authorize(&request, Scope::Logs)?;
+        let groups = self.store()?.feedback_usage(&caller.tenant, request.get_ref()).await?;
+        Ok(pb::GetFeedbackUsageResponse { groups })
     }
 
     async fn create_feedback(

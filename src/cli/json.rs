@@ -101,6 +101,8 @@ pub fn usage_group(group: &pb::UsageGroup) -> Value {
         "cost_usd": group.cost_usd,
         "cost_unknown": group.cost_unknown,
         "duration_ms": group.duration_ms,
+        "input_tokens": group.input_tokens,
+        "output_tokens": group.output_tokens,
     })
 }
 

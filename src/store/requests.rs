@@ -170,9 +170,9 @@ impl Store {
             let done = sqlx::query(
                 "INSERT INTO requests (id, tenant, created_ms, trace_id, caller, config, operation, outcome, status, \
                  provider, model, virtual_key, fallback, refused, cache_status, images, duration_ms, cost_nanos, \
-                 cost_unknown, record, config_version) \
+                 cost_unknown, record, config_version, input_tokens, output_tokens) \
                  VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, \
-                 $21) ON CONFLICT (id) DO NOTHING",
+                 $21, $22, $23) ON CONFLICT (id) DO NOTHING",
             )
             .bind(&record.id)
             .bind(clean(tenant))
@@ -190,11 +190,13 @@ impl Store {
             .bind(i64::from(record.refused))
             .bind(record.cache_status().name().unwrap_or_default())
             .bind(i64::from(record.images))
-            .bind(i64::try_from(record.duration_ms).unwrap_or(i64::MAX))
+            .bind(whole(record.duration_ms))
             .bind(record.cost_usd.map(|_| known))
             .bind(i64::from(record.cost_unknown))
             .bind(record.encode_to_vec())
             .bind(i64::from(record.config_version))
+            .bind(whole(record.usage.map_or(0, |usage| usage.input_tokens())))
+            .bind(whole(record.usage.map_or(0, |usage| usage.output_tokens())))
             .execute(&mut *transaction)
             .await?;
             // Kept before, by a transaction that was not known to have succeeded.
@@ -290,6 +292,17 @@ impl Conditions {
         self.text.push_str(&format!("{before}${}{after}", self.values.len()));
     }
 
+    /// Whether more is asked than that they are a tenant's.
+    pub(super) fn ask_something(&self) -> bool {
+        self.values.len() > 1 || self.text.contains(" AND ")
+    }
+
+    /// Goes on with a number that is no condition yet.
+    pub(super) fn number(&mut self, value: i64) -> String {
+        self.values.push(Bound::Number(value));
+        format!("${}", self.values.len())
+    }
+
     /// Goes on with a text that is no value.
     pub(super) fn parameter(&mut self, value: &str) -> String {
         self.values.push(Bound::Text(value.to_owned()));
@@ -323,6 +336,10 @@ fn costs(record: &RequestRecord) -> Vec<Cost> {
         }
     }
     costs
+}
+
+fn whole(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
 }
 
 /// PostgreSQL has no text with this character.

@@ -368,6 +368,81 @@ async fn usage_counts_money_for_whoever_was_paid() {
 }
 
 #[tokio::test]
+async fn usage_counts_tokens_users_and_groups_of_groups() {
+    let (_folder, store) = store().await;
+    let of_user = |user: &str| BTreeMap::from([("_user".to_owned(), user.to_owned())]);
+    let day = |number: i64, user: &str, status: u32| {
+        request(number, |r| {
+            (r.status, r.metadata) = (status, of_user(user));
+            r.usage = Some(pb::Usage {
+                input_text_tokens: Some(3),
+                input_image_tokens: Some(4),
+                output_image_tokens: Some(100),
+                megapixels: Some(1.0),
+                ..Default::default()
+            });
+        })
+    };
+    let mut log = vec![day(1, "mia", 200), day(2, "mia", 429), day(3, "bo", 503), day(90_000, "mia", 503)];
+    log.push(request(4, |_| {}));
+    store.log(&log).await.unwrap();
+    let ask = |group_by: &str, then_by: &str| pb::GetUsageRequest {
+        group_by: group_by.into(),
+        then_by: then_by.into(),
+        count_users: true,
+        filter: None,
+    };
+    let all = store.usage("a", &ask("", "")).await.unwrap().remove(0);
+    assert_eq!((all.input_tokens, all.output_tokens, all.users), (28, 400, 2));
+    let days = store.usage("a", &ask("day", "")).await.unwrap();
+    assert_eq!(days.iter().map(|day| (day.requests, day.users)).collect::<Vec<_>>(), [(4, 2), (1, 1)]);
+    let groups = store.usage("a", &ask("day", "status")).await.unwrap();
+    let told: Vec<_> =
+        groups.iter().map(|group| (group.key.as_str(), group.then_key.as_str(), group.requests)).collect();
+    let expected = [("0", "200", 2), ("0", "429", 1), ("0", "503", 1), ("86400000", "503", 1)];
+    assert_eq!(told, expected);
+    let by_metadata = store.usage("a", &ask("metadata._user", "metadata._user")).await.unwrap();
+    assert_eq!(by_metadata.iter().map(|group| group.requests).sum::<u64>(), 4);
+    for (group_by, then_by) in [("provider", "day"), ("day", "model"), ("day", "nonsense")] {
+        let error = store.usage("a", &ask(group_by, then_by)).await.unwrap_err();
+        assert_eq!(error.param.as_deref(), Some("then_by"), "{group_by} {then_by}");
+    }
+}
+
+#[tokio::test]
+async fn feedback_is_summed_up_over_time() {
+    let (_folder, store) = store().await;
+    store.log(&[request(1, |r| (r.trace_id, r.model) = ("t".into(), "m".into()))]).await.unwrap();
+    for (tenant, trace, value, weight) in
+        [("a", "t", 10, 1.0), ("a", "t", -5, 0.5), ("a", "other", -5, 0.0), ("b", "t", 1, 1.0)]
+    {
+        let new = pb::CreateFeedbackRequest {
+            trace_id: trace.into(),
+            value,
+            weight: Some(weight),
+            ..Default::default()
+        };
+        store.create_feedback(tenant, &new).await.unwrap();
+    }
+    let ask = async |group_by: &str, filter: RequestFilter| {
+        let request = pb::GetFeedbackUsageRequest { filter: Some(filter), group_by: group_by.into() };
+        store.feedback_usage("a", &request).await
+    };
+    let all = ask("", RequestFilter::default()).await.unwrap().remove(0);
+    assert_eq!((all.feedbacks, all.mean, all.weighted_mean), (3, 0.0, Some(5.0)));
+    assert_eq!(all.scores, [(-5, 2), (10, 1)].into());
+    let of_model = RequestFilter { model: "m".into(), ..Default::default() };
+    let of_model = ask("", of_model).await.unwrap().remove(0);
+    assert_eq!((of_model.feedbacks, of_model.mean), (2, 2.5));
+    let days = ask("day", RequestFilter::default()).await.unwrap();
+    let today = pb::unix_now_ms() / 86_400_000 * 86_400_000;
+    assert!(days.iter().any(|day| day.key == today.to_string()), "{days:?}");
+    let long_ago = RequestFilter { until_unix_ms: Some(1000), ..Default::default() };
+    assert!(ask("hour", long_ago).await.unwrap().is_empty());
+    assert!(ask("model", RequestFilter::default()).await.is_err());
+}
+
+#[tokio::test]
 async fn old_requests_are_forgotten_with_all_that_belongs_to_them() {
     let (_folder, store) = store().await;
     let log: Vec<_> = (1..=4)

@@ -527,6 +527,40 @@ def test_requests_are_known_by_the_version_they_used_and_tried_on_another(rememb
         assert narrow.refusal("DryRunConfig", slug=slug)[0] == 403
 
 
+def test_graphs_of_users_tokens_errors_and_feedback(remembering, store, openai_api):
+    gateway = remembering(store)
+    admin = Admin(gateway)
+    config = hero(stored_key(admin, openai_api), "gpt-image-1")
+    mine, _, theirs = (answered(image(gateway, config, user=user)) for user in ("mia", "mia", "bo"))
+    openai_api.always = faults.status(429)
+    assert image(gateway, config, user="bo").status_code == 429
+    assert image(gateway, "pc-gone").status_code == 404
+    eventually(lambda: len(admin.requests()) == 5, SOON, "the log")
+    for answer, value, weight in [(mine, 10, 1.0), (mine, -5, 0.5), (theirs, 3, 0.0)]:
+        admin.ask("CreateFeedback", trace_id=answer.headers["x-portkey-trace-id"], value=value, weight=weight)
+
+    def graph(name, **search):
+        headers = {"x-portkey-api-key": OPS_KEY}
+        answer = requests.get(f"{gateway.base_url}/analytics/graphs/{name}", params=search, headers=headers, timeout=10)
+        body = answered(answer).json()
+        assert body["object"] == "analytics-graph" and all("timestamp" in point for point in body["data_points"])
+        return body["summary"]
+
+    assert graph("users") == {"total": 2}
+    assert graph("users/requests", success="true") == {"total": 3, "users": 2, "avg": 1.5}
+    assert graph("errors/status-codes") == {"total": 2, "status_codes": {"404": 1, "429": 1}}
+    assert graph("errors/stacks") == {"total": 2, "stacks": {"not_found": 1, "rate_limited": 1}}
+    counted = [admin.ask("GetRequest", id=request.id).request.usage for request in admin.requests(success=True)]
+    total = sum(usage.input_text_tokens + usage.input_image_tokens + usage.output_image_tokens for usage in counted)
+    assert graph("tokens")["total"] == total > 0
+    assert graph("cache/latency")["avg"] is None and graph("cache/latency")["avg_of_others"] > 0
+    assert graph("feedbacks") == {"total": 3}
+    assert graph("feedbacks/scores", provider="openai") == {
+        "total": 3, "avg": pytest.approx(8 / 3), "scores": {"-5": 1, "3": 1, "10": 1}
+    }
+    assert graph("feedbacks/weighted", metadata=json.dumps({"_user": "mia"})) == {"total": 2, "avg": 5.0}
+
+
 def test_feedback_is_kept_with_its_request(remembering, store):
     gateway = remembering(store)
     admin = Admin(gateway)

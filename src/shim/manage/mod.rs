@@ -10,6 +10,7 @@ mod dry_run;
 mod fake;
 mod feedback;
 mod filter;
+mod graphs;
 mod logs;
 mod providers;
 mod record;
@@ -90,7 +91,7 @@ pub fn routes() -> Router<Shim> {
         .route("/feedback", post(call(feedback::create)))
         .route("/feedback/{id}", put(call(feedback::update)))
         .route("/analytics/groups/{*group}", get(search(analytics::group)))
-        .route("/analytics/graphs/{*graph}", get(search(analytics::graph)))
+        .route("/analytics/graphs/{*graph}", get(search(graphs::graph)))
         .route("/analytics/summary/cache", get(search(analytics::cache)))
 }
 
