@@ -109,7 +109,7 @@ enum Command {
         #[arg(value_name = "FILE|SLUG")]
         what: String,
         #[command(flatten)]
-        args: DryRunArgs,
+        args: Box<DryRunArgs>,
     },
     /// Delete a config with all its versions
     #[command(after_help = "Example:\n  imagegate configs rm pc-hero-1a2b3c")]

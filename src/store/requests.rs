@@ -260,8 +260,6 @@ impl Conditions {
         }
         if filter.config_version > 0 {
             all.add("r.config_version = ", Bound::Number(filter.config_version.into()), "");
-            // The index has only these.
-            all.text.push_str(" AND r.config_version > 0");
         }
         match filter.success {
             Some(true) => all.text.push_str(" AND r.status < 400"),
