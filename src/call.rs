@@ -29,6 +29,7 @@ use crate::{
     health::{Elsewhere, Health},
     images::Pieces,
     pb::{self, BillingClass, stream_image_response::Event},
+    phases::{Phase, Phases},
     quota::{Ledger, Metered},
     worker::Workers,
 };
@@ -121,11 +122,12 @@ pub struct Overrides {
 }
 
 /// What happened during a request, in order.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Record(Mutex<Happened>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Happened {
+    phases: Phases,
     attempts: Vec<pb::Attempt>,
     /// What each attempt is expected to cost, as far as prices are known.
     prices: Vec<Option<f64>>,
@@ -151,7 +153,16 @@ pub struct Running {
     ctx: Arc<RequestContext>,
     index: usize,
     started: Instant,
+    /// The provider is done, and what it gave is looked at.
+    answered: AtomicBool,
     finished: bool,
+}
+
+/// A phase that lasts until this is dropped.
+#[derive(Debug)]
+pub struct InPhase {
+    ctx: Arc<RequestContext>,
+    phase: Phase,
 }
 
 /// A target's good answer to a request. Cheap to clone.
@@ -250,7 +261,9 @@ impl RequestContext {
     /// Passes a preview on and commits the request to this target.
     pub async fn preview(&self, preview: pb::PartialImage) {
         if let Some(events) = &self.events {
-            self.committed.store(true, Ordering::Relaxed);
+            if !self.committed.swap(true, Ordering::Relaxed) {
+                self.record.lock().phases.preview();
+            }
             _ = events.send(Ok(Event::PartialImage(preview))).await;
         }
     }
@@ -260,21 +273,32 @@ impl RequestContext {
         let mut happened = self.record.lock();
         let index = happened.attempts.len();
         happened.prices.push(price);
+        happened.phases.enter(Phase::Upstream);
+        let started_ms = happened.age_ms();
         happened.attempts.push(pb::Attempt {
             number: u32::try_from(index + 1).unwrap_or(u32::MAX),
             target: target.to_owned(),
             provider: provider.to_owned(),
             model: model.to_owned(),
             outcome: RUNNING.into(),
+            started_ms,
             ..Default::default()
         });
-        Running { ctx: Arc::clone(self), index, started: Instant::now(), finished: false }
+        let ctx = Arc::clone(self);
+        Running { ctx, index, started: Instant::now(), answered: AtomicBool::new(false), finished: false }
+    }
+
+    /// Notes what the request is doing, as long as the result lives.
+    pub fn enter(self: &Arc<Self>, phase: Phase) -> InPhase {
+        self.record.lock().phases.enter(phase);
+        InPhase { ctx: Arc::clone(self), phase }
     }
 
     /// Notes that a target was passed over without a call, and why, for machines.
     pub fn skip(&self, target: &str, provider: &str, model: &str, error: &Error, reason: &str) {
         let mut happened = self.record.lock();
         happened.prices.push(Some(0.0));
+        let started_ms = happened.age_ms();
         let number = u32::try_from(happened.attempts.len() + 1).unwrap_or(u32::MAX);
         happened.attempts.push(pb::Attempt {
             number,
@@ -285,12 +309,18 @@ impl RequestContext {
             message: error.message.clone(),
             reason: reason.into(),
             billing: BillingClass::NotSent.into(),
+            started_ms,
             ..Default::default()
         });
     }
 }
 
 impl Happened {
+    /// Since the request came.
+    fn age_ms(&self) -> u64 {
+        u64::try_from(self.phases.arrived().elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
     fn note_risk(&mut self, index: usize, billing: BillingClass) {
         if matches!(billing, BillingClass::Unknown | BillingClass::Unspecified | BillingClass::Billed) {
             self.at_risk = self.at_risk.plus(self.prices[index]);
@@ -299,6 +329,35 @@ impl Happened {
 }
 
 impl Record {
+    /// Of a request that has just arrived.
+    pub fn new(arrived: Instant) -> Self {
+        Self(Mutex::new(Happened {
+            phases: Phases::new(arrived),
+            attempts: Vec::new(),
+            prices: Vec::new(),
+            at_risk: AtRisk::default(),
+            cost_lines: Vec::new(),
+            warnings: Vec::new(),
+            retry_count: 0,
+            cache_status: pb::CacheStatus::default(),
+        }))
+    }
+
+    /// When the request came.
+    pub fn arrived(&self) -> Instant {
+        self.lock().phases.arrived()
+    }
+
+    /// Its route is known.
+    pub fn routed(&self) {
+        self.lock().phases.leave(Phase::Routing);
+    }
+
+    /// Where its time went so far.
+    pub fn timings(&self) -> pb::Timings {
+        self.lock().phases.timings()
+    }
+
     fn lock(&self) -> MutexGuard<'_, Happened> {
         // Nothing that holds this lock can leave it half changed.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -377,6 +436,20 @@ impl Running {
         u32::try_from(self.index + 1).unwrap_or(u32::MAX)
     }
 
+    /// Notes that the provider is done, and what it gave is looked at from now on.
+    pub fn answered(&self) {
+        if !self.answered.swap(true, Ordering::Relaxed) {
+            let phases = &mut self.ctx.record.lock().phases;
+            phases.leave(Phase::Upstream);
+            phases.enter(Phase::Verifying);
+        }
+    }
+
+    /// What an attempt that ends now was in.
+    fn phase(&self) -> Phase {
+        if self.answered.load(Ordering::Relaxed) { Phase::Verifying } else { Phase::Upstream }
+    }
+
     /// Notes how the attempt ended and what it cost.
     pub fn finish<T>(
         mut self,
@@ -386,7 +459,9 @@ impl Running {
     ) -> Duration {
         self.finished = true;
         let duration = self.started.elapsed();
+        let phase = self.phase();
         let mut happened = self.ctx.record.lock();
+        happened.phases.leave(phase);
         happened.cost_lines.extend(cost_lines);
         if let Err(error) = outcome {
             happened.note_risk(self.index, error.billing);
@@ -419,12 +494,20 @@ impl Drop for Running {
         if self.finished {
             return;
         }
+        let phase = self.phase();
         let mut happened = self.ctx.record.lock();
+        happened.phases.leave(phase);
         happened.note_risk(self.index, BillingClass::Unknown);
         let attempt = &mut happened.attempts[self.index];
         attempt.outcome = "cancelled".into();
         attempt.duration_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         attempt.billing = BillingClass::Unknown.into();
+    }
+}
+
+impl Drop for InPhase {
+    fn drop(&mut self) {
+        self.ctx.record.lock().phases.leave(self.phase);
     }
 }
 

@@ -21,6 +21,7 @@
 //! - [`objects`]: images that can be fetched later, in a folder or in a bucket
 //! - [`jobs`]: requests that run whether or not somebody waits, and webhooks
 //! - [`call`]: what one request carries down the tree, and what is recorded on the way
+//! - [`phases`]: where a request's time goes
 //! - [`worker`]: `WorkerService`: drives a provider over HTTP, here or in another process
 //! - [`provider`]: the providers' wire formats as pure functions, and their model data
 //! - [`conform`]: asks a worker what it promises: the conformance kit
@@ -69,6 +70,7 @@ mod moment;
 pub mod objects;
 pub mod params;
 pub mod pb;
+pub mod phases;
 pub mod pool;
 pub mod provider;
 pub mod quota;

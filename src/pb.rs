@@ -326,6 +326,18 @@ impl warning::Action {
 }
 
 impl Usage {
+    /// Of texts and images.
+    pub fn input_tokens(&self) -> u64 {
+        self.input_text_tokens.unwrap_or_default().saturating_add(self.input_image_tokens.unwrap_or_default())
+    }
+
+    /// Of texts and images.
+    pub fn output_tokens(&self) -> u64 {
+        self.output_text_tokens
+            .unwrap_or_default()
+            .saturating_add(self.output_image_tokens.unwrap_or_default())
+    }
+
     /// What a provider counted, as JSON.
     pub fn to_json(&self) -> serde_json::Value {
         serde_json::json!({
@@ -337,6 +349,43 @@ impl Usage {
             "compute_ms": self.compute_ms,
             "credits": self.credits,
         })
+    }
+}
+
+impl planned_target::Decision {
+    /// As JSON says it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tried => "tried",
+            Self::Skipped => "skipped",
+            Self::Undecided => "undecided",
+            Self::NotChosen | Self::Unspecified => "not_chosen",
+        }
+    }
+}
+
+impl dry_run_request::Verdict {
+    /// As JSON says it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Routed => "routed",
+            Self::Refused => "refused",
+            Self::Undecided | Self::Unspecified => "undecided",
+        }
+    }
+}
+
+impl Timings {
+    /// All but the time in which a provider call was running, in microseconds.
+    pub fn gateway_us(&self) -> u64 {
+        self.total_us.saturating_sub(self.upstream_us)
+    }
+
+    /// Choosing targets, fitting the request to them and putting the answer together: what no phase has, in
+    /// microseconds.
+    pub fn rest_us(&self) -> u64 {
+        let phases = [self.routing_us, self.cache_us, self.waiting_us, self.upstream_us, self.verifying_us];
+        self.total_us.saturating_sub(phases.iter().sum())
     }
 }
 

@@ -52,6 +52,7 @@ const DIGESTS_SKIPPED: &str = "imagegate_request_log_digests_skipped_total";
 const LOGGED_IMAGES_LOST: &str = "imagegate_request_log_images_lost_total";
 const IMAGES_UP: &str = "imagegate_images_up";
 const IMAGES_ERRORS: &str = "imagegate_images_errors_total";
+const REFUSALS_NOT_LOGGED: &str = "imagegate_refused_requests_not_logged_total";
 const TLS_REFUSALS: &str = "imagegate_tls_refusals_total";
 const ISSUER_UP: &str = "imagegate_jwt_issuer_up";
 const ISSUER_FETCHES: &str = "imagegate_jwt_key_fetches_total";
@@ -136,6 +137,10 @@ pub fn init_metrics() -> Result<PrometheusHandle, String> {
     describe_counter!(
         IMAGES_ERRORS,
         "What was asked of the folder or bucket of images in vain, by operation."
+    );
+    describe_counter!(
+        REFUSALS_NOT_LOGGED,
+        "Requests refused before their route was known that the request log had no room for."
     );
     describe_counter!(TLS_REFUSALS, "Connections whose TLS handshake failed, by reason.");
     describe_gauge!(ISSUER_UP, "Whether an issuer's keys could be had the last time: 1 or 0.");
@@ -240,6 +245,11 @@ pub fn digests_skipped(images: usize) {
 pub fn logged_images_lost(reason: &'static str, images: usize) {
     counter!(LOGGED_IMAGES_LOST, "reason" => reason).increment(images as u64);
     debug!(reason, images, "images are missing in the log");
+}
+
+/// Notes a refused request that is not kept because there are so many.
+pub fn refusal_not_logged() {
+    counter!(REFUSALS_NOT_LOGGED).increment(1);
 }
 
 /// Says once that the log cannot be written.

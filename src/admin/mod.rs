@@ -5,6 +5,7 @@
 
 mod change;
 mod check;
+mod dry_run;
 mod images;
 mod quotas;
 pub mod remote;
@@ -19,6 +20,7 @@ macro_rules! for_each_call {
             update_config: UpdateConfigRequest => UpdateConfigResponse,
             delete_config: DeleteConfigRequest => DeleteConfigResponse,
             list_config_versions: ListConfigVersionsRequest => ListConfigVersionsResponse,
+            dry_run_config: DryRunConfigRequest => DryRunConfigResponse,
             list_virtual_keys: ListVirtualKeysRequest => ListVirtualKeysResponse,
             get_virtual_key: GetVirtualKeyRequest => GetVirtualKeyResponse,
             create_virtual_key: CreateVirtualKeyRequest => CreateVirtualKeyResponse,
@@ -35,6 +37,7 @@ macro_rules! for_each_call {
             get_request_image: GetRequestImageRequest => GetRequestImageResponse,
             get_usage: GetUsageRequest => GetUsageResponse,
             list_quotas: ListQuotasRequest => ListQuotasResponse,
+            get_feedback_usage: GetFeedbackUsageRequest => GetFeedbackUsageResponse,
             create_feedback: CreateFeedbackRequest => CreateFeedbackResponse,
             update_feedback: UpdateFeedbackRequest => UpdateFeedbackResponse,
         }
@@ -456,6 +459,15 @@ impl Admin {
         check::filter(request.get_ref().filter.as_ref().unwrap_or(&pb::RequestFilter::default()))?;
         let groups = self.store()?.usage(&caller.tenant, request.get_ref()).await?;
         Ok(pb::GetUsageResponse { groups })
+    }
+
+    async fn get_feedback_usage(
+        &self,
+        request: Request<pb::GetFeedbackUsageRequest>,
+    ) -> Result<pb::GetFeedbackUsageResponse> {
+        let caller = self.authorize(&request, Scope::Logs)?;
+        let groups = self.store()?.feedback_usage(&caller.tenant, request.get_ref()).await?;
+        Ok(pb::GetFeedbackUsageResponse { groups })
     }
 
     async fn create_feedback(

@@ -13,6 +13,7 @@ use similar::TextDiff;
 
 use super::{
     connect::{Memory, RouterArgs},
+    dry_run::DryRunArgs,
     json,
     table::{Heading, Table},
     times::date,
@@ -21,6 +22,7 @@ use crate::{
     admin::remote::Remote,
     config::{
         Problem,
+        file::is_config_id,
         yaml::{self, Document},
     },
     error::Error,
@@ -98,6 +100,17 @@ enum Command {
         #[arg(value_name = "VERSION")]
         number: u32,
     },
+    /// Show what a config would do with requests of the log, and what that would cost. Calls no provider
+    #[command(
+        after_help = "Example:\n  imagegate configs dry-run hero.yaml --since 7d\n  imagegate configs dry-run pc-hero-1a2b3c@2 --provider openai -n 1000"
+    )]
+    DryRun {
+        /// A file as YAML or JSON (- is standard input), or the slug of a config, as SLUG@2 in an older version
+        #[arg(value_name = "FILE|SLUG")]
+        what: String,
+        #[command(flatten)]
+        args: Box<DryRunArgs>,
+    },
     /// Delete a config with all its versions
     #[command(after_help = "Example:\n  imagegate configs rm pc-hero-1a2b3c")]
     Rm {
@@ -142,6 +155,7 @@ impl Configs {
                 let ask = async |admin: &Remote, request| admin.update_config(request).await;
                 tell(&memory.ask(request, ask).await?.config.unwrap_or_default(), self.json)
             }
+            Command::DryRun { what, args } => dry_run(&memory, &what, &args, self.json).await,
             Command::Rm { slug } => {
                 let ask = async |admin: &Remote, request| admin.delete_config(request).await;
                 memory.ask(pb::DeleteConfigRequest { slug: slug.clone() }, ask).await?;
@@ -221,6 +235,9 @@ async fn versions(memory: &Memory<'_>, slug: String, as_json: bool) -> Result<()
         Heading::Right("VERSION"),
         Heading::Left("SAVED"),
         Heading::Left("BY"),
+        Heading::Right("REQUESTS"),
+        Heading::Left("FIRST USED"),
+        Heading::Left("LAST USED"),
         Heading::Left("VERSION ID"),
     ]);
     for version in &versions {
@@ -228,11 +245,37 @@ async fn versions(memory: &Memory<'_>, slug: String, as_json: bool) -> Result<()
             version.version.to_string(),
             date(version.created_unix_ms),
             version.created_by.clone(),
+            version.requests.to_string(),
+            version.first_request_unix_ms.map(date).unwrap_or_default(),
+            version.last_request_unix_ms.map(date).unwrap_or_default(),
             version.version_id.clone(),
         ]);
     }
     table.print(&mut stdout())?;
     Ok(())
+}
+
+async fn dry_run(memory: &Memory<'_>, what: &str, args: &DryRunArgs, as_json: bool) -> Result<()> {
+    if let Some((slug, version)) = slug_and_version(what) {
+        let request = pb::DryRunConfigRequest { slug, version, ..Default::default() };
+        return args.run(memory, request, what, as_json).await?.map_err(|error| anyhow!("{}", error.message));
+    }
+    let file = Path::new(what);
+    let document = read(file)?;
+    let request = pb::DryRunConfigRequest { config_json: document.value.to_string(), ..Default::default() };
+    let done = args.run(memory, request, what, as_json).await?;
+    done.map_err(|error| refused(file, &document, &error))
+}
+
+/// A slug, with `@` and a version if there is one. None: it is a file.
+fn slug_and_version(what: &str) -> Option<(String, u32)> {
+    let is_file = what == "-" || Path::new(what).exists() || what.contains(['/', '\\']);
+    let (slug, version) = match what.split_once('@') {
+        Some((slug, version)) => (slug, version.parse().ok().filter(|version| *version > 0)?),
+        None => (what, 0),
+    };
+    let has_ending = [".yaml", ".yml", ".json"].iter().any(|ending| what.ends_with(ending));
+    (!is_file && !has_ending && is_config_id(slug)).then(|| (slug.to_owned(), version))
 }
 
 fn tell(config: &SavedConfig, as_json: bool) -> Result<()> {
@@ -297,6 +340,15 @@ mod tests {
     #[test]
     fn the_same_content_has_no_diff() {
         assert_eq!(diff(&names(), r#"{"a":1}"#, r#"{ "a": 1 }"#), "");
+    }
+
+    #[test]
+    fn a_file_is_told_from_a_slug() {
+        assert_eq!(slug_and_version("pc-hero-1a2b3c"), Some(("pc-hero-1a2b3c".into(), 0)));
+        assert_eq!(slug_and_version("pc-hero@12"), Some(("pc-hero".into(), 12)));
+        for file in ["-", "hero.yaml", "hero.json", "./hero", "Cargo.toml", "pc-hero@0", "pc-hero@x"] {
+            assert_eq!(slug_and_version(file), None, "{file}");
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use crate::pb::{RequestFilter, unix_now_ms};
 
 /// Every filter that is given has to hold
 #[derive(Debug, Default, clap::Args)]
-#[command(next_help_heading = "Filters")]
+#[command(next_help_heading = "Filters", disable_version_flag = true)]
 pub struct FilterArgs {
     /// From then on: 7d, 2026-11-27, 2026-11-27T10:30:00Z
     #[arg(long, value_name = "TIME")]
@@ -26,6 +26,11 @@ pub struct FilterArgs {
     /// Slug of a saved config, `inline` or `request`
     #[arg(long, value_name = "SLUG")]
     config: Option<String>,
+
+    /// Version of that config
+    #[arg(long = "version", id = "config_version", value_name = "N", requires = "config",
+          value_parser = clap::value_parser!(u32).range(1..))]
+    config_version: Option<u32>,
 
     /// Id of the API key
     #[arg(long, value_name = "ID")]
@@ -94,6 +99,7 @@ impl FilterArgs {
             min_cost_usd: self.min_cost_usd,
             max_cost_usd: self.max_cost_usd,
             cache_status: text(&self.cache_status),
+            config_version: self.config_version.unwrap_or_default(),
         }
     }
 }
@@ -141,6 +147,14 @@ mod tests {
         assert_eq!(filter.metadata.len(), 2);
         assert_eq!((&*filter.metadata["a"], &*filter.metadata["d"]), ("b=c", ""));
         assert!(pair("=x").is_err() && pair("x").is_err());
+    }
+
+    #[test]
+    fn a_version_is_one_of_a_config() {
+        assert_eq!(filter(&["--config", "pc-a", "--version", "3"]).config_version, 3);
+        for wrong in [&["logs", "--version", "3"][..], &["logs", "--config", "pc-a", "--version", "0"]] {
+            assert!(Line::try_parse_from(wrong).is_err(), "{wrong:?}");
+        }
     }
 
     #[test]

@@ -47,6 +47,9 @@ pub fn version(version: &pb::ConfigVersion) -> Value {
         "config": content(&version.config_json),
         "created_unix_ms": version.created_unix_ms,
         "created_by": version.created_by,
+        "requests": version.requests,
+        "first_request_unix_ms": version.first_request_unix_ms,
+        "last_request_unix_ms": version.last_request_unix_ms,
     })
 }
 
@@ -146,6 +149,8 @@ pub fn usage_group(group: &pb::UsageGroup) -> Value {
         "cost_usd": group.cost_usd,
         "cost_unknown": group.cost_unknown,
         "duration_ms": group.duration_ms,
+        "input_tokens": group.input_tokens,
+        "output_tokens": group.output_tokens,
     })
 }
 
@@ -197,6 +202,17 @@ pub fn request(record: &pb::RequestRecord) -> Value {
     if let Some(usage) = &record.usage {
         value["usage"] = usage.to_json();
     }
+    if let Some(timings) = &record.timings {
+        value["timings"] = json!({
+            "total_us": timings.total_us,
+            "routing_us": timings.routing_us,
+            "cache_us": timings.cache_us,
+            "waiting_us": timings.waiting_us,
+            "upstream_us": timings.upstream_us,
+            "verifying_us": timings.verifying_us,
+            "first_preview_us": timings.first_preview_us,
+        });
+    }
     if !record.prompt.is_empty() {
         value["prompt"] = record.prompt.as_str().into();
     }
@@ -210,6 +226,84 @@ pub fn request(record: &pb::RequestRecord) -> Value {
         value["feedback"] = record.feedback.iter().map(feedback).collect();
     }
     value
+}
+
+/// A config tried on requests of the log.
+pub fn dry_run(tried: &pb::DryRunConfigResponse) -> Value {
+    let summary = tried.summary.clone().unwrap_or_default();
+    let reason = |reason: &pb::DryRunReason| json!({"reason": reason.reason, "message": reason.message, "requests": reason.requests});
+    let share = |share: &pb::DryRunShare| {
+        json!({
+            "provider": share.provider,
+            "model": share.model,
+            "requests": share.requests,
+            "recorded_requests": share.recorded_requests,
+            "expected_cost_usd": share.expected_cost_usd,
+        })
+    };
+    json!({
+        "summary": {
+            "requests": summary.requests,
+            "routed": summary.routed,
+            "refused": summary.refused,
+            "undecided": summary.undecided,
+            "changed": summary.changed,
+            "adjusted": summary.adjusted,
+            "shares": summary.shares.iter().map(share).collect::<Vec<_>>(),
+            "refusals": summary.refusals.iter().map(reason).collect::<Vec<_>>(),
+            "open_questions": summary.open_questions.iter().map(reason).collect::<Vec<_>>(),
+            "expected_cost_usd": summary.expected_cost_usd,
+            "expected_cost_unknown": summary.expected_cost_unknown,
+            "recorded_cost_usd": summary.recorded_cost_usd,
+            "recorded_cost_unknown": summary.recorded_cost_unknown,
+            "notes": summary.notes,
+        },
+        "requests": tried.requests.iter().map(tried_on).collect::<Vec<_>>(),
+    })
+}
+
+fn tried_on(request: &pb::DryRunRequest) -> Value {
+    let then = request.recorded.clone().unwrap_or_default();
+    json!({
+        "id": request.id,
+        "created_unix_ms": request.created_unix_ms,
+        "operation": request.operation().name(),
+        "verdict": request.verdict().name(),
+        "reason": request.reason,
+        "message": request.message,
+        "changed": request.changed,
+        "first": request.first.as_ref().map(planned),
+        "targets": request.targets.iter().map(planned).collect::<Vec<_>>(),
+        "recorded": {
+            "config": then.config,
+            "config_version": then.config_version,
+            "first_provider": then.first_provider,
+            "first_model": then.first_model,
+            "provider": then.provider,
+            "model": then.model,
+            "target": then.target,
+            "outcome": then.outcome,
+            "status": then.status,
+            "cost_usd": then.cost_usd,
+            "cost_unknown": then.cost_unknown,
+        },
+    })
+}
+
+fn planned(target: &pb::PlannedTarget) -> Value {
+    json!({
+        "target": target.target,
+        "provider": target.provider,
+        "model": target.model,
+        "decision": target.decision().name(),
+        "reason": target.reason,
+        "message": target.message,
+        "warnings": target.warnings.iter().map(warning).collect::<Vec<_>>(),
+        "calls": target.calls,
+        "max_tries": target.max_tries,
+        "price_usd": target.price_usd,
+        "hedged_after_ms": target.hedged_after_ms,
+    })
 }
 
 /// A key's status as a word.
@@ -233,6 +327,7 @@ fn attempt(attempt: &pb::Attempt) -> Value {
         "message": attempt.message,
         "reason": attempt.reason,
         "billing": attempt.billing().name(),
+        "started_ms": attempt.started_ms,
         "duration_ms": attempt.duration_ms,
         "upstream_request_id": attempt.upstream_request_id,
     })

@@ -283,6 +283,7 @@ fn details(out: &mut impl Write, record: &RequestRecord) -> Result<()> {
         ("trace", record.trace_id.clone()),
         ("time", date(record.created_unix_ms)),
         ("duration", short(record.duration_ms)),
+        ("time spent", record.timings.as_ref().map(time_spent).unwrap_or_default()),
         ("outcome", format!("{} {}", record.status, record.outcome)),
         ("error", record.error_message.clone()),
         ("operation", record.operation().name().to_owned()),
@@ -326,6 +327,25 @@ fn details(out: &mut impl Write, record: &RequestRecord) -> Result<()> {
     Ok(())
 }
 
+/// `upstream 812ms, gateway 3.4ms: routing 0.2ms, waiting 2.0ms`, with those phases that took any time.
+fn time_spent(timings: &pb::Timings) -> String {
+    let shown = |micros: u64| match micros {
+        0..100_000 => format!("{:.1}ms", micros as f64 / 1000.0),
+        _ => short(micros / 1000),
+    };
+    let phases = [
+        ("routing", timings.routing_us),
+        ("cache", timings.cache_us),
+        ("waiting", timings.waiting_us),
+        ("choosing", timings.rest_us()),
+        ("verifying", timings.verifying_us),
+    ];
+    let phases = phases.iter().filter(|(_, micros)| *micros >= 50);
+    let phases: Vec<String> = phases.map(|(name, micros)| format!("{name} {}", shown(*micros))).collect();
+    let (upstream, gateway) = (shown(timings.upstream_us), shown(timings.gateway_us()));
+    format!("upstream {upstream}, gateway {gateway}: {}", phases.join(", ")).trim_end_matches(": ").to_owned()
+}
+
 fn asked(request: &pb::ImageRequest) -> String {
     let size = request.size.as_ref().map(pb::Size::text);
     let number = request.n.map(|n| format!("n={n}"));
@@ -366,7 +386,8 @@ fn attempts(attempts: &[pb::Attempt]) -> Table {
         Heading::Left("TARGET"),
         Heading::Left("PROVIDER/MODEL"),
         Heading::Left("OUTCOME"),
-        Heading::Right("TIME"),
+        Heading::Right("BEGAN"),
+        Heading::Right("TOOK"),
         Heading::Left("BILLING"),
         Heading::Left("MESSAGE"),
     ]);
@@ -381,6 +402,7 @@ fn attempts(attempts: &[pb::Attempt]) -> Table {
             attempt.target.clone(),
             format!("{}/{}", attempt.provider, attempt.model).trim_end_matches('/').to_owned(),
             outcome,
+            short(attempt.started_ms),
             short(attempt.duration_ms),
             attempt.billing().name().to_owned(),
             attempt.message.clone(),
@@ -476,6 +498,20 @@ mod tests {
             !text.contains("prompt") && !text.contains("virtual key") && !text.contains("cost lines"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn time_is_said_where_it_was_spent() {
+        let timings = pb::Timings {
+            total_us: 815_400,
+            routing_us: 200,
+            waiting_us: 2000,
+            upstream_us: 812_000,
+            ..Default::default()
+        };
+        let expected = "upstream 812ms, gateway 3.4ms: routing 0.2ms, waiting 2.0ms, choosing 1.2ms";
+        assert_eq!(time_spent(&timings), expected);
+        assert_eq!(time_spent(&pb::Timings::default()), "upstream 0.0ms, gateway 0.0ms");
     }
 
     #[test]

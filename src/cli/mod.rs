@@ -6,6 +6,7 @@ mod check;
 mod configs;
 mod conform;
 mod connect;
+mod dry_run;
 mod explain;
 mod filter;
 mod generate;

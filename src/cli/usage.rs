@@ -19,8 +19,8 @@ use crate::{
 /// Show what requests cost and how they ended
 #[derive(Debug, clap::Args)]
 pub struct Usage {
-    /// caller, tenant, config, virtual_key, provider, model, operation, outcome, status, day, hour or metadata.NAME;
-    /// without it all requests together
+    /// caller, tenant, config, config_version, virtual_key, provider, model, operation, outcome, status, cache_status,
+    /// day, hour or metadata.NAME; without it all requests together
     #[arg(long, value_name = "WHAT")]
     by: Option<String>,
 
@@ -39,7 +39,8 @@ impl Usage {
     /// Asks the router and prints a row for each group.
     pub async fn run(self) -> Result<()> {
         let group_by = self.by.clone().unwrap_or_default();
-        let request = pb::GetUsageRequest { filter: Some(self.filter.to_message()), group_by };
+        let request =
+            pb::GetUsageRequest { filter: Some(self.filter.to_message()), group_by, ..Default::default() };
         let ask = async |admin: &Remote, request| admin.get_usage(request).await;
         let groups = self.router.memory()?.ask(request, ask).await?.groups;
         if self.json {

@@ -108,6 +108,11 @@ impl Callers {
         self.by_digest.values()
     }
 
+    /// The one of this id, by one of its keys.
+    pub fn of_id(&self, id: &str) -> Option<&Arc<Caller>> {
+        self.by_digest.values().find(|caller| caller.id == id)
+    }
+
     /// Whose key this is.
     pub fn find(&self, key: &str) -> Option<&Arc<Caller>> {
         self.by_digest.get(&digest(key))

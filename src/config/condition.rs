@@ -90,12 +90,16 @@ impl Condition {
         Some(if parts.len() == 1 { parts.swap_remove(0) } else { Self::All(parts) })
     }
 
-    /// Whether a request fulfils it.
-    pub fn holds(&self, facts: Facts<'_>) -> bool {
+    /// Whether a request fulfils it of which some fields are hidden.
+    ///
+    /// # Errors
+    /// The hidden field that it depends on.
+    pub fn decide(&self, facts: Facts<'_>, is_hidden: &dyn Fn(&Field) -> bool) -> Result<bool, &Field> {
         match self {
-            Self::All(parts) => parts.iter().all(|part| part.holds(facts)),
-            Self::Any(parts) => parts.iter().any(|part| part.holds(facts)),
-            Self::Field(field, test) => test.passes(facts.get(field).as_ref()),
+            Self::All(parts) => settle(parts, false, facts, is_hidden),
+            Self::Any(parts) => settle(parts, true, facts, is_hidden),
+            Self::Field(field, _) if is_hidden(field) => Err(field),
+            Self::Field(field, test) => Ok(test.passes(facts.get(field).as_ref())),
         }
     }
 }
@@ -129,6 +133,17 @@ impl Field {
         }
         params::set(&mut request, name, value).map_err(|error| error.message.clone())?;
         Ok(params::get(&request, name))
+    }
+}
+
+/// As a config writes it.
+impl fmt::Display for Field {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Metadata(name) => write!(f, "metadata.{name}"),
+            Self::Params(name) => write!(f, "params.{name}"),
+            Self::Pathname => f.write_str("url.pathname"),
+        }
     }
 }
 
@@ -182,6 +197,24 @@ impl fmt::Debug for Pattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "/{}/", self.0.as_str())
     }
+}
+
+/// Whether any of the parts is as `settled`, which settles all of them; whatever is hidden then does not matter.
+fn settle<'a>(
+    parts: &'a [Condition],
+    settled: bool,
+    facts: Facts<'_>,
+    is_hidden: &dyn Fn(&Field) -> bool,
+) -> Result<bool, &'a Field> {
+    let mut hidden = None;
+    for part in parts {
+        match part.decide(facts, is_hidden) {
+            Ok(holds) if holds == settled => return Ok(settled),
+            Ok(_) => {}
+            Err(field) => hidden = hidden.or(Some(field)),
+        }
+    }
+    hidden.map_or(Ok(!settled), Err)
 }
 
 fn unsupported(operator: &str) -> String {
@@ -324,10 +357,31 @@ mod tests {
         request
     }
 
+    #[test]
+    fn what_is_hidden_leaves_open_only_what_depends_on_it() {
+        let (yes, no, hidden) =
+            (json!({"params.n": 2}), json!({"params.n": 3}), json!({"params.prompt": {"$regex": "cat"}}));
+        for (query, expected) in [
+            (hidden.clone(), Err("params.prompt".to_owned())),
+            (json!({"$and": [hidden, no]}), Ok(false)),
+            (json!({"$and": [hidden, yes]}), Err("params.prompt".to_owned())),
+            (json!({"$or": [hidden, yes]}), Ok(true)),
+            (json!({"$or": [no, hidden]}), Err("params.prompt".to_owned())),
+            (json!({"$or": [no, {"$and": [no, hidden]}]}), Ok(false)),
+        ] {
+            let condition = read(&query).unwrap();
+            let facts = Facts { metadata: &Value::Null, request: &request() };
+            let decided =
+                condition.decide(facts, &|field| matches!(field, Field::Params(name) if name == "prompt"));
+            assert_eq!(decided.map_err(ToString::to_string), expected, "{query}");
+        }
+    }
+
     fn holds(query: &Value) -> bool {
         let metadata =
             json!({"plan": "pro", "age": "31", "geo": {"country": "de"}, "a.b": true, "none": null});
-        read(query).unwrap().holds(Facts { metadata: &metadata, request: &request() })
+        let facts = Facts { metadata: &metadata, request: &request() };
+        read(query).unwrap().decide(facts, &|_| false).unwrap()
     }
 
     #[test]

@@ -8,7 +8,7 @@ use tonic::{Request, Status};
 
 use super::{cost, prepare::Ready, standing};
 use crate::{
-    call::{Call, RequestContext},
+    call::{Call, RequestContext, Running},
     config::{plan::Target, spec::is_secret_option},
     error::{Error, ErrorKind, Result},
     images::made::Made,
@@ -102,7 +102,7 @@ impl<'a> Attempt<'a> {
         let running = self.ctx.begin(&self.target.path, self.ready.provider(), &request.model, price);
         let number = running.number();
         let payment = hold.pay(self.expected(request));
-        let outcome = match timeout_at(deadline, self.exchange(request, offset, deadline)).await {
+        let outcome = match timeout_at(deadline, self.exchange(request, offset, deadline, &running)).await {
             Ok(outcome) => outcome,
             Err(_) => Err(self.timed_out()),
         };
@@ -195,7 +195,13 @@ impl<'a> Attempt<'a> {
         Error::transport(ErrorKind::Timeout, pb::BillingClass::Unknown, message)
     }
 
-    async fn exchange(&self, request: &pb::ImageRequest, offset: usize, deadline: Instant) -> Result<Answer> {
+    async fn exchange(
+        &self,
+        request: &pb::ImageRequest,
+        offset: usize,
+        deadline: Instant,
+        running: &Running,
+    ) -> Result<Answer> {
         let mut message = Request::new(pb::GenerateRequest {
             provider: self.ready.provider().to_owned(),
             image: Some(request.clone()),
@@ -242,6 +248,7 @@ impl<'a> Attempt<'a> {
                 }
                 Some(Event::Done(done)) => {
                     transport::end(events).await;
+                    running.answered();
                     return Ok(Answer { images: self.verify(&done, pieces).await?, done });
                 }
                 None => {}

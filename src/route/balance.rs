@@ -55,7 +55,8 @@ pub fn of_chosen(plan: &Plan, call: &Call) -> Call {
     Call { is_chosen: matches!(plan, Plan::Target(_)), ..call.clone() }
 }
 
-fn remember(balance: &Balance, call: &Call, chosen: usize) {
+/// Takes note that a request ran there: whose turn is next, and where its session is.
+pub fn remember(balance: &Balance, call: &Call, chosen: usize) {
     let node = call.ctx.health.node(balance.id);
     match &balance.policy {
         Policy::RoundRobin => _ = node.take_turn(),

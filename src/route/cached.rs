@@ -17,7 +17,7 @@ use crate::{
         Answer, Boarding, Embedder, Flight, Landed, Terms, Vector,
         key::{self, Key},
     },
-    call::{Call, Reply},
+    call::{Call, InPhase, Reply},
     config::{
         plan::{Credential, Target},
         policies::{CacheMode, CachePolicy},
@@ -26,6 +26,7 @@ use crate::{
     fleet::Found,
     images::made::Made,
     pb::{self, BillingClass, CacheStatus},
+    phases::Phase,
     telemetry,
 };
 
@@ -120,15 +121,16 @@ impl<'a> Asked<'a> {
 
     async fn run(&self) -> (CacheStatus, Result<Tried>) {
         let ctx = &self.call.ctx;
+        let looking = ctx.enter(Phase::Cache);
         if ctx.overrides.cache_refresh {
             let flight = ctx.cache.board_anew(&self.terms, &ctx.request_id);
             let vector = self.embed().await;
-            return (CacheStatus::Refresh, self.make(flight, vector).await);
+            return (CacheStatus::Refresh, self.make(flight, vector, looking).await);
         }
         loop {
             let landing = match ctx.cache.board(&self.terms, self.policy.max_age, &ctx.request_id) {
                 Boarding::Found(made) => return (CacheStatus::Hit, Ok(again(made))),
-                Boarding::Lead(flight) => return self.find_or_make(flight).await,
+                Boarding::Lead(flight) => return self.find_or_make(flight, looking).await,
                 Boarding::Join(landing) => landing,
             };
             match timeout_at(self.call.deadline, landing.wait()).await {
@@ -162,7 +164,7 @@ impl<'a> Asked<'a> {
 
     /// The answer that another router made, or to a prompt that means the same, or else a new one. Only here is an embedding paid for: the
     /// same prompt is found without, and those who wait need none of their own.
-    async fn find_or_make(&self, flight: Flight) -> (CacheStatus, Result<Tried>) {
+    async fn find_or_make(&self, flight: Flight, looking: InPhase) -> (CacheStatus, Result<Tried>) {
         let (cache, max_age) = (&self.call.ctx.cache, self.policy.max_age);
         if let Some(Found { made, age, max_age: life }) =
             cache.of_another_router(&self.terms.key, max_age).await
@@ -185,10 +187,11 @@ impl<'a> Asked<'a> {
                 return (CacheStatus::SemanticHit, Ok(again(made)));
             }
         }
-        (self.miss(), self.make(flight, vector).await)
+        (self.miss(), self.make(flight, vector, looking).await)
     }
 
-    async fn make(&self, flight: Flight, vector: Option<Arc<Vector>>) -> Result<Tried> {
+    async fn make(&self, flight: Flight, vector: Option<Arc<Vector>>, looking: InPhase) -> Result<Tried> {
+        drop(looking);
         match tries(self.ready, self.call).await {
             Ok(tried) => {
                 let number = flight.number();

@@ -2,7 +2,10 @@
 
 use crate::{
     call::{Call, Reply},
-    config::plan::{Conditional, Plan},
+    config::{
+        condition::Field,
+        plan::{Conditional, Plan},
+    },
     error::{Error, Result},
 };
 
@@ -16,10 +19,27 @@ pub async fn run(conditional: &Conditional, call: &Call) -> Result<Reply> {
 
 /// The child that the first true case names, else the default.
 pub fn choose<'a>(conditional: &'a Conditional, call: &Call) -> Option<&'a Plan> {
+    decide(conditional, call, &|_| false).unwrap_or_default()
+}
+
+/// The same for a request of which some fields are hidden.
+///
+/// # Errors
+/// The hidden field that it depends on.
+pub fn decide<'a>(
+    conditional: &'a Conditional,
+    call: &Call,
+    is_hidden: &dyn Fn(&Field) -> bool,
+) -> Result<Option<&'a Plan>, &'a Field> {
     let facts = call.facts();
-    let case = conditional.cases.iter().find(|(condition, _)| condition.holds(facts));
-    let child = case.map(|(_, child)| *child).or(conditional.default)?;
-    Some(&conditional.children[child])
+    let mut child = conditional.default;
+    for (condition, then) in &conditional.cases {
+        if condition.decide(facts, is_hidden)? {
+            child = Some(*then);
+            break;
+        }
+    }
+    Ok(child.map(|child| &conditional.children[child]))
 }
 
 /// No case holds and there is no default.

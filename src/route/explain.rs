@@ -10,7 +10,10 @@ use super::{
 };
 use crate::{
     call::Call,
-    config::plan::{Balance, Fallback, Plan, Target},
+    config::{
+        condition::Field,
+        plan::{Balance, Conditional, Fallback, Plan, Target},
+    },
     error::{Error, ErrorKind},
     health::Standing,
     pb::{PlannedTarget, TargetState, planned_target::Decision},
@@ -18,16 +21,31 @@ use crate::{
 
 /// Every target of a plan with what this request would do with it.
 pub async fn explain(plan: &Plan, call: &Call) -> Vec<PlannedTarget> {
-    let mut walk = Walk { targets: Vec::new() };
+    let mut walk = Walk { targets: Vec::new(), is_hidden: &|_| false, takes_turns: false };
     walk.plan(plan, call).await;
     walk.targets
 }
 
-struct Walk {
-    targets: Vec<PlannedTarget>,
+/// The same for one of several requests that once were made, of which not everything is known; and the failure with
+/// which it ends if nobody answers. Balances take note of it, so that turns go round; what a condition asks for and
+/// `is_hidden` leaves its targets undecided.
+pub async fn explain_recorded(
+    plan: &Plan,
+    call: &Call,
+    is_hidden: &(dyn Fn(&Field) -> bool + Sync),
+) -> (Vec<PlannedTarget>, Error) {
+    let mut walk = Walk { targets: Vec::new(), is_hidden, takes_turns: true };
+    let error = walk.plan(plan, call).await;
+    (walk.targets, error)
 }
 
-impl Walk {
+struct Walk<'a> {
+    targets: Vec<PlannedTarget>,
+    is_hidden: &'a (dyn Fn(&Field) -> bool + Sync),
+    takes_turns: bool,
+}
+
+impl Walk<'_> {
     /// Goes through a part of the plan, and returns the failure with which it would end.
     async fn plan(&mut self, plan: &Plan, call: &Call) -> Error {
         match plan {
@@ -44,21 +62,32 @@ impl Walk {
                 error
             }
             Plan::Balance(balance) => self.balance(balance, call).await,
-            Plan::Conditional(conditional) => {
-                let chosen = conditional::choose(conditional, call);
-                let error = match chosen {
-                    Some(child) => Box::pin(self.plan(child, call)).await,
-                    None => conditional::unresolved(),
-                };
-                for child in &conditional.children {
-                    if !chosen.is_some_and(|chosen| std::ptr::eq(chosen, child)) {
-                        self.not_chosen(child, call, "the conditions name another target");
-                    }
-                }
-                error
-            }
+            Plan::Conditional(conditional) => self.conditional(conditional, call).await,
             Plan::Deadline(limit, inner) => Box::pin(self.plan(inner, &call.within(*limit))).await,
         }
+    }
+
+    async fn conditional(&mut self, conditional: &Conditional, call: &Call) -> Error {
+        let chosen = match conditional::decide(conditional, call, self.is_hidden) {
+            Ok(chosen) => chosen,
+            Err(field) => {
+                let why = format!("the conditions ask for {field}, which is not in the log");
+                for child in &conditional.children {
+                    self.not_called(child, call, (Decision::Undecided, &field.to_string()), &why);
+                }
+                return tried();
+            }
+        };
+        let error = match chosen {
+            Some(child) => Box::pin(self.plan(child, call)).await,
+            None => conditional::unresolved(),
+        };
+        for child in &conditional.children {
+            if !chosen.is_some_and(|chosen| std::ptr::eq(chosen, child)) {
+                self.not_chosen(child, call, "the conditions name another target");
+            }
+        }
+        error
     }
 
     async fn balance(&mut self, balance: &Balance, call: &Call) -> Error {
@@ -66,6 +95,9 @@ impl Walk {
         let mut seen = Vec::new();
         let error = loop {
             let chosen = balance::choose(balance, call, &seen).await;
+            if self.takes_turns && seen.is_empty() {
+                balance::remember(balance, call, chosen);
+            }
             let plan = &balance.children[chosen].plan;
             let error = Box::pin(self.plan(plan, &balance::of_chosen(plan, call))).await;
             let again =
@@ -145,9 +177,13 @@ impl Walk {
     }
 
     fn not_chosen(&mut self, plan: &Plan, call: &Call, why: &str) {
+        self.not_called(plan, call, (Decision::NotChosen, "not_chosen"), why);
+    }
+
+    fn not_called(&mut self, plan: &Plan, call: &Call, (decision, reason): (Decision, &str), why: &str) {
         for target in plan.targets() {
-            let mut planned = planned(target, call, Decision::NotChosen);
-            planned.reason = "not_chosen".into();
+            let mut planned = planned(target, call, decision);
+            planned.reason = reason.to_owned();
             planned.message = why.to_owned();
             self.targets.push(planned);
         }

@@ -21,7 +21,7 @@ mod standing;
 mod target;
 mod tries;
 
-pub use self::explain::explain;
+pub use self::explain::{explain, explain_recorded};
 use crate::{
     call::{Call, Reply},
     config::plan::Plan,

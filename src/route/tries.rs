@@ -14,7 +14,9 @@ use crate::{
     error::{Error, ErrorKind, Result},
     health::{Ejected, Permit, Standing, TargetHealth, Verdict},
     images::made::Made,
-    pb, telemetry,
+    pb,
+    phases::Phase,
+    telemetry,
 };
 
 /// Throws of the dice of one target: whether it takes part while it warms up, then one for each retry.
@@ -101,7 +103,10 @@ pub async fn tries(ready: &Ready<'_>, call: &Call) -> Result<Tried> {
         }
         let dice = ctx.dice(identity, FIRST_RETRY + u64::from(retries));
         match again(ready, &error, retries, dice, &health, call) {
-            Ok(pause) => tokio::time::sleep(pause).await,
+            Ok(pause) => {
+                let _waiting = ctx.enter(Phase::Waiting);
+                tokio::time::sleep(pause).await;
+            }
             Err(withheld) => return Err(give_up(ready, call, error, retries, withheld)),
         }
         // Meanwhile a hedge may have begun another call.

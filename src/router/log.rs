@@ -1,11 +1,10 @@
 //! What is left of a request: its log line, its metrics, and its record in the request log.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
-use serde_json::Value;
 use tokio::time::Instant;
 
-use super::{replay::Answered, report, resolve::Route};
+use super::{recorded, replay::Answered, report, resolve::Route};
 use crate::{
     call::{Call, Reply},
     config::plan::Source,
@@ -14,13 +13,6 @@ use crate::{
     store::{Logged, Pictures, journal::Journal},
     telemetry::{self, Finished},
 };
-
-/// More of a caller's metadata is not kept: entries, and characters of a value, as the reference has it.
-const METADATA_ENTRIES: usize = 32;
-const METADATA_CHARS: usize = 128;
-
-/// The metadata that a request's `user` is, in the reference's words.
-const USER: &str = "_user";
 
 /// A request in progress. Dropped unfinished, the caller went away.
 #[derive(Debug)]
@@ -48,7 +40,8 @@ impl RequestLog {
     /// A request begins. The journal is where records go.
     pub fn begin(call: &Call, route: Route, operation: pb::Operation, journal: Option<Arc<Journal>>) -> Self {
         telemetry::request_begins();
-        let (call, started) = (call.clone(), Instant::now());
+        call.ctx.record.routed();
+        let (call, started) = (call.clone(), call.ctx.record.arrived());
         Self { call, route, operation, journal, created_unix_ms: pb::unix_now_ms(), started, finished: false }
     }
 
@@ -152,7 +145,10 @@ impl RequestLog {
             calls: u32::try_from(ctx.record.calls()).unwrap_or(u32::MAX),
             cost_usd: is_known.then(|| amounts.clone().flatten().sum()),
             cost_unknown: amounts.clone().any(|amount| amount.is_none()),
-            metadata: self.metadata(),
+            metadata: {
+                let user = if keeps_nothing { "" } else { &self.call.request.end_user };
+                recorded::metadata(&ctx.metadata, user)
+            },
             prompt: match ctx.keeps.prompts {
                 true => self.call.request.prompt.clone(),
                 false => String::new(),
@@ -164,6 +160,11 @@ impl RequestLog {
             report: Some(report),
             feedback: Vec::new(),
             images_made: answer.map(|answer| images_made(&answer.reply)).unwrap_or_default(),
+            timings: Some(ctx.record.timings()),
+            subject: (!keeps_nothing).then(|| {
+                let (named, streamed) = (ctx.upstream.as_deref(), ctx.events.is_some());
+                recorded::subject(&self.call.request, &ctx.metadata, named, streamed)
+            }),
         }
     }
 
@@ -182,24 +183,6 @@ impl RequestLog {
         });
         found.cloned().unwrap_or_default()
     }
-
-    fn metadata(&self) -> BTreeMap<String, String> {
-        let said = self.call.ctx.metadata.as_object().into_iter().flatten();
-        let text = |value: &Value| match value {
-            Value::String(text) => text.chars().take(METADATA_CHARS).collect(),
-            other => other.to_string().chars().take(METADATA_CHARS).collect::<String>(),
-        };
-        let mut metadata: BTreeMap<String, String> = said
-            .take(METADATA_ENTRIES)
-            .map(|(name, value)| (name.chars().take(METADATA_CHARS).collect(), text(value)))
-            .collect();
-        let user = &self.call.request.end_user;
-        if !user.is_empty() && !self.call.ctx.overrides.keep_nothing {
-            let user = user.chars().take(METADATA_CHARS).collect();
-            metadata.entry(USER.to_owned()).or_insert(user);
-        }
-        metadata
-    }
 }
 
 /// The images of an answer, as far as they are known without a look at them.
@@ -215,7 +198,7 @@ fn images_made(reply: &Reply) -> Vec<pb::LoggedImage> {
 }
 
 /// The parameters of a request, without what it is about.
-fn asked(request: &pb::ImageRequest) -> pb::ImageRequest {
+pub fn asked(request: &pb::ImageRequest) -> pb::ImageRequest {
     pb::ImageRequest {
         operation: request.operation,
         model: request.model.clone(),

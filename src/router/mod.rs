@@ -3,8 +3,11 @@
 //! Authenticates, finds the plan, runs it, and reports what happened. Callers hold it as [`SharedRouter`],
 //! whether it is here or behind a connection.
 
+pub mod dry_run;
 mod incoming;
 mod log;
+mod recorded;
+mod refusals;
 pub mod remote;
 mod replay;
 pub mod report;
@@ -31,6 +34,7 @@ use tonic::{Request, Response, Status};
 
 use self::{
     log::RequestLog,
+    refusals::{Refusal, Refusals},
     replay::{Answered, Idempotency, Replays},
     resolve::Resolved,
 };
@@ -55,6 +59,7 @@ use crate::{
         self, Job, Operation, planned_target::Decision, router_service_server::RouterService,
         stream_image_response::Event,
     },
+    phases::Phase,
     quota::{Exceeded, Ledger, Metered},
     route,
     store::journal::Journal,
@@ -97,6 +102,7 @@ struct Shared {
     fleet: Option<Arc<Fleet>>,
     /// Where finished requests are noted.
     journal: Option<Arc<Journal>>,
+    refusals: Refusals,
     /// Where chance comes from: the next seed, or the system's own.
     seeds: Option<AtomicU64>,
 }
@@ -302,15 +308,18 @@ impl Router {
         // How long this call may take says nothing of the job.
         headers.remove("grpc-timeout");
         // Previews nobody can be shown would be paid for.
-        let image = image.map(|image| pb::ImageRequest { partial_images: None, ..image });
+        let image = pb::ImageRequest { partial_images: None, ..image.unwrap_or_default() };
         let state = self.state.load_full();
         let key = state.settings.webhook_key.as_ref();
         let webhook = Webhook::read(&headers, key, state.http.as_ref())
             .and_then(|webhook| self.shared.jobs.admit(state.settings.limits.jobs).map(|()| webhook))
-            .map_err(|error| Ids::new(&headers).reject(error))?;
+            .map_err(|error| self.refuse(&Ids::new(&headers), &headers, &image, error))?;
         let (sender, progress) = mpsc::channel(EVENTS_WAITING);
-        let started =
-            self.start(&headers, image, Operation::Unspecified, Some(sender))?.admit().await?.afford()?;
+        let started = self
+            .start(&headers, Some(image), Operation::Unspecified, Some(sender))?
+            .admit()
+            .await?
+            .afford()?;
         let ctx = Arc::clone(&started.call.ctx);
         let new = jobs::New {
             operation: started.call.request.effective_operation(),
@@ -341,36 +350,44 @@ impl Router {
         events: Option<Events>,
     ) -> Result<Started> {
         let ids = Ids::new(headers);
-        match self.resolve(headers, image, operation, events, &ids) {
+        let image = asked_for(image, operation);
+        match self.resolve(headers, &image, events, &ids) {
             Ok((call, Resolved { route, .. })) => {
                 let idempotency = Idempotency::read(headers, &call.ctx.caller, &call.request)
-                    .map_err(|error| ids.reject(error))?;
+                    .map_err(|error| self.refuse(&ids, headers, &image, error))?;
                 let operation = call.request.effective_operation();
                 let plan = Arc::clone(&route.plan);
                 let log = RequestLog::begin(&call, route, operation, self.shared.journal.clone());
                 Ok(Started { plan, call, log, idempotency, shared: Arc::clone(&self.shared) })
             }
-            Err(error) => Err(ids.reject(error)),
+            Err(error) => Err(self.refuse(&ids, headers, &image, error)),
         }
+    }
+
+    /// Notes a request that was refused before anything was tried.
+    fn refuse(&self, ids: &Ids, headers: &HeaderMap, image: &pb::ImageRequest, error: Error) -> Error {
+        let error = ids.reject(error);
+        if let Some(journal) = &self.shared.journal {
+            let State { settings, providers, issuers, .. } = &**self.state.load();
+            self.shared
+                .refusals
+                .note(journal, &Refusal { ids, headers, image, error: &error, settings, providers, issuers });
+        }
+        error
     }
 
     /// Who calls, which plan, and the request at its top.
     fn resolve(
         &self,
         headers: &HeaderMap,
-        image: Option<pb::ImageRequest>,
-        operation: Operation,
+        image: &Arc<pb::ImageRequest>,
         events: Option<Events>,
         ids: &Ids,
     ) -> Result<(Call, Resolved)> {
         let state = self.state.load_full();
-        let mut image = image.unwrap_or_default();
         let (settings, issuers) = (&state.settings, &state.issuers);
         let mut resolved = resolve::resolve(headers, &image.model, settings, &state.providers, issuers)?;
-        if image.operation() == Operation::Unspecified {
-            image.operation = operation.into();
-        }
-        incoming::check(&image)?;
+        incoming::check(image)?;
         let metadata = resolved.metadata(incoming::metadata(headers));
         let caller = resolved.caller.as_deref();
         let tenant = caller.map_or(DEFAULT_TENANT, |caller| &caller.tenant).to_owned();
@@ -395,28 +412,38 @@ impl Router {
             settings: Arc::clone(&state.settings),
             events,
             committed: AtomicBool::new(false),
-            record: Record::default(),
+            record: Record::new(ids.arrived),
         });
-        Ok((Call::new(Arc::new(image), ctx), resolved))
+        Ok((Call::new(Arc::clone(image), ctx), resolved))
     }
+}
+
+/// A request with the operation that its call stands for, if it names none.
+fn asked_for(image: Option<pb::ImageRequest>, operation: Operation) -> Arc<pb::ImageRequest> {
+    let mut image = image.unwrap_or_default();
+    if image.operation() == Operation::Unspecified {
+        image.operation = operation.into();
+    }
+    Arc::new(image)
 }
 
 /// How a request is known.
 struct Ids {
     request_id: String,
     trace_id: String,
+    arrived: Instant,
 }
 
 impl Ids {
     fn new(headers: &HeaderMap) -> Self {
         let request_id = uuid::Uuid::now_v7().to_string();
         let trace_id = incoming::trace_id(headers).unwrap_or_else(|| request_id.clone());
-        Self { request_id, trace_id }
+        Self { request_id, trace_id, arrived: Instant::now() }
     }
 
-    /// Notes a request that was refused before anything was tried.
+    /// Counts a request that was refused before anything was tried.
     fn reject(&self, mut error: Error) -> Error {
-        let Self { request_id, trace_id } = self;
+        let Self { request_id, trace_id, .. } = self;
         telemetry::rejected(request_id, trace_id, &error);
         let (request_id, trace_id) = (request_id.clone(), trace_id.clone());
         error.report = Some(Box::new(pb::RouteReport { request_id, trace_id, ..Default::default() }));
@@ -435,6 +462,7 @@ impl Shared {
             ledger: Ledger::new(fleet.clone()),
             fleet,
             journal: None,
+            refusals: Refusals::default(),
             jobs: Jobs::new(&state.settings.data_dir),
             seeds,
         }
@@ -491,7 +519,10 @@ impl Started {
 
     async fn run(self) -> Result<Answered> {
         let Self { plan, call, log, idempotency, shared } = self;
+        // Until it is this request's turn.
+        let waiting = idempotency.is_some().then(|| call.ctx.enter(Phase::Waiting));
         let run = async {
+            drop(waiting);
             // An answer that is there already is paid for.
             call.ctx.ledger.check(&call.ctx.metered).map_err(Exceeded::refuse)?;
             let reply = route::run(&plan, &call).await?;
@@ -646,7 +677,7 @@ impl RouterService for Router {
         let headers = request.metadata().as_ref();
         self.prepare(headers).await;
         let (call, resolved) =
-            self.resolve(headers, image, Operation::Unspecified, None, &Ids::new(headers))?;
+            self.resolve(headers, &asked_for(image, Operation::Unspecified), None, &Ids::new(headers))?;
         let targets = route::explain(&resolved.route.plan, &call).await;
         let tried = targets.iter().filter(|target| target.decision() == Decision::Tried);
         let prices: Option<Vec<f64>> = tried.map(|target| target.price_usd).collect();

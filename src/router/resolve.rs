@@ -48,16 +48,19 @@ impl Resolved {
 
     /// The request's metadata with the caller's own, which win.
     pub fn metadata(&self, said: Value) -> Value {
-        let Some(caller) = self.caller.as_ref().filter(|caller| !caller.metadata.is_empty()) else {
-            return said;
-        };
-        let mut metadata = match said {
-            Value::Object(said) => said,
-            _ => serde_json::Map::new(),
-        };
-        metadata.extend(caller.metadata.clone());
-        Value::Object(metadata)
+        with_own_metadata(self.caller.as_ref(), said)
     }
+}
+
+/// What a caller says about a request with its own metadata, which win.
+pub fn with_own_metadata(caller: Option<&Arc<Caller>>, said: Value) -> Value {
+    let Some(caller) = caller.filter(|caller| !caller.metadata.is_empty()) else { return said };
+    let mut metadata = match said {
+        Value::Object(said) => said,
+        _ => serde_json::Map::new(),
+    };
+    metadata.extend(caller.metadata.clone());
+    Value::Object(metadata)
 }
 
 /// What is run.
@@ -103,6 +106,17 @@ pub fn without_credentials(headers: &HeaderMap, settings: &Settings, issuers: &I
 
 fn is_ours(text: &str, settings: &Settings, issuers: &Issuers) -> bool {
     settings.callers.find(text).is_some() || issuers.vouch_for(text)
+}
+
+/// The caller whose key or token came with a request, whatever it may do.
+pub fn known_caller(headers: &HeaderMap, settings: &Settings, issuers: &Issuers) -> Option<Arc<Caller>> {
+    let known = |text: &&str| settings.callers.find(text).cloned().or_else(|| issuers.caller(text)?.ok());
+    credentials(headers).iter().flatten().find_map(known)
+}
+
+/// Whether a request wants nothing of it to be kept.
+pub fn keeps_nothing(headers: &HeaderMap) -> bool {
+    text(headers, "x-portkey-debug") == Some("false")
 }
 
 /// Finds the caller of a request.
@@ -201,7 +215,7 @@ pub fn resolve(
 }
 
 /// Whether a caller may use this route and every virtual key on it.
-fn check_grants(caller: &Caller, route: &Route, upstream: Option<&Upstream>) -> Result<()> {
+pub(super) fn check_grants(caller: &Caller, route: &Route, upstream: Option<&Upstream>) -> Result<()> {
     let refuse = |what: &str, id: &str| {
         let message = format!("{} may not use {what} \"{id}\"", caller.credential());
         Err(Error::new(ErrorKind::PermissionDenied, message))
@@ -309,7 +323,7 @@ fn overrides(headers: &HeaderMap, settings: &Settings) -> Result<Overrides> {
         not_strict,
         cache_namespace: text(headers, "x-portkey-cache-namespace").map(str::to_owned),
         cache_refresh,
-        keep_nothing: text(headers, "x-portkey-debug") == Some("false"),
+        keep_nothing: keeps_nothing(headers),
     })
 }
 

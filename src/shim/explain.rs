@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::{Shim, answer, request, to_router};
 use crate::{
     error::{Error, Result},
-    pb::{self, ExplainRouteResponse, Operation, PlannedTarget, planned_target::Decision},
+    pb::{self, ExplainRouteResponse, Operation, PlannedTarget},
 };
 
 /// Takes the body of a generation or an edit.
@@ -39,12 +39,8 @@ fn json(plan: &ExplainRouteResponse) -> Value {
     })
 }
 
-fn target(target: &PlannedTarget) -> Value {
-    let decision = match target.decision() {
-        Decision::Tried => "tried",
-        Decision::Skipped => "skipped",
-        Decision::NotChosen | Decision::Unspecified => "not_chosen",
-    };
+/// A target with what becomes of it.
+pub(super) fn target(target: &PlannedTarget) -> Value {
     let warning = |warning: &pb::Warning| {
         json!({
             "field": warning.field,
@@ -57,7 +53,7 @@ fn target(target: &PlannedTarget) -> Value {
         "target": target.target,
         "provider": target.provider,
         "model": target.model,
-        "decision": decision,
+        "decision": target.decision().name(),
         "reason": some(&target.reason),
         "message": some(&target.message),
         "warnings": target.warnings.iter().map(warning).collect::<Vec<_>>(),

@@ -1,5 +1,7 @@
 //! Saved routing configs and their versions.
 
+use std::collections::BTreeMap;
+
 use sqlx::{Row as _, any::AnyRow};
 
 use super::{Change, Store, flag, slugified, suffix, within};
@@ -11,6 +13,11 @@ use crate::{
 
 const COLUMNS: &str = "c.id, c.slug, c.name, c.is_default, c.version, c.created_ms, c.updated_ms, c.created_by, \
                        c.updated_by, v.version_id, v.content";
+
+/// All that it asks for is in the index.
+pub(super) const USES_OF_VERSIONS: &str = "SELECT config_version, COUNT(*), MIN(created_ms), MAX(created_ms) \
+    FROM requests WHERE tenant = $1 AND config = $2 AND config_version > 0 AND created_ms >= $3 \
+    GROUP BY config_version";
 
 /// What an update changes.
 #[derive(Debug, Default)]
@@ -59,21 +66,48 @@ impl Store {
     /// All versions of a config, the newest first.
     pub async fn config_versions(&self, tenant: &str, slug: &str) -> Result<Vec<pb::ConfigVersion>> {
         let query = sqlx::query(
-            "SELECT v.version, v.version_id, v.content, v.created_ms, v.created_by \
+            "SELECT v.version, v.version_id, v.content, v.created_ms, v.created_by, c.slug, c.created_ms \
              FROM config_versions v JOIN configs c ON c.id = v.config_id \
              WHERE c.tenant = $1 AND (c.slug = $2 OR c.id = $2) ORDER BY v.version DESC",
         );
         let read = |row: &AnyRow| {
-            Ok(pb::ConfigVersion {
+            let version = pb::ConfigVersion {
                 version: row.try_get::<i64, _>(0)? as u32,
                 version_id: row.try_get(1)?,
                 config_json: row.try_get(2)?,
                 created_unix_ms: row.try_get(3)?,
                 created_by: row.try_get(4)?,
-            })
+                ..Default::default()
+            };
+            Ok((version, row.try_get::<String, _>(5)?, row.try_get::<i64, _>(6)?))
         };
-        let versions = self.all(query.bind(tenant).bind(slug), read).await?;
-        if versions.is_empty() { Err(Error::missing("config", slug)) } else { Ok(versions) }
+        let found = self.all(query.bind(tenant).bind(slug), read).await?;
+        let Some((_, slug, since)) = found.first() else { return Err(Error::missing("config", slug)) };
+        let uses = self.uses_of_versions(tenant, slug, *since).await?;
+        let with_uses = |mut version: pb::ConfigVersion| {
+            if let Some((requests, first, last)) = uses.get(&version.version).copied() {
+                version.requests = requests;
+                (version.first_request_unix_ms, version.last_request_unix_ms) = (Some(first), Some(last));
+            }
+            version
+        };
+        Ok(found.iter().map(|(version, ..)| with_uses(version.clone())).collect())
+    }
+
+    /// How many requests used each version of a config, and when the first and the last of them came. Those of a
+    /// config that had the slug before, and was deleted, came before `since`.
+    async fn uses_of_versions(
+        &self,
+        tenant: &str,
+        slug: &str,
+        since: i64,
+    ) -> Result<BTreeMap<u32, (u64, i64, i64)>> {
+        let query = sqlx::query(USES_OF_VERSIONS);
+        let read = |row: &AnyRow| {
+            let requests = row.try_get::<i64, _>(1)?.unsigned_abs();
+            Ok((row.try_get::<i64, _>(0)? as u32, (requests, row.try_get(2)?, row.try_get(3)?)))
+        };
+        Ok(self.all(query.bind(tenant).bind(slug).bind(since), read).await?.into_iter().collect())
     }
 
     /// Saves a config that was checked. Without a slug it gets one from its name.

@@ -94,6 +94,11 @@ impl Journal {
         }
     }
 
+    /// Notes one that others go before: only while half of the queue is free. False: it is not.
+    pub fn note_lesser(&self, request: impl FnOnce() -> Logged) -> bool {
+        self.sender.capacity() > QUEUED / 2 && self.sender.try_send(request()).is_ok()
+    }
+
     /// Writes what waits, as long as it runs.
     pub async fn keep_writing(&self, store: &Store, flush_every: Duration) {
         let mut waiting = self.waiting.lock().await;

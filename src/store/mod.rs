@@ -50,8 +50,12 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 const MIGRATION_TRIES: u32 = 20;
 
 /// Every schema there was, the oldest first. Never change one that was released: add another.
-const SCHEMAS: &[(&str, &str)] =
-    &[("first", include_str!("schema.sql")), ("quotas", include_str!("quotas.sql"))];
+const SCHEMAS: &[(&str, &str)] = &[
+    ("first", include_str!("schema.sql")),
+    ("quotas", include_str!("quotas.sql")),
+    ("config versions", include_str!("config_versions.sql")),
+    ("tokens", include_str!("tokens.sql")),
+];
 
 /// The store.
 pub struct Store {

@@ -79,6 +79,16 @@ impl Store {
         }
     }
 
+    /// The newest of a tenant's requests with all that is known of them but feedback, and whether these are all.
+    pub async fn newest_requests(
+        &self,
+        tenant: &str,
+        filter: &RequestFilter,
+        limit: u32,
+    ) -> Result<(Vec<RequestRecord>, bool)> {
+        self.find(&Conditions::new(tenant, filter), limit).await
+    }
+
     /// A page of a tenant's requests, the newest first.
     pub async fn list_requests(
         &self,
@@ -102,22 +112,27 @@ impl Store {
             conditions.or(" OR (r.created_ms = ", Bound::Number(ms), "");
             conditions.or(" AND r.id < ", Bound::Text(id.to_owned()), "))");
         }
-        let sql = format!(
-            "SELECT r.record FROM requests r WHERE {} ORDER BY r.created_ms DESC, r.id DESC \
-             LIMIT {}",
-            conditions.text,
-            size + 1
-        );
-        let query = conditions.bind(sqlx::query(sqlx::AssertSqlSafe(sql)));
-        let read = |row: &AnyRow| Ok(RequestRecord { report: None, ..read(row)? });
-        let mut requests = self.all(query, read).await?;
-        let is_last = requests.len() <= size as usize;
-        requests.truncate(size as usize);
+        let (mut requests, is_last) = self.find(&conditions, size).await?;
+        requests.iter_mut().for_each(|request| request.report = None);
         let next_page_token = match requests.last() {
             Some(last) if !is_last => format!("{}.{}", last.created_unix_ms, last.id),
             _ => String::new(),
         };
         Ok(pb::ListRequestsResponse { requests, next_page_token })
+    }
+
+    /// The newest requests that conditions hold for, and whether these are all.
+    async fn find(&self, conditions: &Conditions, limit: u32) -> Result<(Vec<RequestRecord>, bool)> {
+        let sql = format!(
+            "SELECT r.record FROM requests r WHERE {} ORDER BY r.created_ms DESC, r.id DESC LIMIT {}",
+            conditions.text,
+            limit + 1
+        );
+        let query = conditions.bind(sqlx::query(sqlx::AssertSqlSafe(sql)));
+        let mut requests = self.all(query, read).await?;
+        let is_all = requests.len() <= limit as usize;
+        requests.truncate(limit as usize);
+        Ok((requests, is_all))
     }
 
     /// A request with everything that is known of it.
@@ -154,8 +169,11 @@ impl Store {
             let costs = costs(record);
             let known: i64 = costs.iter().map(|cost| cost.nanos).sum();
             let done = sqlx::query(
-                "INSERT INTO requests VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, \
-                 $17, $18, $19, $20) ON CONFLICT (id) DO NOTHING",
+                "INSERT INTO requests (id, tenant, created_ms, trace_id, caller, config, operation, outcome, status, \
+                 provider, model, virtual_key, fallback, refused, cache_status, images, duration_ms, cost_nanos, \
+                 cost_unknown, record, config_version, input_tokens, output_tokens) \
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, \
+                 $21, $22, $23) ON CONFLICT (id) DO NOTHING",
             )
             .bind(&record.id)
             .bind(clean(tenant))
@@ -173,10 +191,13 @@ impl Store {
             .bind(i64::from(record.refused))
             .bind(record.cache_status().name().unwrap_or_default())
             .bind(i64::from(record.images))
-            .bind(i64::try_from(record.duration_ms).unwrap_or(i64::MAX))
+            .bind(whole(record.duration_ms))
             .bind(record.cost_usd.map(|_| known))
             .bind(i64::from(record.cost_unknown))
             .bind(record.encode_to_vec())
+            .bind(i64::from(record.config_version))
+            .bind(whole(record.usage.map_or(0, |usage| usage.input_tokens())))
+            .bind(whole(record.usage.map_or(0, |usage| usage.output_tokens())))
             .execute(&mut *transaction)
             .await?;
             // Kept before, by a transaction that was not known to have succeeded.
@@ -238,6 +259,9 @@ impl Conditions {
                 all.add(comparison, Bound::Number(value), "");
             }
         }
+        if filter.config_version > 0 {
+            all.add("r.config_version = ", Bound::Number(filter.config_version.into()), "");
+        }
         match filter.success {
             Some(true) => all.text.push_str(" AND r.status < 400"),
             Some(false) => all.text.push_str(" AND r.status >= 400"),
@@ -265,6 +289,17 @@ impl Conditions {
     fn or(&mut self, before: &str, value: Bound, after: &str) {
         self.values.push(value);
         self.text.push_str(&format!("{before}${}{after}", self.values.len()));
+    }
+
+    /// Whether more is asked than that they are a tenant's.
+    pub(super) fn ask_something(&self) -> bool {
+        self.values.len() > 1 || self.text.contains(" AND ")
+    }
+
+    /// Goes on with a number that is no condition yet.
+    pub(super) fn number(&mut self, value: i64) -> String {
+        self.values.push(Bound::Number(value));
+        format!("${}", self.values.len())
     }
 
     /// Goes on with a text that is no value.
@@ -300,6 +335,10 @@ fn costs(record: &RequestRecord) -> Vec<Cost> {
         }
     }
     costs
+}
+
+fn whole(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
 }
 
 fn read(row: &AnyRow) -> sqlx::Result<RequestRecord> {

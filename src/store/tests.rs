@@ -103,6 +103,51 @@ async fn every_update_is_a_version_and_an_old_one_stays_readable() {
 }
 
 #[tokio::test]
+async fn a_version_tells_which_requests_used_it() {
+    let (_folder, store) = store().await;
+    let new = || pb::CreateConfigRequest { slug: "pc-a".into(), ..new_config("a", "{}") };
+    let deleted = store.create_config("a", "", &new()).await.unwrap();
+    store.delete_config("a", &deleted.slug).await.unwrap();
+    let now = store.create_config("a", "", &new()).await.unwrap().created_unix_ms;
+    for content in ["{\"n\":2}", "{\"n\":3}"] {
+        let change = ConfigChange { content: Some(content.into()), ..Default::default() };
+        store.update_config("a", "", "pc-a", change).await.unwrap();
+    }
+    let used = |number: i64, version: u32, at: i64| {
+        request(number, |r| (r.config, r.config_version, r.created_unix_ms) = ("pc-a".into(), version, at))
+    };
+    let mut log =
+        vec![used(1, 1, now - 1000), used(2, 1, now + 10), used(3, 1, now + 30), used(4, 3, now + 40)];
+    // Of the file's config of this name, and of another tenant's.
+    log.push(used(5, 0, now + 50));
+    log.push(Logged { tenant: "b".into(), ..used(6, 2, now + 60) });
+    store.log(&log).await.unwrap();
+    let versions = store.config_versions("a", "pc-a").await.unwrap();
+    let uses = versions.into_iter().map(|version| {
+        let since = |ms: Option<i64>| ms.map(|ms| ms - now);
+        let (first, last) = (since(version.first_request_unix_ms), since(version.last_request_unix_ms));
+        (version.version, version.requests, first, last)
+    });
+    let expected = [(3, 1, Some(40), Some(40)), (2, 0, None, None), (1, 2, Some(10), Some(30))];
+    assert_eq!(uses.collect::<Vec<_>>(), expected);
+    let by_version = pb::GetUsageRequest { group_by: "config_version".into(), ..Default::default() };
+    let mut groups: Vec<_> = store
+        .usage("a", &by_version)
+        .await
+        .unwrap()
+        .into_iter()
+        .map(|group| (group.key, group.requests))
+        .collect();
+    groups.sort();
+    assert_eq!(groups, [("pc-a".into(), 1), ("pc-a@1".into(), 3), ("pc-a@3".into(), 1)]);
+    // Versions are counted in the index alone, however many requests there are.
+    let plan = sqlx::AssertSqlSafe(format!("EXPLAIN QUERY PLAN {}", configs::USES_OF_VERSIONS));
+    let rows = sqlx::query(plan).bind("a").bind("pc-a").bind(now).fetch_all(&store.pool).await.unwrap();
+    let plan: Vec<String> = rows.iter().map(|row| row.try_get("detail").unwrap()).collect();
+    assert!(plan.concat().contains("COVERING INDEX requests_by_version"), "{plan:?}");
+}
+
+#[tokio::test]
 async fn one_tenant_has_one_default_and_sees_nothing_of_another() {
     let (_folder, store) = store().await;
     let default =
@@ -227,7 +272,10 @@ async fn a_filter_finds_exactly_what_it_says() {
         request(6, |r| r.metadata = BTreeMap::from([("team".into(), "blue".into())])),
         request(7, |r| r.report = costing(&[("p2", Some(0.25))])),
         request(8, |r| r.set_cache_status(CacheStatus::Hit)),
-        request(9, |r| (r.config, r.caller, r.virtual_key) = ("c".into(), "k".into(), "v".into())),
+        request(9, |r| {
+            (r.config, r.caller, r.virtual_key) = ("c".into(), "k".into(), "v".into());
+            r.config_version = 2;
+        }),
         request(10, |r| (r.model, r.trace_id) = ("m".into(), "t".into())),
     ];
     assert_eq!(store.log(&log).await.unwrap().kept, 10);
@@ -237,6 +285,8 @@ async fn a_filter_finds_exactly_what_it_says() {
         (RequestFilter { provider: "p1".into(), ..base() }, vec![1]),
         (RequestFilter { model: "m".into(), ..base() }, vec![10]),
         (RequestFilter { config: "c".into(), ..base() }, vec![9]),
+        (RequestFilter { config: "c".into(), config_version: 2, ..base() }, vec![9]),
+        (RequestFilter { config: "c".into(), config_version: 1, ..base() }, vec![]),
         (RequestFilter { caller: "k".into(), ..base() }, vec![9]),
         (RequestFilter { virtual_key: "v".into(), ..base() }, vec![9]),
         (RequestFilter { trace_id: "t".into(), ..base() }, vec![10]),
@@ -323,6 +373,81 @@ async fn usage_counts_money_for_whoever_was_paid() {
     let days: Vec<_> = usage("day").await.unwrap().into_iter().map(|day| (day.key, day.requests)).collect();
     assert_eq!(days, [("0".to_owned(), 2), ("86400000".to_owned(), 1)]);
     assert!(usage("nonsense").await.unwrap_err().message.contains("metadata.NAME"));
+}
+
+#[tokio::test]
+async fn usage_counts_tokens_users_and_groups_of_groups() {
+    let (_folder, store) = store().await;
+    let of_user = |user: &str| BTreeMap::from([("_user".to_owned(), user.to_owned())]);
+    let day = |number: i64, user: &str, status: u32| {
+        request(number, |r| {
+            (r.status, r.metadata) = (status, of_user(user));
+            r.usage = Some(pb::Usage {
+                input_text_tokens: Some(3),
+                input_image_tokens: Some(4),
+                output_image_tokens: Some(100),
+                megapixels: Some(1.0),
+                ..Default::default()
+            });
+        })
+    };
+    let mut log = vec![day(1, "mia", 200), day(2, "mia", 429), day(3, "bo", 503), day(90_000, "mia", 503)];
+    log.push(request(4, |_| {}));
+    store.log(&log).await.unwrap();
+    let ask = |group_by: &str, then_by: &str| pb::GetUsageRequest {
+        group_by: group_by.into(),
+        then_by: then_by.into(),
+        count_users: true,
+        filter: None,
+    };
+    let all = store.usage("a", &ask("", "")).await.unwrap().remove(0);
+    assert_eq!((all.input_tokens, all.output_tokens, all.users), (28, 400, 2));
+    let days = store.usage("a", &ask("day", "")).await.unwrap();
+    assert_eq!(days.iter().map(|day| (day.requests, day.users)).collect::<Vec<_>>(), [(4, 2), (1, 1)]);
+    let groups = store.usage("a", &ask("day", "status")).await.unwrap();
+    let told: Vec<_> =
+        groups.iter().map(|group| (group.key.as_str(), group.then_key.as_str(), group.requests)).collect();
+    let expected = [("0", "200", 2), ("0", "429", 1), ("0", "503", 1), ("86400000", "503", 1)];
+    assert_eq!(told, expected);
+    let by_metadata = store.usage("a", &ask("metadata._user", "metadata._user")).await.unwrap();
+    assert_eq!(by_metadata.iter().map(|group| group.requests).sum::<u64>(), 4);
+    for (group_by, then_by) in [("provider", "day"), ("day", "model"), ("day", "nonsense")] {
+        let error = store.usage("a", &ask(group_by, then_by)).await.unwrap_err();
+        assert_eq!(error.param.as_deref(), Some("then_by"), "{group_by} {then_by}");
+    }
+}
+
+#[tokio::test]
+async fn feedback_is_summed_up_over_time() {
+    let (_folder, store) = store().await;
+    store.log(&[request(1, |r| (r.trace_id, r.model) = ("t".into(), "m".into()))]).await.unwrap();
+    for (tenant, trace, value, weight) in
+        [("a", "t", 10, 1.0), ("a", "t", -5, 0.5), ("a", "other", -5, 0.0), ("b", "t", 1, 1.0)]
+    {
+        let new = pb::CreateFeedbackRequest {
+            trace_id: trace.into(),
+            value,
+            weight: Some(weight),
+            ..Default::default()
+        };
+        store.create_feedback(tenant, &new).await.unwrap();
+    }
+    let ask = async |group_by: &str, filter: RequestFilter| {
+        let request = pb::GetFeedbackUsageRequest { filter: Some(filter), group_by: group_by.into() };
+        store.feedback_usage("a", &request).await
+    };
+    let all = ask("", RequestFilter::default()).await.unwrap().remove(0);
+    assert_eq!((all.feedbacks, all.mean, all.weighted_mean), (3, 0.0, Some(5.0)));
+    assert_eq!(all.scores, [(-5, 2), (10, 1)].into());
+    let of_model = RequestFilter { model: "m".into(), ..Default::default() };
+    let of_model = ask("", of_model).await.unwrap().remove(0);
+    assert_eq!((of_model.feedbacks, of_model.mean), (2, 2.5));
+    let days = ask("day", RequestFilter::default()).await.unwrap();
+    let today = pb::unix_now_ms() / 86_400_000 * 86_400_000;
+    assert!(days.iter().any(|day| day.key == today.to_string()), "{days:?}");
+    let long_ago = RequestFilter { until_unix_ms: Some(1000), ..Default::default() };
+    assert!(ask("hour", long_ago).await.unwrap().is_empty());
+    assert!(ask("model", RequestFilter::default()).await.is_err());
 }
 
 #[tokio::test]

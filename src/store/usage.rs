@@ -22,6 +22,10 @@ const GROUPS: &[(&str, &str)] = &[
     ("caller", "r.caller"),
     ("tenant", "r.tenant"),
     ("config", "r.config"),
+    (
+        "config_version",
+        "CASE WHEN r.config_version > 0 THEN r.config || '@' || CAST(r.config_version AS TEXT) ELSE r.config END",
+    ),
     ("virtual_key", "r.virtual_key"),
     ("provider", "r.provider"),
     ("model", "r.model"),
@@ -33,6 +37,49 @@ const GROUPS: &[(&str, &str)] = &[
 
 const METADATA: &str = "metadata.";
 
+/// Who a request is for, as clients of the reference say it.
+const USER: &str = "_user";
+
+/// What requests have in common.
+struct By {
+    /// An expression.
+    key: String,
+    /// What it needs beside the rows of `requests`.
+    join: String,
+}
+
+impl By {
+    fn read(field: &str, name: &str, alias: &str, conditions: &mut Conditions) -> Result<Self> {
+        let alone = |key: String| Self { key, join: String::new() };
+        match (name, name.strip_prefix(METADATA), GROUPS.iter().find(|(known, _)| *known == name)) {
+            ("day" | "hour", ..) => Ok(alone(time("r.created_ms", name))),
+            (_, Some(name), _) if !name.is_empty() => {
+                let name = conditions.parameter(name);
+                // Also those without it: the groups add up to all requests.
+                let join = format!(
+                    "LEFT JOIN request_metadata {alias} ON {alias}.request_id = r.id AND {alias}.name = {name}"
+                );
+                Ok(Self { key: format!("COALESCE({alias}.value, '')"), join })
+            }
+            (_, _, Some((_, column))) => Ok(alone((*column).to_owned())),
+            _ => {
+                let names: Vec<&str> = GROUPS.iter().map(|(name, _)| *name).skip(1).collect();
+                let message = format!(
+                    "{field}: \"{name}\" is not allowed; allowed: {}, day, hour, {METADATA}NAME",
+                    names.join(", ")
+                );
+                Err(Error::invalid(field, message))
+            }
+        }
+    }
+}
+
+/// When the day or the hour of a time began.
+pub(super) fn time(column: &str, unit: &str) -> String {
+    let millis = if unit == "hour" { HOUR_MS } else { DAY_MS };
+    format!("CAST({column} / {millis} * {millis} AS TEXT)")
+}
+
 impl Store {
     /// The usage of a tenant's requests.
     ///
@@ -40,35 +87,33 @@ impl Store {
     /// Nobody knows what to group by, or the store is away.
     pub async fn usage(&self, tenant: &str, request: &GetUsageRequest) -> Result<Vec<UsageGroup>> {
         let filter = request.filter.clone().unwrap_or_default();
-        let group_by = request.group_by.as_str();
+        let (group_by, then_by) = (request.group_by.as_str(), request.then_by.as_str());
         let mut conditions = Conditions::new(tenant, &filter);
-        let is_time = matches!(group_by, "day" | "hour");
-        let (key, join) = match group_by {
-            "day" => (format!("CAST(r.created_ms / {DAY_MS} * {DAY_MS} AS TEXT)"), String::new()),
-            "hour" => (format!("CAST(r.created_ms / {HOUR_MS} * {HOUR_MS} AS TEXT)"), String::new()),
-            _ => match (group_by.strip_prefix(METADATA), GROUPS.iter().find(|(name, _)| *name == group_by)) {
-                (Some(name), _) if !name.is_empty() => {
-                    let name = conditions.parameter(name);
-                    // Also those without it: the groups add up to all requests.
-                    let join =
-                        format!("LEFT JOIN request_metadata g ON g.request_id = r.id AND g.name = {name}");
-                    ("COALESCE(g.value, '')".to_owned(), join)
-                }
-                (_, Some((_, column))) => ((*column).to_owned(), String::new()),
-                _ => {
-                    let names: Vec<&str> = GROUPS.iter().map(|(name, _)| *name).skip(1).collect();
-                    let message = format!(
-                        "group_by: \"{group_by}\" is not allowed; allowed: {}, day, hour, {METADATA}NAME",
-                        names.join(", ")
-                    );
-                    return Err(Error::invalid("group_by", message));
-                }
-            },
+        let by = By::read("group_by", group_by, "g", &mut conditions)?;
+        let then = By::read("then_by", then_by, "t", &mut conditions)?;
+        if !then_by.is_empty()
+            && let Some(one) =
+                [group_by, then_by].into_iter().find(|one| matches!(*one, "provider" | "model"))
+        {
+            let message =
+                format!("then_by: not together with {one}, whose money is counted for whoever was paid");
+            return Err(Error::invalid("then_by", message));
+        }
+        let users = match request.count_users {
+            true => {
+                let user = conditions.parameter(USER);
+                format!(
+                    "COUNT(DISTINCT (SELECT u.value FROM request_metadata u WHERE u.request_id = r.id AND u.name = {user}))"
+                )
+            }
+            false => "0".to_owned(),
         };
         let sum = |what: &str| format!("CAST(COALESCE(SUM({what}), 0) AS BIGINT)");
         let count = |condition: &str| sum(&format!("CASE WHEN {condition} THEN 1 ELSE 0 END"));
         let sql = format!(
-            "SELECT {key}, COUNT(*), {}, {}, {}, {}, {}, {}, {}, {} FROM requests r {join} WHERE {} GROUP BY 1",
+            "SELECT {}, COUNT(*), {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, CAST({users} AS BIGINT) \
+             FROM requests r {} {} WHERE {} GROUP BY {}",
+            by.key,
             count("r.status < 400"),
             count("r.fallback = 1 AND r.status < 400"),
             sum("r.refused"),
@@ -77,7 +122,13 @@ impl Store {
             sum("r.cost_nanos"),
             sum("r.cost_unknown"),
             sum("r.duration_ms"),
-            conditions.text
+            then.key,
+            sum("r.input_tokens"),
+            sum("r.output_tokens"),
+            by.join,
+            then.join,
+            conditions.text,
+            if then_by.is_empty() { "1" } else { "1, 11" },
         );
         let query = conditions.bind(sqlx::query(sqlx::AssertSqlSafe(sql)));
         let mut groups = self.all(query, read).await?;
@@ -86,10 +137,15 @@ impl Store {
             let paid = self.paid(tenant, &filter, group_by).await?;
             groups = by_payee(groups, paid);
         }
-        if is_time {
-            groups.sort_by_key(|group| group.key.parse::<i64>().unwrap_or_default());
+        if matches!(group_by, "day" | "hour") {
+            groups.sort_by_cached_key(|group| {
+                (group.key.parse::<i64>().unwrap_or_default(), group.then_key.clone())
+            });
         } else {
-            groups.sort_by(|a, b| b.cost_usd.total_cmp(&a.cost_usd).then(a.key.cmp(&b.key)));
+            groups.sort_by(|a, b| {
+                let keys = (&a.key, &a.then_key).cmp(&(&b.key, &b.then_key));
+                b.cost_usd.total_cmp(&a.cost_usd).then(keys)
+            });
         }
         Ok(groups)
     }
@@ -140,5 +196,9 @@ fn read(row: &AnyRow) -> sqlx::Result<UsageGroup> {
         cost_usd: row.try_get::<i64, _>(7)? as f64 / NANOS,
         cost_unknown: number(8)?,
         duration_ms: number(9)? as f64 / requests.max(1) as f64,
+        then_key: row.try_get(10)?,
+        input_tokens: number(11)?,
+        output_tokens: number(12)?,
+        users: number(13)?,
     })
 }

@@ -249,7 +249,7 @@ REFUSALS = {
     "no such config": ("GET", "/configs/pc-none", None, 404, "pc-none"),
     "no such virtual key": ("GET", "/virtual-keys/none", None, 404, "none"),
     "no such request": ("GET", "/logs/none", None, 404, "none"),
-    "no such graph": ("GET", "/analytics/graphs/tokens", None, 404, "requests/rescued"),
+    "no such graph": ("GET", "/analytics/graphs/nonsense", None, 404, "requests/rescued"),
     "no such parameter": ("GET", "/logs?providers=openai", None, 400, 'did you mean "provider"?'),
     "an opinion out of range": ("POST", "/feedback", {"trace_id": "t", "value": 11}, 400, "-10 to 10"),
     "an export job": ("POST", "/logs/exports", {"filters": {}}, 404, "/v1/logs/export"),

@@ -145,6 +145,28 @@ def test_a_config_from_its_making_to_its_end(command, gateway, tmp_path):
     assert slug in command("configs", "show", slug, code=1)
 
 
+def test_a_config_is_tried_before_it_is_saved(command, gateway, tmp_path):
+    post(gateway, "pc-openai")
+    post(gateway, "pc-stability")
+    eventually(lambda: len(command("logs").splitlines()) == 2, 5, "the log")
+    (tmp_path / "hero.yaml").write_text("{virtual_key: open-ai-virtual-key, override_params: {model: dall-e-2}}\n")
+    said = command("configs", "dry-run", "hero.yaml", "--since", "1h")
+    assert said.startswith("hero.yaml on 2 requests, 20")
+    assert re.search(r"^openai/dall-e-2 +0 +2 +\$0\.0400$", said, re.M), said
+    assert "2 of 2 would go another way" in said and "if every first target answers" in said
+    tried = parsed(command("configs", "dry-run", "hero.yaml", "--provider", "openai", "--json"))
+    assert tried["summary"]["requests"] == 1 and tried["requests"][0]["first"]["model"] == "dall-e-2"
+    slug = command("configs", "save", "hero", "hero.yaml").split(":")[0]
+    post(gateway, slug)
+    eventually(lambda: command("logs", "--config", slug, "--version", "1"), 5, "the log")
+    assert command("logs", "--config", slug, "--version", "2") == ""
+    assert command("configs", "versions", slug).splitlines()[1].split()[4] == "1"
+    assert command("configs", "dry-run", slug + "@1", "--until", "1h") == f"{slug}@1: valid; no request in the log matches\n"
+    (tmp_path / "wrong.yaml").write_text("targets:\n  - { virtual_key: nobody }\n")
+    assert "line 2, column 7: targets.0.virtual_key" in command("configs", "dry-run", "wrong.yaml", code=1)
+    assert "no-such-config" in command("configs", "dry-run", "no-such-config", code=1)
+
+
 def test_a_wrong_config_is_refused_with_its_lines(command, tmp_path):
     (tmp_path / "wrong.yaml").write_text("strategy: { mode: falback }\ntargets:\n  - { virtual_key: nobody }\n")
     said = command("configs", "save", "wrong", "wrong.yaml", code=1)
@@ -220,7 +242,7 @@ def test_commands_say_when_there_is_no_router(tmp_path):
 
 def test_every_management_command_has_help_with_an_example(tmp_path):
     for args in [
-        *(["configs", name] for name in ("list", "show", "save", "versions", "diff", "rollback", "rm")),
+        *(["configs", name] for name in ("list", "show", "save", "versions", "diff", "rollback", "dry-run", "rm")),
         *(["keys", name] for name in ("list", "add", "show", "rotate", "disable", "enable", "rm", "api")),
         *(["keys", "api", name] for name in ("list", "create", "rotate", "disable", "enable", "rm")),
         ["logs", "show"],

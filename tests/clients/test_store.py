@@ -544,6 +544,85 @@ def test_an_api_key_is_changed_as_a_whole(remembering, store, openai_api):
     assert (shown["configs"], shown["virtual_keys"]) == ([slug], None)
 
 
+def test_requests_are_known_by_the_version_they_used_and_tried_on_another(remembering, store, openai_api):
+    gateway = remembering(store)
+    admin = Admin(gateway)
+    key = stored_key(admin, openai_api)
+    slug = saved_config(admin, hero(key))
+    answered(image(gateway, slug))
+    admin.ask("UpdateConfig", slug=slug, config_json=json.dumps(hero(key, "gpt-image-1")))
+    for _ in range(2):
+        answered(image(gateway, slug))
+    eventually(lambda: len(admin.requests(config=slug)) == 3, SOON, "the log")
+    versions = {version.version: version for version in admin.ask("ListConfigVersions", slug=slug).versions}
+    assert {number: version.requests for number, version in versions.items()} == {1: 1, 2: 2}
+    assert versions[1].first_request_unix_ms == versions[1].last_request_unix_ms
+    assert versions[1].last_request_unix_ms < versions[2].first_request_unix_ms < versions[2].last_request_unix_ms
+    assert [request.model for request in admin.requests(config=slug, config_version=1)] == ["dall-e-3"]
+    groups = admin.ask("GetUsage", group_by="config_version").groups
+    assert {group.key: group.requests for group in groups} == {f"{slug}@1": 1, f"{slug}@2": 2}
+
+    calls = len(openai_api.calls)
+    tried = admin.ask("DryRunConfig", slug=slug, version=1, filter={"config": slug})
+    summary = tried.summary
+    assert (summary.requests, summary.routed, summary.changed) == (3, 3, 2)
+    shares = {share.model: (share.requests, share.recorded_requests) for share in summary.shares}
+    assert shares == {"dall-e-3": (3, 1), "gpt-image-1": (0, 2)}
+    assert summary.expected_cost_usd == pytest.approx(3 * 0.04)
+    assert summary.recorded_cost_usd == pytest.approx(sum(request.cost_usd for request in admin.requests()))
+    assert [request.changed for request in tried.requests] == [True, True, False]
+    newest = admin.ask("DryRunConfig", config_json=json.dumps(hero(key)), limit=1)
+    assert [request.id for request in newest.requests] == [tried.requests[0].id]
+    assert any("more requests match" in note for note in newest.summary.notes)
+    assert admin.ask("DryRunConfig", slug="pc-openai").summary.routed == 3, "a config of the file"
+    assert len(openai_api.calls) == calls
+    for refusal, fields in {
+        (400, "invalid_config"): {"config_json": json.dumps({"virtual_key": "gone"})},
+        (404, "config_not_found"): {"slug": "pc-gone"},
+        (404, "config_version_not_found"): {"slug": slug, "version": 9},
+    }.items():
+        assert admin.refusal("DryRunConfig", **fields) == refusal
+    for fields in ({}, {"slug": slug, "config_json": "{}"}, {"config_json": "{}", "version": 1}, {"slug": slug, "limit": 1001}):
+        assert admin.refusal("DryRunConfig", **fields)[0] == 400
+    for scopes in (["configs"], ["logs"]):
+        narrow = Admin(gateway, admin.ask("CreateApiKey", name="narrow", scopes=scopes).key)
+        assert narrow.refusal("DryRunConfig", slug=slug)[0] == 403
+
+
+def test_graphs_of_users_tokens_errors_and_feedback(remembering, store, openai_api):
+    gateway = remembering(store)
+    admin = Admin(gateway)
+    config = hero(stored_key(admin, openai_api), "gpt-image-1")
+    mine, _, theirs = (answered(image(gateway, config, user=user)) for user in ("mia", "mia", "bo"))
+    openai_api.always = faults.status(429)
+    assert image(gateway, config, user="bo").status_code == 429
+    assert image(gateway, "pc-gone").status_code == 404
+    eventually(lambda: len(admin.requests()) == 5, SOON, "the log")
+    for answer, value, weight in [(mine, 10, 1.0), (mine, -5, 0.5), (theirs, 3, 0.0)]:
+        admin.ask("CreateFeedback", trace_id=answer.headers["x-portkey-trace-id"], value=value, weight=weight)
+
+    def graph(name, **search):
+        headers = {"x-portkey-api-key": OPS_KEY}
+        answer = requests.get(f"{gateway.base_url}/analytics/graphs/{name}", params=search, headers=headers, timeout=10)
+        body = answered(answer).json()
+        assert body["object"] == "analytics-graph" and all("timestamp" in point for point in body["data_points"])
+        return body["summary"]
+
+    assert graph("users") == {"total": 2}
+    assert graph("users/requests", success="true") == {"total": 3, "users": 2, "avg": 1.5}
+    assert graph("errors/status-codes") == {"total": 2, "status_codes": {"404": 1, "429": 1}}
+    assert graph("errors/stacks") == {"total": 2, "stacks": {"not_found": 1, "rate_limited": 1}}
+    counted = [admin.ask("GetRequest", id=request.id).request.usage for request in admin.requests(success=True)]
+    total = sum(usage.input_text_tokens + usage.input_image_tokens + usage.output_image_tokens for usage in counted)
+    assert graph("tokens")["total"] == total > 0
+    assert graph("cache/latency")["avg"] is None and graph("cache/latency")["avg_of_others"] > 0
+    assert graph("feedbacks") == {"total": 3}
+    assert graph("feedbacks/scores", provider="openai") == {
+        "total": 3, "avg": pytest.approx(8 / 3), "scores": {"-5": 1, "3": 1, "10": 1}
+    }
+    assert graph("feedbacks/weighted", metadata=json.dumps({"_user": "mia"})) == {"total": 2, "avg": 5.0}
+
+
 def test_feedback_is_kept_with_its_request(remembering, store):
     gateway = remembering(store)
     admin = Admin(gateway)

@@ -15,6 +15,8 @@ mod compat;
 #[cfg(test)]
 mod connections;
 #[cfg(test)]
+mod dry_run;
+#[cfg(test)]
 mod examples;
 #[cfg(test)]
 mod explaining;
@@ -28,6 +30,8 @@ mod idempotency;
 mod leavers;
 #[cfg(test)]
 mod limits;
+#[cfg(test)]
+mod logging;
 #[cfg(test)]
 mod outages;
 #[cfg(test)]

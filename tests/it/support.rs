@@ -23,6 +23,7 @@ use imagegate::{
     },
     pool::{Pool, Service},
     router::{self, Router, SharedRouter, State},
+    store::journal::Journal,
     transport,
     worker::{self, EventStream, SharedWorker, Workers},
 };
@@ -523,6 +524,12 @@ impl Gateway {
         Self::start(mode, yaml, workers, saved, Router::new)
     }
 
+    /// The same in one process, with a journal for what is done.
+    pub fn logging(worker: &Arc<Worker>, yaml: &str, saved: &Saved, journal: &Arc<Journal>) -> Self {
+        let router = |state| Router::in_fleet(state, None, Some(Arc::clone(journal)));
+        Self::start(Mode::OneProcess, yaml, &[worker], saved, router)
+    }
+
     fn start(
         mode: Mode,
         yaml: &str,
@@ -589,6 +596,11 @@ impl Gateway {
     /// Connections that were made so far between the roles.
     pub fn connections(&self) -> usize {
         self.connections.load(Ordering::Relaxed)
+    }
+
+    /// The router itself, for what is no call.
+    pub fn local(&self) -> &Router {
+        &self.local
     }
 
     /// The role itself, for the other calls.

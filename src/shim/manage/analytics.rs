@@ -1,4 +1,4 @@
-//! `/v1/analytics`: what requests cost and how they ended, by what they have in common and over time.
+//! `/v1/analytics`: what requests cost and how they ended, by what they have in common. Over time: `graphs.rs`.
 
 use axum::Json;
 use serde_json::{Map, Value, json};
@@ -10,11 +10,8 @@ use crate::{
     pb::{self, UsageGroup},
 };
 
-/// Longest time that is shown by the hour where nobody says how, in milliseconds.
-const BY_HOUR_AT_MOST: i64 = 48 * 3_600_000;
-
 /// What can be grouped by, under the name in the path. The reference's names come first.
-const GROUPS: [(&str, &str); 16] = [
+const GROUPS: [(&str, &str); 17] = [
     // Who a request is for, as the reference's clients say it.
     ("users", "metadata._user"),
     ("ai-models", "model"),
@@ -24,6 +21,7 @@ const GROUPS: [(&str, &str); 16] = [
     ("status_code", "status"),
     ("caller", "caller"),
     ("config", "config"),
+    ("config_version", "config_version"),
     ("virtual_key", "virtual_key"),
     ("provider", "provider"),
     ("model", "model"),
@@ -32,23 +30,6 @@ const GROUPS: [(&str, &str); 16] = [
     ("cache_status", "cache_status"),
     ("day", "day"),
     ("hour", "hour"),
-];
-
-/// A graph: what it is called, and what it says of a time.
-type Graph = (&'static str, fn(&UsageGroup) -> Value);
-
-const GRAPHS: [Graph; 8] = [
-    ("requests", |of| json!({"total": of.requests})),
-    (
-        "cost",
-        |of| json!({"total": of.cost_usd, "avg": mean(of.cost_usd, of.requests), "cost_unknown": of.cost_unknown}),
-    ),
-    ("latency", |of| json!({"avg": of.duration_ms})),
-    ("errors", |of| json!({"total": failed(of)})),
-    ("errors/rate", |of| json!({"rate": percent(failed(of), of.requests)})),
-    ("requests/rescued", |of| json!({"total": of.rescued})),
-    ("requests/refused", |of| json!({"total": of.refused})),
-    ("cache/hit-rate", |of| json!({"total": of.cache_hits, "rate": percent(of.cache_hits, of.requests)})),
 ];
 
 /// `GET /v1/analytics/groups/{group}`
@@ -79,32 +60,6 @@ pub async fn group(asked: Asked) -> Result<Json<Value>> {
     }))
 }
 
-/// `GET /v1/analytics/graphs/{graph}`
-pub async fn graph(asked: Asked) -> Result<Json<Value>> {
-    let name = asked.path("graph");
-    let names = GRAPHS.map(|(name, _)| name);
-    let known = GRAPHS.iter().find(|(known, _)| *known == name);
-    let (_, show) = known.ok_or_else(|| unknown("there is no graph", &name, &names))?;
-    let (interval, search) = asked.query(&filter::REFUSED, |query| {
-        (query.choice("interval", &[("day", "day"), ("hour", "hour")]), filter::read(query))
-    })?;
-    let interval = interval.unwrap_or_else(|| interval_of(&search));
-    let times = usage(&asked, search.clone(), interval).await?;
-    let total = usage(&asked, search, "").await?.pop().unwrap_or_default();
-    let point = |time: &UsageGroup| {
-        let mut point = show(time);
-        point["timestamp"] = timestamp(&time.key).into();
-        point
-    };
-    Ok(Json(json!({
-        "success": true,
-        "object": "analytics-graph",
-        "interval": interval,
-        "summary": show(&total),
-        "data_points": times.iter().map(point).collect::<Vec<_>>(),
-    })))
-}
-
 /// `GET /v1/analytics/summary/cache`
 pub async fn cache(asked: Asked) -> Result<Json<Value>> {
     let search = asked.query(&filter::REFUSED, filter::read)?;
@@ -118,20 +73,13 @@ pub async fn cache(asked: Asked) -> Result<Json<Value>> {
 }
 
 async fn usage(asked: &Asked, filter: pb::RequestFilter, group_by: &str) -> Result<Vec<UsageGroup>> {
-    let message = pb::GetUsageRequest { filter: Some(filter), group_by: group_by.into() };
+    let message =
+        pb::GetUsageRequest { filter: Some(filter), group_by: group_by.into(), ..Default::default() };
     Ok(told(asked.admin.get_usage(asked.to(message)).await)?.groups)
 }
 
-fn interval_of(search: &pb::RequestFilter) -> &'static str {
-    let until = search.until_unix_ms.unwrap_or_else(pb::unix_now_ms);
-    match search.from_unix_ms {
-        Some(from) if until.saturating_sub(from) <= BY_HOUR_AT_MOST => "hour",
-        _ => "day",
-    }
-}
-
 /// When a day or an hour begins, from milliseconds.
-fn timestamp(key: &str) -> String {
+pub(super) fn timestamp(key: &str) -> String {
     key.parse().map_or_else(|_| key.to_owned(), time_text)
 }
 
@@ -147,22 +95,24 @@ fn describe(group: &UsageGroup) -> Value {
     put("cost", group.cost_usd.into());
     put("cost_unknown", group.cost_unknown.into());
     put("avg_latency", group.duration_ms.into());
+    put("input_tokens", group.input_tokens.into());
+    put("output_tokens", group.output_tokens.into());
     Value::Object(shown)
 }
 
-fn failed(of: &UsageGroup) -> u64 {
+pub(super) fn failed(of: &UsageGroup) -> u64 {
     of.requests.saturating_sub(of.succeeded)
 }
 
-fn mean(sum: f64, count: u64) -> f64 {
+pub(super) fn mean(sum: f64, count: u64) -> f64 {
     if count == 0 { 0.0 } else { sum / count as f64 }
 }
 
-fn percent(part: u64, of: u64) -> f64 {
+pub(super) fn percent(part: u64, of: u64) -> f64 {
     mean(part as f64 * 100.0, of)
 }
 
-fn unknown(what: &str, name: &str, known: &[&str]) -> Error {
+pub(super) fn unknown(what: &str, name: &str, known: &[&str]) -> Error {
     let near = suggestion(name, known);
     let all =
         if near.starts_with("; allowed") { String::new() } else { format!(" All: {}", known.join(", ")) };
@@ -220,47 +170,6 @@ mod tests {
         let (status, body) = json(&memory, "GET", "/v1/analytics/groups/modle", None).await;
         let message = body["error"]["message"].as_str().unwrap();
         assert!(status == 404 && message.contains("did you mean \"model\"?"), "{message}");
-    }
-
-    #[tokio::test]
-    async fn graphs_have_a_point_for_each_time_and_a_sum() {
-        let memory = Arc::new(Fake::default());
-        for (graph, shown) in [
-            ("requests", json!({"total": 8})),
-            ("cost", json!({"total": 2.0, "avg": 0.25, "cost_unknown": 0})),
-            ("errors", json!({"total": 2})),
-            ("errors/rate", json!({"rate": 25.0})),
-            ("requests/rescued", json!({"total": 2})),
-            ("cache/hit-rate", json!({"total": 4, "rate": 50.0})),
-        ] {
-            memory.answers("get_usage", usage("86400000"));
-            memory.answers("get_usage", usage(""));
-            let (status, body) = json(&memory, "GET", &format!("/v1/analytics/graphs/{graph}"), None).await;
-            assert_eq!((status, &body["summary"]), (200, &shown), "{graph}");
-            assert_eq!(body["data_points"][0]["timestamp"], "1970-01-02T00:00:00Z");
-            assert_eq!(memory.asked::<pb::GetUsageRequest>().group_by, "day");
-            assert_eq!(memory.asked::<pb::GetUsageRequest>().group_by, "");
-        }
-        let (status, body) = json(&memory, "GET", "/v1/analytics/graphs/tokens", None).await;
-        let message = body["error"]["message"].as_str().unwrap();
-        assert!(status == 404 && message.contains("requests/rescued"), "{message}");
-    }
-
-    #[tokio::test]
-    async fn a_short_time_is_shown_by_the_hour() {
-        let memory = Arc::new(Fake::default());
-        for (search, interval) in [
-            ("time_of_generation_min=2026-11-01&time_of_generation_max=2026-11-03", "hour"),
-            ("time_of_generation_min=2026-11-01&time_of_generation_max=2026-11-04", "day"),
-            ("time_of_generation_min=2026-11-01&time_of_generation_max=2026-11-04&interval=hour", "hour"),
-            ("interval=day", "day"),
-        ] {
-            memory.answers("get_usage", usage(""));
-            memory.answers("get_usage", usage(""));
-            let (_, body) =
-                json(&memory, "GET", &format!("/v1/analytics/graphs/requests?{search}"), None).await;
-            assert_eq!(body["interval"], interval, "{search}");
-        }
     }
 
     #[tokio::test]

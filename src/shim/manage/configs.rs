@@ -83,12 +83,15 @@ pub async fn versions(asked: Asked) -> Result<Json<Value>> {
             "config": parsed(&version.config_json),
             "created_at": time_text(version.created_unix_ms),
             "created_by": some(&version.created_by),
+            "requests": version.requests,
+            "first_request_at": version.first_request_unix_ms.map(time_text),
+            "last_request_at": version.last_request_unix_ms.map(time_text),
         })
     }))
 }
 
 /// A config as an object, or as the text of one.
-fn config(body: &mut Object<'_>) -> Option<String> {
+pub(super) fn config(body: &mut Object<'_>) -> Option<String> {
     match body.value("config")? {
         Value::String(text) => Some(text.clone()),
         object @ Value::Object(_) => Some(object.to_string()),
@@ -212,10 +215,21 @@ mod tests {
     #[tokio::test]
     async fn versions_are_listed_and_a_config_goes() {
         let memory = Arc::new(Fake::default());
-        let version = pb::ConfigVersion { version: 1, config_json: "{}".into(), ..Default::default() };
+        let version = pb::ConfigVersion {
+            version: 1,
+            config_json: "{}".into(),
+            requests: 3,
+            first_request_unix_ms: Some(1000),
+            ..Default::default()
+        };
         memory.answers("list_config_versions", pb::ListConfigVersionsResponse { versions: vec![version] });
         let (_, body) = json(&memory, "GET", "/v1/configs/pc-a/versions", None).await;
         assert_eq!((&body["data"][0]["version"], &body["data"][0]["config"]), (&json!(1), &json!({})));
+        assert_eq!(
+            (&body["data"][0]["requests"], &body["data"][0]["first_request_at"]),
+            (&json!(3), &json!("1970-01-01T00:00:01Z"))
+        );
+        assert_eq!(body["data"][0]["last_request_at"], json!(null));
         assert_eq!(memory.asked::<pb::ListConfigVersionsRequest>().slug, "pc-a");
 
         memory.answers("delete_config", pb::DeleteConfigResponse {});

@@ -47,6 +47,9 @@ pub fn read(query: &mut Object<'_>) -> pb::RequestFilter {
         min_cost_usd: number(query, "min_cost_usd"),
         max_cost_usd: number(query, "max_cost_usd"),
         cache_status: cache_status(query),
+        config_version: whole(query, "config_version", 1, u64::from(u32::MAX))
+            .and_then(|version| version.try_into().ok())
+            .unwrap_or_default(),
     };
     if let Some(said) = one_of(query, "ai_org_model") {
         match said.split_once("__") {

@@ -229,12 +229,33 @@ mod tests {
             id: "r-1".into(),
             asked: Some(pb::ImageRequest { model: "m".into(), seed: Some(7), ..Default::default() }),
             report: Some(pb::RouteReport { attempts: vec![attempt], ..Default::default() }),
+            timings: Some(pb::Timings {
+                total_us: 9000,
+                routing_us: 500,
+                cache_us: 250,
+                waiting_us: 1000,
+                upstream_us: 6000,
+                verifying_us: 750,
+                first_preview_us: None,
+            }),
             ..Default::default()
         };
         memory.answers("get_request", pb::GetRequestResponse { request: Some(request) });
         let (_, body) = json(&memory, "GET", "/v1/logs/r-1", None).await;
         assert_eq!(body["data"]["asked"], json!({"model": "m", "seed": 7}));
         assert_eq!(body["data"]["report"]["attempts"][0]["outcome"], "timeout");
+        for (name, ms) in [
+            ("request_parsing", json!(0.5)),
+            ("pre_processing", json!(0.5)),
+            ("cache_processing", json!(0.25)),
+            ("waiting", json!(1.0)),
+            ("upstream_response", json!(6.0)),
+            ("response_parsing", json!(0.75)),
+            ("gateway_processing", json!(3.0)),
+            ("first_preview", json!(null)),
+        ] {
+            assert_eq!(body["data"][name], ms, "{name}");
+        }
         assert_eq!(memory.asked::<pb::GetRequestRequest>().id, "r-1");
     }
 

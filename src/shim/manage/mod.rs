@@ -5,11 +5,13 @@
 mod analytics;
 mod api_keys;
 mod configs;
+mod dry_run;
 #[cfg(test)]
 mod fake;
 mod feedback;
 mod fields;
 mod filter;
+mod graphs;
 mod logs;
 mod providers;
 mod quota;
@@ -62,9 +64,13 @@ pub fn routes() -> Router<Shim> {
         .route("/configs", get(search(configs::list)).post(call(configs::create)))
         .route(
             "/configs/{slug}",
-            get(search(configs::get)).put(call(configs::update)).delete(call(configs::delete)),
+            get(search(configs::get))
+                .post(search(dry_run::of_body))
+                .put(call(configs::update))
+                .delete(call(configs::delete)),
         )
         .route("/configs/{slug}/versions", get(search(configs::versions)))
+        .route("/configs/{slug}/dry-run", post(search(dry_run::of_saved)))
         .route("/virtual-keys", get(search(virtual_keys::list)).post(call(virtual_keys::create)))
         .route(
             "/virtual-keys/{slug}",
@@ -91,7 +97,7 @@ pub fn routes() -> Router<Shim> {
         .route("/feedback", post(call(feedback::create)))
         .route("/feedback/{id}", put(call(feedback::update)))
         .route("/analytics/groups/{*group}", get(search(analytics::group)))
-        .route("/analytics/graphs/{*graph}", get(search(analytics::graph)))
+        .route("/analytics/graphs/{*graph}", get(search(graphs::graph)))
         .route("/analytics/summary/cache", get(search(analytics::cache)))
 }
 

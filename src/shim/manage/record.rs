@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// What an export as CSV has of each request.
-const COLUMNS: [&str; 25] = [
+const COLUMNS: [&str; 27] = [
     "id",
     "trace_id",
     "created_at",
@@ -21,6 +21,8 @@ const COLUMNS: [&str; 25] = [
     "is_success",
     "error_message",
     "response_time",
+    "gateway_processing",
+    "upstream_response",
     "api_key_id",
     "config",
     "config_version",
@@ -74,10 +76,27 @@ pub fn describe(record: &RequestRecord) -> Value {
         "metadata": record.metadata,
         "feedback": record.feedback.iter().map(feedback).collect::<Vec<_>>(),
     });
+    for (name, micros) in timings(record.timings.as_ref()) {
+        shown[name] = micros.map(|micros| micros as f64 / 1000.0).into();
+    }
     if !record.prompt.is_empty() {
         shown["prompt"] = record.prompt.as_str().into();
     }
     shown
+}
+
+/// Where the time went, in microseconds, under the reference's names as far as it has any.
+fn timings(timings: Option<&pb::Timings>) -> [(&'static str, Option<u64>); 8] {
+    [
+        ("request_parsing", timings.map(|timings| timings.routing_us)),
+        ("pre_processing", timings.map(pb::Timings::rest_us)),
+        ("cache_processing", timings.map(|timings| timings.cache_us)),
+        ("waiting", timings.map(|timings| timings.waiting_us)),
+        ("upstream_response", timings.map(|timings| timings.upstream_us)),
+        ("response_parsing", timings.map(|timings| timings.verifying_us)),
+        ("gateway_processing", timings.map(pb::Timings::gateway_us)),
+        ("first_preview", timings.and_then(|timings| timings.first_preview_us)),
+    ]
 }
 
 /// All that is known.
@@ -192,6 +211,7 @@ fn attempt(attempt: &pb::Attempt) -> Value {
         "status": (attempt.status > 0).then_some(attempt.status),
         "message": some(&attempt.message),
         "billing": attempt.billing().name(),
+        "started_ms": attempt.started_ms,
         "duration_ms": attempt.duration_ms,
         "upstream_request_id": some(&attempt.upstream_request_id),
     })
