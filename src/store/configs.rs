@@ -1,5 +1,7 @@
 //! Saved routing configs and their versions.
 
+use std::fmt;
+
 use sqlx::{Row as _, any::AnyRow};
 
 use super::{Change, Store, flag, slugified, suffix, within};
@@ -13,7 +15,7 @@ const COLUMNS: &str = "c.id, c.slug, c.name, c.is_default, c.version, c.created_
                        c.updated_by, v.version_id, v.content";
 
 /// What an update changes.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct ConfigChange {
     /// Another name.
     pub name: Option<String>,
@@ -21,6 +23,13 @@ pub struct ConfigChange {
     pub content: Option<String>,
     /// Whether it is the tenant's default.
     pub is_default: Option<bool>,
+}
+
+// Without the content, as it came: a credential may be in it.
+impl fmt::Debug for ConfigChange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConfigChange").field("name", &self.name).finish_non_exhaustive()
+    }
 }
 
 impl Store {
