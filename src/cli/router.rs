@@ -10,7 +10,7 @@ use anyhow::Result;
 use super::ConfigArg;
 use crate::{
     admin::Admin,
-    config::{Origin, file::Listen},
+    config::{Origin, file::Listen, memory::StoreChoice},
     fleet::Fleet,
     gateway::Gateway,
     router::{self, remote::Served},
@@ -47,7 +47,10 @@ pub async fn serve(origin: Origin, defaults: Listen) -> Result<()> {
     };
     settings.check_exposure(listen).map_err(anyhow::Error::msg)?;
     gateway.remember().await?;
-    let journal = gateway.store().map(|_| Journal::new());
+    let journal = (!matches!(settings.memory.store, StoreChoice::Off)).then(Journal::new);
+    if let (Some(journal), Some(_)) = (&journal, gateway.store()) {
+        journal.protect(&settings.data_dir).await;
+    }
     let fleet = settings.redis.as_ref().map(Fleet::try_new).transpose().map_err(anyhow::Error::msg)?;
     if let Some(fleet) = &fleet {
         fleet.begin().await;
@@ -80,20 +83,30 @@ pub async fn serve(origin: Origin, defaults: Listen) -> Result<()> {
     if let Some(tls) = gateway.tls() {
         servers.background(Arc::clone(tls).watch());
     }
-    if let (Some(store), Some(journal)) = (gateway.store(), &journal) {
-        let (fresh, known) = (Arc::clone(&gateway), router.clone());
-        servers.until_the_end(async move { fresh.keep_fresh(&known).await });
-        let (journal, kept) = (Arc::clone(journal), Arc::clone(store));
-        let (flush_every, retention) = (settings.memory.flush_every, settings.memory.retention);
+    if let Some(journal) = &journal {
+        let (gateway, router, journal) = (Arc::clone(&gateway), router.clone(), Arc::clone(journal));
+        let settings = Arc::clone(&settings);
         servers.until_the_end(async move {
-            tokio::join!(journal.keep_writing(&kept, flush_every), journal.keep_forgetting(&kept, retention));
+            let was_open = gateway.store().is_some();
+            let store = gateway.opened(&router).await;
+            if !was_open {
+                journal.protect(&settings.data_dir).await;
+            }
+            let memory = &settings.memory;
+            tokio::join!(
+                gateway.keep_fresh(&store, &router),
+                journal.keep_writing(&store, memory.flush_every),
+                journal.keep_forgetting(&store, memory.retention),
+            );
         });
     }
     servers.background(Arc::clone(&gateway).watch(Some((router.clone(), listen))));
     let outcome = servers.run().await;
     router.leave_fleet().await;
-    if let (Some(store), Some(journal)) = (gateway.store(), &journal) {
-        journal.flush(store).await;
+    if let Some(journal) = &journal {
+        journal.flush(gateway.store()).await;
+    }
+    if let Some(store) = gateway.store() {
         store.close().await;
     }
     outcome

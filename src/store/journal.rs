@@ -1,20 +1,22 @@
 //! The way of finished requests into the store: a bounded queue, written in batches by somebody for whom no request
-//! waits. What does not fit is counted, and lost.
+//! waits. What does not fit is counted, and lost; what waits is in files, too, for the case that the process is killed.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    path::Path,
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
 use tokio::{
     sync::{Mutex, mpsc},
-    time::{MissedTickBehavior, interval, sleep, timeout},
+    task::spawn_blocking,
+    time::{Instant, MissedTickBehavior, interval, sleep, timeout},
 };
 
-use super::{Logged, Store};
+use super::{
+    Logged, Store,
+    spool::{self, Spool},
+};
 use crate::{pb::unix_now_ms, telemetry};
 
 /// Requests that wait to be written, about 2 KB each.
@@ -37,7 +39,8 @@ const FORGET_EVERY: Duration = Duration::from_secs(600);
 pub struct Journal {
     sender: mpsc::Sender<Logged>,
     waiting: Mutex<Waiting>,
-    is_failing: AtomicBool,
+    /// Once the store is open.
+    spool: OnceLock<Arc<Spool>>,
 }
 
 /// What waits to be written.
@@ -53,14 +56,34 @@ impl Journal {
     pub fn new() -> Arc<Self> {
         let (sender, queue) = mpsc::channel(QUEUED);
         let waiting = Mutex::new(Waiting { queue, batch: Vec::new() });
-        Arc::new(Self { sender, waiting, is_failing: AtomicBool::new(false) })
+        Arc::new(Self { sender, waiting, spool: OnceLock::new() })
+    }
+
+    /// Keeps what waits in files of this folder from now on, and takes over what other processes left there. Without
+    /// them, whatever waits when the process is killed is lost.
+    pub async fn protect(&self, data_dir: &Path) {
+        let data_dir = data_dir.to_owned();
+        let opened = spawn_blocking(move || Spool::open(&data_dir)).await;
+        match opened.unwrap_or_else(|error| Err(std::io::Error::other(error))) {
+            Ok((spool, left)) => {
+                telemetry::log_found(left.requests.len(), left.torn);
+                self.waiting.lock().await.batch.extend(left.requests);
+                _ = self.spool.set(Arc::new(spool));
+            }
+            Err(error) => telemetry::log_unprotected(&error.to_string()),
+        }
     }
 
     /// Notes a finished request.
     pub fn note(&self, request: Logged) {
-        if self.sender.try_send(request).is_err() {
-            telemetry::log_lost("queue_full", 1);
-        }
+        let Ok(place) = self.sender.try_reserve() else {
+            return telemetry::log_lost("queue_full", 1);
+        };
+        let Some(spool) = self.spool.get() else { return place.send(request) };
+        let frame = spool::frame(&request);
+        // First into the queue: what is in a file before a turn must have been there to be written.
+        place.send(request);
+        spool.note(&frame);
     }
 
     /// Writes what waits, as long as it runs.
@@ -74,6 +97,10 @@ impl Journal {
                 if !self.write(store, &mut waiting.batch).await {
                     sleep(PAUSE).await;
                 }
+            }
+            if let Some(spool) = self.spool.get().cloned() {
+                // May wait for the disk.
+                _ = spawn_blocking(move || spool.turn()).await;
             }
         }
     }
@@ -89,36 +116,42 @@ impl Journal {
         }
     }
 
-    /// Writes what still waits, after it has run.
-    pub async fn flush(&self, store: &Store) {
+    /// Writes what still waits, after it has run. What the store does not take stays in the files.
+    pub async fn flush(&self, store: Option<&Arc<Store>>) {
         let write = async {
+            let Some(store) = store else { return };
             let mut waiting = self.waiting.lock().await;
             while waiting.take() && self.write(store, &mut waiting.batch).await {}
-            waiting.batch.len() + waiting.queue.len()
         };
-        let lost = timeout(FLUSH_WITHIN, write).await.unwrap_or_default();
-        if lost > 0 {
-            telemetry::log_lost("ended", lost);
+        _ = timeout(FLUSH_WITHIN, write).await;
+        let waiting = self.waiting.lock().await;
+        match (waiting.batch.len() + waiting.queue.len(), self.spool.get()) {
+            (0, None) => {}
+            (0, Some(spool)) => spool.remove(),
+            (left, None) => telemetry::log_lost("ended", left),
+            (left, Some(_)) => telemetry::log_left(left),
         }
     }
 
-    /// False: the store is away, and nothing of it is kept.
+    /// False: the store does not take it, and what it has of it is found again.
     async fn write(&self, store: &Store, batch: &mut Vec<Logged>) -> bool {
-        match store.log(batch).await {
+        let part = batch.len().min(BATCH);
+        let began = Instant::now();
+        store.alarm.writes();
+        match store.log(&batch[..part]).await {
             Ok(written) => {
-                batch.clear();
-                if self.is_failing.swap(false, Ordering::Relaxed) {
-                    telemetry::log_written_again();
-                }
-                telemetry::log_written(written.kept);
+                batch.drain(..part);
+                store.alarm.wrote(Ok(began.elapsed()));
+                telemetry::log_written(written.kept, began.elapsed());
                 if written.refused > 0 {
                     telemetry::log_lost("refused", written.refused);
                 }
                 true
             }
-            Err(_) => {
-                if !self.is_failing.swap(true, Ordering::Relaxed) {
-                    telemetry::log_not_written();
+            Err(reason) => {
+                // It is away, or it answers and takes nothing: a disk that is full, a replica that is only read.
+                if store.look().await.is_ok() {
+                    store.alarm.wrote(Err(&reason));
                 }
                 false
             }
