@@ -56,7 +56,6 @@ const RUNNING: &str = "running";
 pub type Events = mpsc::Sender<std::result::Result<Event, Status>>;
 
 /// Facts about a request as a whole.
-#[derive(Debug)]
 pub struct RequestContext {
     /// Ours, unique.
     pub request_id: String,
@@ -508,6 +507,18 @@ impl Drop for Running {
 impl Drop for InPhase {
     fn drop(&mut self) {
         self.ctx.record.lock().phases.leave(self.phase);
+    }
+}
+
+// Without what the caller has sent: a credential is among its headers.
+impl fmt::Debug for RequestContext {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RequestContext")
+            .field("request_id", &self.request_id)
+            .field("trace_id", &self.trace_id)
+            .field("caller", &self.caller)
+            .field("tenant", &self.tenant)
+            .finish_non_exhaustive()
     }
 }
 

@@ -25,7 +25,7 @@ use crate::{
     router::{Router, State},
     serve::Hangups,
     store::{CannotOpen, Store},
-    telemetry,
+    telemetry::{self, StoreState},
     tls::Tls,
     worker::{
         SharedWorker, Workers,
@@ -39,6 +39,9 @@ use crate::{
 /// How often a file is looked at. Kubernetes replaces mounted files by renaming a folder above them, which
 /// file events miss; reading a few KiB costs nothing.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// How often a store that could not be opened at the start is tried again.
+const OPEN_EVERY: Duration = Duration::from_secs(5);
 
 /// The workers of this process and the connections to others.
 pub struct Gateway {
@@ -137,28 +140,47 @@ impl Gateway {
     /// The database cannot be used.
     pub async fn remember(&self) -> Result<()> {
         let settings = self.settings.load_full();
+        match self.open(&settings).await {
+            Err(reason) if matches!(settings.memory.store, StoreChoice::File) => {
+                telemetry::store_up(false);
+                telemetry::store_changed(StoreState::Away, &reason.to_string());
+                Ok(())
+            }
+            opened => Ok(opened?),
+        }
+    }
+
+    /// The store, once it can be opened: what was saved is in force then. Not for a gateway that shall have none.
+    pub async fn opened(&self, router: &Router) -> Arc<Store> {
+        loop {
+            if let Some(store) = self.store() {
+                return Arc::clone(store);
+            }
+            tokio::time::sleep(OPEN_EVERY).await;
+            let settings = self.settings.load_full();
+            if self.open(&settings).await.is_err() {
+                continue;
+            }
+            let _alone = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+            match self.state(&self.settings.load_full()) {
+                Ok(state) => router.replace(state),
+                Err(problem) => error!(%problem, "what was saved is not in force"),
+            }
+            telemetry::store_changed(StoreState::Well, "");
+        }
+    }
+
+    /// Opens the store, if there shall be one, and loads what was saved.
+    async fn open(&self, settings: &Settings) -> Result<(), CannotOpen> {
         if matches!(settings.memory.store, StoreChoice::Off) {
             return Ok(());
         }
-        let opened = async {
-            let store = Store::open(&settings.memory, &settings.data_dir).await?;
-            let saved = store.load().await.map_err(|error| CannotOpen(error.message.clone()))?;
-            Ok::<_, CannotOpen>((store, saved))
-        };
-        match opened.await {
-            Ok((store, saved)) => {
-                telemetry::store_up(true);
-                self.saved.store(Arc::new(saved));
-                _ = self.store.set(Arc::new(store));
-                Ok(())
-            }
-            Err(reason) if matches!(settings.memory.store, StoreChoice::File) => {
-                telemetry::store_up(false);
-                telemetry::store_away(&reason.to_string());
-                Ok(())
-            }
-            Err(reason) => Err(reason.into()),
-        }
+        let store = Store::open(&settings.memory, &settings.data_dir).await?;
+        let saved = store.load().await.map_err(|error| CannotOpen(error.message.clone()))?;
+        telemetry::store_up(true);
+        self.saved.store(Arc::new(saved));
+        _ = self.store.set(Arc::new(store));
+        Ok(())
     }
 
     /// What is remembered, if it can be.
@@ -182,8 +204,7 @@ impl Gateway {
     }
 
     /// Notices what other routers have saved, and what expires, as long as it runs.
-    pub async fn keep_fresh(&self, router: &Router) {
-        let Some(store) = self.store() else { return };
+    pub async fn keep_fresh(&self, store: &Store, router: &Router) {
         // A store that does not answer keeps nothing from expiring.
         tokio::join!(self.keep_looking(store, router), self.keep_expiring(router));
     }
@@ -207,21 +228,12 @@ impl Gateway {
     }
 
     async fn keep_looking(&self, store: &Store, router: &Router) {
-        let mut is_away = false;
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
-            let looked = match store.revision().await {
-                Ok(revision) if revision == self.saved.load().revision => Ok(()),
-                Ok(_) => self.refresh(router).await.map_err(|problem| problem.to_string()),
-                Err(error) => Err(error.message.clone()),
-            };
-            telemetry::store_up(looked.is_ok());
-            match &looked {
-                Err(reason) if !is_away => telemetry::store_away(reason),
-                Ok(()) if is_away => telemetry::store_back(),
-                _ => {}
+            if store.look().await.is_ok_and(|revision| revision != self.saved.load().revision) {
+                // What cannot be loaded now is looked for again.
+                _ = self.refresh(router).await;
             }
-            is_away = looked.is_err();
         }
     }
 

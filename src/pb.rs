@@ -90,13 +90,90 @@ impl fmt::Debug for ImageRequest {
 
 impl fmt::Debug for Upstream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Upstream").field("base_url", &self.base_url).finish_non_exhaustive()
+        f.debug_struct("Upstream").field("has_base_url", &!self.base_url.is_empty()).finish_non_exhaustive()
     }
 }
 
 impl fmt::Debug for Credential {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Credential(..)")
+    }
+}
+
+impl fmt::Debug for InputImage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let source = match &self.source {
+            Some(input_image::Source::Data(data)) => format!("{} bytes", data.len()),
+            // An address may be signed: whoever has it has the image.
+            Some(input_image::Source::Url(_)) => "url".to_owned(),
+            Some(input_image::Source::FileId(_)) => "file".to_owned(),
+            None => "nothing".to_owned(),
+        };
+        f.debug_struct("InputImage").field("source", &source).field("role", &self.role()).finish()
+    }
+}
+
+impl fmt::Debug for Mask {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mask").field("bytes", &self.data.len()).field("polarity", &self.polarity()).finish()
+    }
+}
+
+impl fmt::Debug for Image {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Image")
+            .field("bytes", &self.data.len())
+            .field("format", &self.format())
+            .field("size", &(self.width, self.height))
+            .field("finish_reason", &self.finish_reason())
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for PartialImage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PartialImage")
+            .field("bytes", &self.data.len())
+            .field("image_index", &self.image_index)
+            .field("partial_index", &self.partial_index)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for ImageChunk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ImageChunk")
+            .field("bytes", &self.data.len())
+            .field("image_index", &self.image_index)
+            .finish()
+    }
+}
+
+// A config may hold a credential of its caller's own.
+impl fmt::Debug for SavedConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SavedConfig")
+            .field("slug", &self.slug)
+            .field("version", &self.version)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for ConfigVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConfigVersion").field("version", &self.version).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for CreateConfigRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CreateConfigRequest").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for UpdateConfigRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("UpdateConfigRequest").field("slug", &self.slug).finish_non_exhaustive()
     }
 }
 

@@ -45,6 +45,8 @@ const REDIS_ERRORS: &str = "imagegate_redis_errors_total";
 const STORE_ERRORS: &str = "imagegate_store_errors_total";
 const STORE_UP: &str = "imagegate_store_up";
 const LOG_WRITTEN: &str = "imagegate_request_log_written_total";
+const LOG_WRITE_SECONDS: &str = "imagegate_request_log_write_duration_seconds";
+const LOG_RECOVERED: &str = "imagegate_request_log_recovered_total";
 const LOG_LOST: &str = "imagegate_request_log_lost_total";
 const OVER_QUOTA: &str = "imagegate_over_quota_total";
 const BUDGET_USED: &str = "imagegate_budget_used_ratio";
@@ -73,9 +75,13 @@ pub enum LogFormat {
 
 /// Starts logging to standard error. `RUST_LOG` says how much.
 pub fn init_logs(format: LogFormat) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let mut filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    if !filter.to_string().contains("sqlx") {
+        // What the store's driver says of an outage is said by us, once.
+        filter = filter.add_directive("sqlx_core=off".parse().expect("it is a directive"));
+    }
     // It tells each try of its own, with the address of an object, which nobody else shall know.
-    let filter = filter.add_directive("object_store=warn".parse().expect("a directive"));
+    filter = filter.add_directive("object_store=warn".parse().expect("it is a directive"));
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // A second call, in tests, leaves the first one's logger in place.
     _ = match format {
@@ -120,8 +126,10 @@ pub fn init_metrics() -> Result<PrometheusHandle, String> {
     describe_gauge!(REDIS_UP, "Whether Redis answers in time: 1 or 0.");
     describe_counter!(REDIS_ERRORS, "What was asked of Redis in vain, by operation.");
     describe_counter!(STORE_ERRORS, "What was asked of the store in vain.");
-    describe_gauge!(STORE_UP, "Whether the store answers: 1 or 0.");
+    describe_gauge!(STORE_UP, "Whether the store answers and takes what is written: 1 or 0.");
     describe_counter!(LOG_WRITTEN, "Requests that were written to the request log.");
+    describe_histogram!(LOG_WRITE_SECONDS, "Time of writing one batch to the request log.");
+    describe_counter!(LOG_RECOVERED, "Requests that a process left unwritten and a later one took over.");
     describe_counter!(LOG_LOST, "Requests that are missing in the request log, by reason.");
     describe_counter!(OVER_QUOTA, "What limits did not allow, by whose they are and of what.");
     describe_gauge!(
@@ -210,24 +218,46 @@ pub fn store_failed(reason: &str) {
     debug!(reason, "the store failed");
 }
 
-/// Notes whether the store answers.
+/// How the store stands, from the best to the worst.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum StoreState {
+    /// Nothing is wrong.
+    #[default]
+    Well,
+    /// It takes seconds.
+    Slow,
+    /// It answers, and takes nothing that is written.
+    Unwritten,
+    /// It does not answer.
+    Away,
+}
+
+/// Notes whether the store answers and takes what is written.
 pub fn store_up(up: bool) {
     gauge!(STORE_UP).set(if up { 1.0 } else { 0.0 });
 }
 
-/// Says once that the store is away.
-pub fn store_away(reason: &str) {
-    error!(reason, "the store is away: requests go on with what is known, nothing can be managed");
-}
-
-/// Says once that the store is there again.
-pub fn store_back() {
-    info!("the store is there again");
+/// Says once how the store stands now. `reason` is its own, if it has one.
+pub fn store_changed(state: StoreState, reason: &str) {
+    match state {
+        StoreState::Well => info!("the store is well again"),
+        StoreState::Slow => {
+            warn!("the store is slow: requests do not wait for it, whoever manages something does");
+        }
+        StoreState::Unwritten => error!(
+            reason,
+            "the store takes nothing that is written: requests go on and wait for the log, nothing can be saved"
+        ),
+        StoreState::Away => {
+            error!(reason, "the store is away: requests go on with what is known, nothing can be managed");
+        }
+    }
 }
 
 /// Notes requests that were written to the log.
-pub fn log_written(requests: usize) {
+pub fn log_written(requests: usize, took: Duration) {
     counter!(LOG_WRITTEN).increment(requests as u64);
+    histogram!(LOG_WRITE_SECONDS).record(took.as_secs_f64());
 }
 
 /// Notes requests that will be missing in the log.
@@ -252,14 +282,29 @@ pub fn refusal_not_logged() {
     counter!(REFUSALS_NOT_LOGGED).increment(1);
 }
 
-/// Says once that the log cannot be written.
-pub fn log_not_written() {
-    error!("the request log cannot be written: what does not fit into memory will be missing");
+/// Notes requests that an earlier process left unwritten: those that are whole, and those that are not.
+pub fn log_found(requests: usize, torn: usize) {
+    counter!(LOG_RECOVERED).increment(requests as u64);
+    counter!(LOG_LOST, "reason" => "crash").increment(torn as u64);
+    if requests + torn > 0 {
+        info!(requests, torn, "a process ended before it had written its request log; this one does");
+    }
 }
 
-/// Says once that the log is written again.
-pub fn log_written_again() {
-    info!("the request log is written again");
+/// Says that requests wait in files for the next start.
+pub fn log_left(requests: usize) {
+    warn!(
+        requests,
+        "the store did not take the end of the request log: it waits in data_dir for the next start"
+    );
+}
+
+/// Says that what waits to be written is in memory only.
+pub fn log_unprotected(reason: &str) {
+    warn!(
+        reason,
+        "data_dir/journal cannot be used: a process that is killed loses what waits for the request log"
+    );
 }
 
 /// Notes a request or a call that a limit did not allow.

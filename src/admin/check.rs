@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use secrecy::ExposeSecret as _;
+use serde_json::Value;
 
 use crate::{
     config::{Problem, callers::Scope, file::is_config_id, quota::Quota, read::suggestion, spec::Secret},
@@ -17,6 +18,9 @@ const LONGEST_METADATA: usize = 16 << 10;
 /// More than any image costs, and few enough billionths to be counted.
 const MOST_USD: f64 = 1e9;
 
+/// How the names of fields end that hold credentials, in lower case and without `_`.
+const CREDENTIALS: &[&str] = &["apikey", "accesskey", "secret", "token", "serviceaccountjson", "password"];
+
 /// Everything that is wrong with a config or a key.
 pub fn refused(field: &str, problems: Vec<Problem>) -> Error {
     let violations =
@@ -24,6 +28,43 @@ pub fn refused(field: &str, problems: Vec<Problem>) -> Error {
     let mut error = Error::config(&format!("{field}: not valid"), violations.collect());
     error.param = Some(field.to_owned());
     error
+}
+
+/// A config without credentials: everybody who manages configs reads what is saved, and it is not sealed.
+pub fn no_credentials(config: &Value) -> Result<()> {
+    let mut problems = Vec::new();
+    find_credentials(config, "", &mut problems);
+    if problems.is_empty() { Ok(()) } else { Err(refused("config", problems)) }
+}
+
+fn find_credentials(value: &Value, path: &str, problems: &mut Vec<Problem>) {
+    let at = |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
+    match value {
+        Value::Array(items) => {
+            for (i, item) in items.iter().enumerate() {
+                find_credentials(item, &format!("{path}[{i}]"), problems);
+            }
+        }
+        Value::Object(fields) => {
+            for (name, field) in fields {
+                // What goes to a provider is the provider's business.
+                if matches!(
+                    name.as_str(),
+                    "override_params" | "overrideParams" | "default_params" | "defaultParams"
+                ) {
+                    continue;
+                }
+                let plain = name.to_ascii_lowercase().replace('_', "");
+                if field.is_string() && CREDENTIALS.iter().any(|end| plain.ends_with(end)) {
+                    let message = "a credential is not saved in a config; make a virtual key and name it";
+                    problems.push(Problem::new(at(name), message));
+                } else {
+                    find_credentials(field, &at(name), problems);
+                }
+            }
+        }
+        _ => {}
+    }
 }
 
 /// A name for people.
@@ -184,6 +225,8 @@ pub fn shown_once(key: &Secret) -> String {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -222,5 +265,26 @@ mod tests {
         }
         let good = RequestFilter { cache_status: "semantic_hit".into(), min_cost_usd: Some(0.0), ..base() };
         assert!(filter(&good).is_ok() && filter(&base()).is_ok());
+    }
+
+    #[test]
+    fn a_config_with_a_credential_anywhere_is_not_saved() {
+        let clean =
+            json!({"targets": [{"virtual_key": "v", "override_params": {"token": "red", "api_key": "x"}}]});
+        assert!(no_credentials(&clean).is_ok());
+        for (config, path) in [
+            (json!({"provider": "openai", "api_key": "sk"}), "api_key"),
+            (json!({"targets": [{}, {"provider": "openai", "apiKey": "sk"}]}), "targets[1].apiKey"),
+            (
+                json!({"targets": [{"targets": [{"aws_secret_access_key": "s"}]}]}),
+                "targets[0].targets[0].aws_secret_access_key",
+            ),
+            (json!({"azure_ad_token": "t"}), "azure_ad_token"),
+            (json!({"vertex_service_account_json": "{}"}), "vertex_service_account_json"),
+        ] {
+            let error = no_credentials(&config).unwrap_err();
+            let paths: Vec<_> = error.violations.iter().map(|violation| violation.path.as_str()).collect();
+            assert_eq!(paths, [path]);
+        }
     }
 }

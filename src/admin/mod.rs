@@ -45,8 +45,9 @@ macro_rules! for_each_call {
 }
 pub(crate) use for_each_call;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
+use tokio::time::timeout;
 use tonic::{Request, Response, Status};
 
 use crate::{
@@ -66,6 +67,9 @@ use crate::{
 
 /// The memory of this process, or the adapter of one elsewhere: the same to its callers.
 pub type SharedAdmin = Arc<dyn AdminService>;
+
+/// How long the answer to a change waits for the change to be in force.
+const IN_FORCE_WITHIN: Duration = Duration::from_secs(2);
 
 /// How long an old API key works beside a new one, in seconds: by default, and at most.
 const OVERLAP_S: u64 = 3600;
@@ -99,14 +103,16 @@ impl Admin {
         self.router.manager(request.metadata().as_ref(), scope)
     }
 
-    /// Puts into force what was just saved. If it cannot be loaded now, the next look will.
+    /// Puts into force what was just saved. If it cannot be loaded in time, the next look will: it is saved, and whoever
+    /// saved it shall hear so.
     async fn put_in_force(&self) {
-        _ = self.gateway.refresh(&self.router).await;
+        _ = timeout(IN_FORCE_WITHIN, self.gateway.refresh(&self.router)).await;
     }
 
     fn check_config(&self, tenant: &str, text: &str) -> Result<()> {
         let value = serde_json::from_str(text)
             .map_err(|error| Error::invalid("config", format!("config: not JSON: {error}")))?;
+        check::no_credentials(&value)?;
         self.router.check_config(tenant, &value).map_err(|problems| check::refused("config", problems))
     }
 

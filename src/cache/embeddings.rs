@@ -61,7 +61,8 @@ impl Embedder {
         let body = serde_json::json!({
             "model": self.endpoint.model, "input": prompt, "encoding_format": "float",
         });
-        let mut request = Request::post(&self.endpoint.url).header(header::CONTENT_TYPE, "application/json");
+        let mut request =
+            Request::post(&self.endpoint.url.url).header(header::CONTENT_TYPE, "application/json");
         if let Some(key) = &self.endpoint.api_key {
             let bearer = format!("Bearer {}", key.0.expose_secret());
             let mut bearer = HeaderValue::try_from(bearer).map_err(|_| "the API key cannot be sent")?;

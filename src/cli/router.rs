@@ -10,7 +10,7 @@ use anyhow::{Result, anyhow};
 use super::ConfigArg;
 use crate::{
     admin::Admin,
-    config::{Origin, file::Listen},
+    config::{Origin, file::Listen, memory::StoreChoice},
     fleet::Fleet,
     gateway::Gateway,
     objects::{Objects, gallery::Gallery},
@@ -50,7 +50,11 @@ pub async fn serve(origin: Origin, defaults: Listen) -> Result<()> {
     let objects = Objects::open(&settings.images).map_err(|reason| anyhow!("images: {reason}"))?;
     gateway.remember().await?;
     let gallery = Gallery::new(Arc::clone(&objects));
-    let journal = gateway.store().map(|_| Journal::new(Arc::clone(&gallery)));
+    let journal =
+        (!matches!(settings.memory.store, StoreChoice::Off)).then(|| Journal::new(Arc::clone(&gallery)));
+    if let (Some(journal), Some(_)) = (&journal, gateway.store()) {
+        journal.protect(&settings.data_dir).await;
+    }
     let fleet = settings.redis.as_ref().map(Fleet::try_new).transpose().map_err(anyhow::Error::msg)?;
     if let Some(fleet) = &fleet {
         fleet.begin().await;
@@ -89,31 +93,40 @@ pub async fn serve(origin: Origin, defaults: Listen) -> Result<()> {
     if let Some(tls) = gateway.tls() {
         servers.background(Arc::clone(tls).watch());
     }
-    if let (Some(store), Some(journal)) = (gateway.store(), &journal) {
-        let (fresh, known) = (Arc::clone(&gateway), router.clone());
-        servers.until_the_end(async move { fresh.keep_fresh(&known).await });
-        let (journal, kept, gallery) = (Arc::clone(journal), Arc::clone(store), Arc::clone(&gallery));
-        let (flush_every, retention) = (settings.memory.flush_every, settings.memory.retention);
+    if let Some(journal) = &journal {
+        let (gateway, router, journal) = (Arc::clone(&gateway), router.clone(), Arc::clone(journal));
+        let (settings, gallery) = (Arc::clone(&settings), Arc::clone(&gallery));
         servers.until_the_end(async move {
-            tokio::join!(
-                journal.keep_digesting(),
-                gallery.keep_hanging(),
-                journal.keep_writing(&kept, flush_every),
-                journal.keep_forgetting(&kept, retention),
-            );
+            let remember = async {
+                let was_open = gateway.store().is_some();
+                let store = gateway.opened(&router).await;
+                if !was_open {
+                    journal.protect(&settings.data_dir).await;
+                    router.ledger().load(store.counters().await.unwrap_or_default());
+                }
+                let memory = &settings.memory;
+                tokio::join!(
+                    gateway.keep_fresh(&store, &router),
+                    router.ledger().keep_writing(&store, memory.flush_every),
+                    journal.keep_writing(&store, memory.flush_every),
+                    journal.keep_forgetting(&store, memory.retention),
+                )
+            };
+            tokio::join!(journal.keep_digesting(), gallery.keep_hanging(), remember);
         });
     }
-    let ledger = Arc::clone(router.ledger());
-    servers.until_the_end(ledger.run(gateway.store().cloned(), settings.memory.flush_every));
+    servers.until_the_end(Arc::clone(router.ledger()).run());
     let trusting = Arc::clone(&gateway);
     servers.until_the_end(async move { trusting.keep_issuers().await });
     servers.background(Arc::clone(&gateway).watch(Some((router.clone(), listen))));
     let outcome = servers.run().await;
     router.leave_fleet().await;
-    if let (Some(store), Some(journal)) = (gateway.store(), &journal) {
+    if let Some(journal) = &journal {
+        journal.flush(gateway.store()).await;
+    }
+    gallery.flush().await;
+    if let Some(store) = gateway.store() {
         router.ledger().flush(store).await;
-        journal.flush(store).await;
-        gallery.flush().await;
         store.close().await;
     }
     outcome

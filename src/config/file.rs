@@ -123,7 +123,7 @@ impl std::fmt::Debug for SigningKey {
 #[derive(Clone, Debug)]
 pub struct Embeddings {
     /// The whole address.
-    pub url: String,
+    pub url: plan::BaseUrl,
     /// Which model.
     pub model: String,
     /// Sent as bearer token.
@@ -340,7 +340,7 @@ fn read_embeddings(mut object: Object<'_>) -> Option<Embeddings> {
     // A prompt takes a fraction of this; without an answer every image would wait as long.
     let timeout = object.millis("timeout_ms").unwrap_or(Duration::from_secs(2));
     object.finish();
-    Some(Embeddings { url: url?.ok()?.url, model: model?, api_key, timeout })
+    Some(Embeddings { url: url?.ok()?, model: model?, api_key, timeout })
 }
 
 /// Standard Webhooks' form of a secret: the specification asks for 24 to 64 random bytes.

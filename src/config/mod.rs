@@ -272,7 +272,7 @@ mod tests {
         .unwrap();
         let embeddings = settings.embeddings.as_ref().unwrap();
         assert_eq!(
-            (embeddings.url.as_str(), embeddings.timeout.as_secs()),
+            (embeddings.url.url.as_str(), embeddings.timeout.as_secs()),
             ("http://127.0.0.1:1/v1/embeddings", 2)
         );
         assert_eq!(settings.limits.cache_bytes, 0);

@@ -172,7 +172,7 @@ pub enum Credential {
 }
 
 /// An upstream address.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct BaseUrl {
     /// Without a trailing slash.
     pub url: String,
@@ -191,6 +191,13 @@ pub struct Known<'a> {
     pub egress: &'a Egress,
     /// The config came with a request.
     pub from_caller: bool,
+}
+
+/// Without what may be a token.
+impl fmt::Debug for BaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.url.split('?').next().unwrap_or_default())
+    }
 }
 
 /// Without the values of its settings: a token may be among them.
@@ -265,7 +272,14 @@ pub fn caller_host(url: &str, egress: &Egress) -> Result<BaseUrl, String> {
 /// # Errors
 /// Why it cannot be one.
 pub fn operator_host(url: &str) -> Result<BaseUrl, String> {
-    let parsed = url::Url::parse(url).map_err(|error| format!("\"{url}\" is not a URL: {error}"))?;
+    let parsed = url::Url::parse(url);
+    // Not shown: what is wrong with the rest of it may well be the password.
+    if url.contains('@')
+        && parsed.as_ref().map_or(true, |url| !url.username().is_empty() || url.password().is_some())
+    {
+        return Err("credentials in an address are not allowed; write them as api_key".to_owned());
+    }
+    let parsed = parsed.map_err(|error| format!("\"{url}\" is not a URL: {error}"))?;
     if !matches!(parsed.scheme(), "http" | "https") || parsed.host().is_none() {
         return Err(format!("\"{url}\" is not allowed; allowed: an http or https URL"));
     }

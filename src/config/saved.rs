@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     sync::Arc,
 };
 
@@ -77,7 +78,6 @@ pub struct KeySecrets {
 }
 
 /// A routing config that was saved.
-#[derive(Debug)]
 pub struct SavedConfig {
     /// Whose it is.
     pub tenant: String,
@@ -109,6 +109,17 @@ pub struct Version {
     pub number: u32,
     /// What is run, or why it cannot be.
     pub plan: Result<Arc<Plan>, String>,
+}
+
+// Without the content: a credential of its caller's own may be in it.
+impl fmt::Debug for SavedConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SavedConfig")
+            .field("tenant", &self.tenant)
+            .field("slug", &self.slug)
+            .field("version", &self.version)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Saved {

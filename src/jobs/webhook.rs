@@ -2,7 +2,7 @@
 //!
 //! Signed as the Standard Webhooks specification says, which OpenAI's SDKs verify with `webhooks.unwrap`.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use http::{HeaderMap, Request, header::CONTENT_TYPE};
 use ring::hmac;
@@ -37,7 +37,6 @@ const PAUSES: &[Duration] = &[
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Who wants to be told.
-#[derive(Debug)]
 pub struct Webhook {
     url: Url,
     key: SigningKey,
@@ -103,6 +102,13 @@ impl Webhook {
             Ok(Err(error)) => Err(error.message.clone()),
             Err(_) => Err(format!("no answer within {} s", PATIENCE.as_secs())),
         }
+    }
+}
+
+// A password or a token may be in the address.
+impl fmt::Debug for Webhook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Webhook").field("host", &self.url.host_str()).finish_non_exhaustive()
     }
 }
 

@@ -56,9 +56,9 @@ impl Ledger {
         }
     }
 
-    /// Tells other routers and the store, as long as it runs.
-    pub async fn run(self: Arc<Self>, store: Option<Arc<Store>>, flush_every: Duration) {
-        tokio::join!(self.keep_telling(), self.keep_writing(store, flush_every), self.keep_sweeping());
+    /// Tells other routers what this one has used, as long as it runs.
+    pub async fn run(self: Arc<Self>) {
+        tokio::join!(self.keep_telling(), self.keep_sweeping());
     }
 
     /// Writes what the store does not know yet, after it has run.
@@ -143,13 +143,13 @@ impl Ledger {
         used.map(|(key, _)| key.clone()).collect()
     }
 
-    async fn keep_writing(&self, store: Option<Arc<Store>>, flush_every: Duration) {
-        let Some(store) = store else { return };
+    /// Keeps what has been used in the store, as long as it runs.
+    pub async fn keep_writing(&self, store: &Store, flush_every: Duration) {
         let mut ticks = interval(flush_every);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            self.write(&store).await;
+            self.write(store).await;
         }
     }
 

@@ -1,6 +1,6 @@
 //! Saved routing configs and their versions.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
 use sqlx::{Row as _, any::AnyRow};
 
@@ -20,7 +20,7 @@ pub(super) const USES_OF_VERSIONS: &str = "SELECT config_version, COUNT(*), MIN(
     GROUP BY config_version";
 
 /// What an update changes.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct ConfigChange {
     /// Another name.
     pub name: Option<String>,
@@ -28,6 +28,13 @@ pub struct ConfigChange {
     pub content: Option<String>,
     /// Whether it is the tenant's default.
     pub is_default: Option<bool>,
+}
+
+// Without the content, as it came: a credential may be in it.
+impl fmt::Debug for ConfigChange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConfigChange").field("name", &self.name).finish_non_exhaustive()
+    }
 }
 
 impl Store {

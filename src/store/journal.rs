@@ -1,22 +1,22 @@
 //! The way of finished requests into the store: a bounded queue, written in batches by somebody for whom no request
-//! waits. What does not fit is counted, and lost.
+//! waits. What does not fit is counted, and lost; what waits is in files, too, for the case that the process is killed.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    path::Path,
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
 use tokio::{
     sync::{Mutex, mpsc},
-    time::{MissedTickBehavior, interval, sleep, timeout},
+    task::spawn_blocking,
+    time::{Instant, MissedTickBehavior, interval, sleep, timeout},
 };
 
 use super::{
     Logged, Store,
     digests::{Digests, Pictures},
+    spool::{self, Spool},
 };
 use crate::{objects::gallery::Gallery, pb::unix_now_ms, telemetry};
 
@@ -42,7 +42,8 @@ pub struct Journal {
     waiting: Mutex<Waiting>,
     digests: Digests,
     gallery: Arc<Gallery>,
-    is_failing: AtomicBool,
+    /// Once the store is open.
+    spool: OnceLock<Arc<Spool>>,
 }
 
 /// What waits to be written.
@@ -58,18 +59,38 @@ impl Journal {
     pub fn new(gallery: Arc<Gallery>) -> Arc<Self> {
         let (sender, queue) = mpsc::channel(QUEUED);
         let waiting = Mutex::new(Waiting { queue, batch: Vec::new() });
-        let is_failing = AtomicBool::new(false);
-        Arc::new(Self { sender, waiting, digests: Digests::new(), gallery, is_failing })
+        let (digests, spool) = (Digests::new(), OnceLock::new());
+        Arc::new(Self { sender, waiting, digests, gallery, spool })
+    }
+
+    /// Keeps what waits in files of this folder from now on, and takes over what other processes left there. Without
+    /// them, whatever waits when the process is killed is lost.
+    pub async fn protect(&self, data_dir: &Path) {
+        let data_dir = data_dir.to_owned();
+        let opened = spawn_blocking(move || Spool::open(&data_dir)).await;
+        match opened.unwrap_or_else(|error| Err(std::io::Error::other(error))) {
+            Ok((spool, left)) => {
+                telemetry::log_found(left.requests.len(), left.torn);
+                self.waiting.lock().await.batch.extend(left.requests);
+                _ = self.spool.set(Arc::new(spool));
+            }
+            Err(error) => telemetry::log_unprotected(&error.to_string()),
+        }
     }
 
     /// Notes a finished request and the images that it was answered with.
     pub fn note(&self, request: Logged, pictures: Pictures) {
+        let frame = self.spool.get().map(|spool| (spool, spool::frame(&request)));
         if pictures.images.is_empty() {
-            return self.queue(request);
-        }
-        if let Some((request, pictures)) = self.digests.add(request, pictures) {
+            // First into the queue: what is in a file before a turn must have been there to be written.
+            self.queue(request);
+        } else if let Some((request, pictures)) = self.digests.add(request, pictures) {
             telemetry::digests_skipped(pictures.images.len());
             self.hand_on(request, pictures);
+        }
+        // One that waits for its digests stays in its file for another turn: a flush takes longer than they do.
+        if let Some((spool, frame)) = frame {
+            spool.note(&frame);
         }
     }
 
@@ -111,6 +132,10 @@ impl Journal {
                     sleep(PAUSE).await;
                 }
             }
+            if let Some(spool) = self.spool.get().cloned() {
+                // May wait for the disk.
+                _ = spawn_blocking(move || spool.turn()).await;
+            }
         }
     }
 
@@ -127,40 +152,46 @@ impl Journal {
         }
     }
 
-    /// Writes what still waits, after it has run.
-    pub async fn flush(&self, store: &Store) {
+    /// Writes what still waits, after it has run. What the store does not take stays in the files.
+    pub async fn flush(&self, store: Option<&Arc<Store>>) {
         let write = async {
+            let Some(store) = store else { return };
             let mut work = self.digests.work().await;
             while let Some((request, pictures)) = work.next_waiting().await {
                 self.hand_on(request, pictures);
             }
             let mut waiting = self.waiting.lock().await;
             while waiting.take() && self.write(store, &mut waiting.batch).await {}
-            waiting.batch.len() + waiting.queue.len()
         };
-        let lost = timeout(FLUSH_WITHIN, write).await.unwrap_or_default();
-        if lost > 0 {
-            telemetry::log_lost("ended", lost);
+        _ = timeout(FLUSH_WITHIN, write).await;
+        let waiting = self.waiting.lock().await;
+        match (waiting.batch.len() + waiting.queue.len(), self.spool.get()) {
+            (0, None) => {}
+            (0, Some(spool)) => spool.remove(),
+            (left, None) => telemetry::log_lost("ended", left),
+            (left, Some(_)) => telemetry::log_left(left),
         }
     }
 
-    /// False: the store is away, and nothing of it is kept.
+    /// False: the store does not take it, and what it has of it is found again.
     async fn write(&self, store: &Store, batch: &mut Vec<Logged>) -> bool {
-        match store.log(batch).await {
+        let part = batch.len().min(BATCH);
+        let began = Instant::now();
+        store.alarm.writes();
+        match store.log(&batch[..part]).await {
             Ok(written) => {
-                batch.clear();
-                if self.is_failing.swap(false, Ordering::Relaxed) {
-                    telemetry::log_written_again();
-                }
-                telemetry::log_written(written.kept);
+                batch.drain(..part);
+                store.alarm.wrote(Ok(began.elapsed()));
+                telemetry::log_written(written.kept, began.elapsed());
                 if written.refused > 0 {
                     telemetry::log_lost("refused", written.refused);
                 }
                 true
             }
-            Err(_) => {
-                if !self.is_failing.swap(true, Ordering::Relaxed) {
-                    telemetry::log_not_written();
+            Err(reason) => {
+                // It is away, or it answers and takes nothing: a disk that is full, a replica that is only read.
+                if store.look().await.is_ok() {
+                    store.alarm.wrote(Err(&reason));
                 }
                 false
             }

@@ -3,6 +3,7 @@
 //! No request waits for it: what requests need of it is held in memory, and what they leave behind is written by somebody
 //! else. One file a kind of state; the SQL is the same for both engines.
 
+mod alarm;
 mod api_keys;
 mod configs;
 mod counters;
@@ -10,22 +11,31 @@ mod digests;
 mod feedback;
 pub mod journal;
 mod requests;
+mod spool;
 mod usage;
 mod vault;
 mod virtual_keys;
 
-use std::{fmt, future::Future, path::Path, time::Duration};
+use std::{
+    fmt,
+    future::Future,
+    io,
+    path::Path,
+    str::FromStr as _,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use secrecy::ExposeSecret as _;
 use sqlx::{
-    Any, AnyConnection, AnyPool, Executor as _, Row as _, Transaction,
-    any::{AnyArguments, AnyPoolOptions, AnyRow},
+    Any, AnyConnection, AnyPool, ConnectOptions as _, Connection as _, Executor as _, Row as _, Transaction,
+    any::{AnyArguments, AnyConnectOptions, AnyPoolOptions, AnyRow},
     migrate::{Migration, MigrationType, Migrator},
     query::Query,
 };
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
-use self::vault::Vault;
+use self::{alarm::Alarm, vault::Vault};
 pub use self::{
     api_keys::NewApiKey,
     configs::ConfigChange,
@@ -46,6 +56,10 @@ use crate::{
 /// Whoever manages something waits no longer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
+/// An answer that comes later is none. Longer than others wait: a store that is slow is not away, even if each of the
+/// half a dozen messages of a new connection takes two seconds.
+const LOOK_WITHIN: Duration = Duration::from_secs(15);
+
 /// How often the schema is tried to be made, by routers that start together on one SQLite file.
 const MIGRATION_TRIES: u32 = 20;
 
@@ -62,6 +76,10 @@ pub struct Store {
     pool: AnyPool,
     engine: Engine,
     vault: Vault,
+    alarm: Alarm,
+    /// When a SQLite file last refused to be written. Connections from before may be such as only read: SQLite opens a
+    /// file so that it cannot write, and stays with that.
+    refused: Arc<Mutex<Option<Instant>>>,
 }
 
 /// A change of what routers hold in memory, which they notice once it is kept.
@@ -103,24 +121,44 @@ impl Store {
             StoreChoice::Postgres(url) => (Engine::Postgres, url.0.expose_secret().to_owned()),
         };
         let vault = Vault::open(settings.vault.as_ref(), data_dir)?;
+        // Statements are not logged: what is slow or fails is said in our words, once.
+        let options = AnyConnectOptions::from_str(&url).map_err(failed("the store cannot be reached"))?;
+        let options = options.disable_statement_logging();
+        let refused = Arc::<Mutex<Option<Instant>>>::default();
+        let trusted = Arc::clone(&refused);
         let pool = AnyPoolOptions::new()
-            .max_connections(if engine == Engine::Sqlite { 4 } else { 8 })
-            .acquire_timeout(ANSWER_WITHIN)
+            .max_connections(8)
+            .acquire_timeout(LOOK_WITHIN)
+            // Never: the same.
+            .acquire_slow_threshold(LOOK_WITHIN * 2)
+            // SQLite ends a transaction itself whose disk fails, and the driver does not notice: such a connection never
+            // begins another.
+            .before_acquire(move |connection, about| {
+                let refused = *trusted.lock().unwrap_or_else(PoisonError::into_inner);
+                let is_older = refused.is_some_and(|at| at.elapsed() < about.age);
+                let is_whole = !connection.is_in_transaction();
+                Box::pin(async move { Ok(is_whole && !is_older) })
+            })
             .after_connect(move |connection, _| {
                 Box::pin(async move {
                     if engine == Engine::Sqlite {
-                        // A write that was acknowledged survives a loss of power, too.
-                        for pragma in ["PRAGMA journal_mode = WAL", "PRAGMA synchronous = FULL"] {
+                        // A write that was acknowledged survives a loss of power, too. Who waits for another's write
+                        // longer than others wait for it writes the log.
+                        for pragma in [
+                            "PRAGMA busy_timeout = 15000",
+                            "PRAGMA journal_mode = WAL",
+                            "PRAGMA synchronous = FULL",
+                        ] {
                             connection.execute(pragma).await?;
                         }
                     }
                     Ok(())
                 })
             })
-            .connect(&url)
+            .connect_with(options)
             .await
             .map_err(failed("the store cannot be reached"))?;
-        let store = Self { pool, engine, vault };
+        let store = Self { pool, engine, vault, alarm: Alarm::default(), refused };
         store.migrate().await?;
         store.reseal().await.map_err(|error| CannotOpen(error.message.clone()))?;
         Ok(store)
@@ -148,6 +186,19 @@ impl Store {
     pub async fn revision(&self) -> Result<i64> {
         let query = sqlx::query("SELECT value FROM revision WHERE id = 1");
         within(async { query.fetch_one(&self.pool).await?.try_get(0) }).await
+    }
+
+    /// Looks whether it answers, and says what is wrong with it.
+    ///
+    /// # Errors
+    /// Why it does not answer.
+    pub async fn look(&self) -> Result<i64, String> {
+        let began = Instant::now();
+        let query = sqlx::query("SELECT value FROM revision WHERE id = 1");
+        let looked = timed(LOOK_WITHIN, async { query.fetch_one(&self.pool).await?.try_get(0) }).await;
+        let looked = looked.map_err(|error| failed(&error));
+        self.alarm.looked(looked.as_ref().map(|_| began.elapsed()).map_err(String::as_str));
+        looked
     }
 
     /// Closes the connections.
@@ -220,7 +271,9 @@ impl Store {
     async fn begin(&self) -> sqlx::Result<Transaction<'static, Any>> {
         match self.engine {
             // One that begins to write later than to read may find that it cannot.
-            Engine::Sqlite => self.pool.begin_with("BEGIN IMMEDIATE").await,
+            Engine::Sqlite => self.pool.begin_with("BEGIN IMMEDIATE").await.inspect_err(|_| {
+                *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+            }),
             Engine::Postgres => self.pool.begin().await,
         }
     }
@@ -252,22 +305,29 @@ fn status(row: &AnyRow) -> sqlx::Result<KeyStatus> {
 
 /// Waits for the store no longer than anybody would.
 async fn within<T>(work: impl Future<Output = sqlx::Result<T>>) -> Result<T> {
-    match timeout(ANSWER_WITHIN, work).await {
-        Ok(Ok(done)) => Ok(done),
-        Ok(Err(error)) => Err(failure(&error)),
-        Err(_) => Err(away("it does not answer in time")),
-    }
-}
-
-fn failure(error: &sqlx::Error) -> Error {
-    match error {
+    timed(ANSWER_WITHIN, work).await.map_err(|error| match &error {
         sqlx::Error::Database(database) if database.is_unique_violation() => taken(),
         // PostgreSQL has no text with this character, so there is nothing of that name either.
         sqlx::Error::Database(database) if database.code().as_deref() == Some(NUL_IN_TEXT) => {
             Error::new(ErrorKind::InvalidRequest, "a text has the control character U+0000; allowed: text")
         }
-        _ => away(&reason(error)),
-    }
+        error => {
+            failed(error);
+            away()
+        }
+    })
+}
+
+async fn timed<T>(limit: Duration, work: impl Future<Output = sqlx::Result<T>>) -> sqlx::Result<T> {
+    let late = || io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {} s", limit.as_secs()));
+    timeout(limit, work).await.unwrap_or_else(|_| Err(late().into()))
+}
+
+/// Counts what was asked in vain, and says why in words.
+fn failed(error: &sqlx::Error) -> String {
+    let reason = reason(error);
+    telemetry::store_failed(&reason);
+    reason
 }
 
 /// PostgreSQL's `character_not_in_repertoire`.
@@ -278,9 +338,8 @@ fn taken() -> Error {
     Error::invalid("slug", "this slug is taken; choose another").with_status(409).with_code("slug_taken")
 }
 
-fn away(reason: &str) -> Error {
-    telemetry::store_failed(reason);
-    // The reason may tell of the operator's network: it is in the log.
+fn away() -> Error {
+    // Why may tell of the operator's network: it is in the log.
     let mut error =
         Error::transport(ErrorKind::Unavailable, BillingClass::NotSent, "the store is not available");
     error.retry_after = Some(Duration::from_secs(5));
@@ -291,7 +350,7 @@ fn away(reason: &str) -> Error {
 fn reason(error: &sqlx::Error) -> String {
     match error {
         sqlx::Error::Database(database) => database.message().to_owned(),
-        sqlx::Error::PoolTimedOut => "no connection within 5 s".to_owned(),
+        sqlx::Error::PoolTimedOut => format!("no connection within {} s", LOOK_WITHIN.as_secs()),
         sqlx::Error::Io(error) => error.to_string(),
         sqlx::Error::Configuration(_) => "the address is not understood".to_owned(),
         other => other.to_string(),

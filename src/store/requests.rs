@@ -1,9 +1,15 @@
 //! The request log: one row a request, with everything else in an encoded record.
 
-use prost::Message as _;
-use sqlx::{Any, Row as _, any::AnyRow, query::Query};
+use std::time::Duration;
 
-use super::{Store, clean, within};
+use prost::Message as _;
+use sqlx::{
+    Any, Row as _,
+    any::{AnyArguments, AnyRow},
+    query::Query,
+};
+
+use super::{Engine, Store, clean, failed, timed, within};
 use crate::{
     error::{Error, Result},
     pb::{self, RequestFilter, RequestRecord},
@@ -11,6 +17,12 @@ use crate::{
 
 /// Billionths in one.
 pub const NANOS: f64 = 1e9;
+
+/// Nobody waits for the log; a store that is slow still gets it.
+const LOG_WITHIN: Duration = Duration::from_secs(30);
+
+/// Rows of one statement: of 20 values each they are within what both engines take (32,766).
+const ROWS: usize = 500;
 
 /// Rows that are forgotten in one transaction: the store is not kept from others for long.
 const FORGOTTEN_AT_ONCE: i64 = 2000;
@@ -45,6 +57,35 @@ struct Cost {
     is_unknown: bool,
 }
 
+/// What a row of the log has, in the order in which it is bound.
+const REQUESTS: &[&str] = &[
+    "id",
+    "tenant",
+    "created_ms",
+    "trace_id",
+    "caller",
+    "config",
+    "operation",
+    "outcome",
+    "status",
+    "provider",
+    "model",
+    "virtual_key",
+    "fallback",
+    "refused",
+    "cache_status",
+    "images",
+    "duration_ms",
+    "cost_nanos",
+    "cost_unknown",
+    "record",
+    "config_version",
+    "input_tokens",
+    "output_tokens",
+];
+
+const COSTS: &[&str] = &["request_id", "provider", "model", "cost_nanos", "unknown"];
+
 /// A condition or several, with their values in order.
 pub(super) struct Conditions {
     pub text: String,
@@ -57,25 +98,25 @@ enum Bound {
 }
 
 impl Store {
-    /// Keeps some requests, all at once; one by one if the store does not take them so.
+    /// Keeps some requests, all at once; one by one if some of them are such as the store never takes.
     ///
     /// # Errors
-    /// The store is away: nothing is kept.
-    pub async fn log(&self, requests: &[Logged]) -> Result<Written> {
-        match within(self.insert(requests)).await {
+    /// Why it takes none now. Those that it has all the same are found again by their ids.
+    pub async fn log(&self, requests: &[Logged]) -> Result<Written, String> {
+        match timed(LOG_WITHIN, self.insert(requests)).await {
             Ok(()) => Ok(Written { kept: requests.len(), refused: 0 }),
-            // Away, or one of them is at fault: the store that takes a part of them is not away.
-            Err(error) => {
+            Err(error) if self.is_of_rows(&error) => {
                 let mut written = Written::default();
                 for request in requests {
-                    match within(self.insert(std::slice::from_ref(request))).await {
+                    match timed(LOG_WITHIN, self.insert(std::slice::from_ref(request))).await {
                         Ok(()) => written.kept += 1,
-                        Err(_) if written.kept > 0 || self.revision().await.is_ok() => written.refused += 1,
-                        Err(_) => return Err(error),
+                        Err(error) if self.is_of_rows(&error) => written.refused += 1,
+                        Err(error) => return Err(failed(&error)),
                     }
                 }
                 Ok(written)
             }
+            Err(error) => Err(failed(&error)),
         }
     }
 
@@ -163,67 +204,80 @@ impl Store {
         Ok(forgotten)
     }
 
+    /// In as few statements as it takes: each is a way to the database and back. Some requests may be kept already, by a
+    /// transaction that was not known to have succeeded.
     async fn insert(&self, requests: &[Logged]) -> sqlx::Result<()> {
         let mut transaction = self.begin().await?;
-        for Logged { tenant, record } in requests {
-            let costs = costs(record);
-            let known: i64 = costs.iter().map(|cost| cost.nanos).sum();
-            let done = sqlx::query(
-                "INSERT INTO requests (id, tenant, created_ms, trace_id, caller, config, operation, outcome, status, \
-                 provider, model, virtual_key, fallback, refused, cache_status, images, duration_ms, cost_nanos, \
-                 cost_unknown, record, config_version, input_tokens, output_tokens) \
-                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, \
-                 $21, $22, $23) ON CONFLICT (id) DO NOTHING",
-            )
-            .bind(&record.id)
-            .bind(clean(tenant))
-            .bind(record.created_unix_ms)
-            .bind(clean(&record.trace_id))
-            .bind(clean(&record.caller))
-            .bind(clean(&record.config))
-            .bind(record.operation().name())
-            .bind(&record.outcome)
-            .bind(i64::from(record.status))
-            .bind(clean(&record.provider))
-            .bind(clean(&record.model))
-            .bind(clean(&record.virtual_key))
-            .bind(i64::from(record.fallback))
-            .bind(i64::from(record.refused))
-            .bind(record.cache_status().name().unwrap_or_default())
-            .bind(i64::from(record.images))
-            .bind(whole(record.duration_ms))
-            .bind(record.cost_usd.map(|_| known))
-            .bind(i64::from(record.cost_unknown))
-            .bind(record.encode_to_vec())
-            .bind(i64::from(record.config_version))
-            .bind(whole(record.usage.map_or(0, |usage| usage.input_tokens())))
-            .bind(whole(record.usage.map_or(0, |usage| usage.output_tokens())))
-            .execute(&mut *transaction)
-            .await?;
-            // Kept before, by a transaction that was not known to have succeeded.
-            if done.rows_affected() == 0 {
-                continue;
-            }
-            for (name, value) in &record.metadata {
-                sqlx::query("INSERT INTO request_metadata VALUES ($1, $2, $3)")
-                    .bind(clean(name))
-                    .bind(clean(value))
-                    .bind(&record.id)
-                    .execute(&mut *transaction)
-                    .await?;
-            }
-            for cost in &costs {
-                sqlx::query("INSERT INTO costs VALUES ($1, $2, $3, $4, $5)")
-                    .bind(&record.id)
+        let all: Vec<_> = requests.iter().map(|request| (request, costs(&request.record))).collect();
+        for some in all.chunks(ROWS) {
+            let query =
+                some.iter().fold(insert("requests", REQUESTS, some.len()), |query, (request, costs)| {
+                    let Logged { tenant, record } = request;
+                    let known: i64 = costs.iter().map(|cost| cost.nanos).sum();
+                    query
+                        .bind(&record.id)
+                        .bind(clean(tenant))
+                        .bind(record.created_unix_ms)
+                        .bind(clean(&record.trace_id))
+                        .bind(clean(&record.caller))
+                        .bind(clean(&record.config))
+                        .bind(record.operation().name())
+                        .bind(&record.outcome)
+                        .bind(i64::from(record.status))
+                        .bind(clean(&record.provider))
+                        .bind(clean(&record.model))
+                        .bind(clean(&record.virtual_key))
+                        .bind(i64::from(record.fallback))
+                        .bind(i64::from(record.refused))
+                        .bind(record.cache_status().name().unwrap_or_default())
+                        .bind(i64::from(record.images))
+                        .bind(whole(record.duration_ms))
+                        .bind(record.cost_usd.map(|_| known))
+                        .bind(i64::from(record.cost_unknown))
+                        .bind(record.encode_to_vec())
+                        .bind(i64::from(record.config_version))
+                        .bind(whole(record.usage.map_or(0, |usage| usage.input_tokens())))
+                        .bind(whole(record.usage.map_or(0, |usage| usage.output_tokens())))
+                });
+            query.execute(&mut *transaction).await?;
+        }
+        let metadata = requests.iter().map(|request| &request.record);
+        let metadata: Vec<_> = metadata
+            .flat_map(|record| record.metadata.iter().map(|(name, value)| (name, value, &record.id)))
+            .collect();
+        for some in metadata.chunks(ROWS) {
+            let insert = insert("request_metadata", &["name", "value", "request_id"], some.len());
+            let query = some.iter().fold(insert, |query, (name, value, id)| {
+                query.bind(clean(name)).bind(clean(value)).bind(*id)
+            });
+            query.execute(&mut *transaction).await?;
+        }
+        let costs = all.iter().map(|(request, costs)| (&request.record.id, costs));
+        let costs: Vec<_> = costs.flat_map(|(id, costs)| costs.iter().map(move |cost| (id, cost))).collect();
+        for some in costs.chunks(ROWS) {
+            let query = some.iter().fold(insert("costs", COSTS, some.len()), |query, (id, cost)| {
+                query
+                    .bind(*id)
                     .bind(clean(&cost.provider))
                     .bind(clean(&cost.model))
                     .bind(cost.nanos)
                     .bind(i64::from(cost.is_unknown))
-                    .execute(&mut *transaction)
-                    .await?;
-            }
+            });
+            query.execute(&mut *transaction).await?;
         }
         transaction.commit().await
+    }
+
+    /// Whether a row is at fault, and not the store: the same would be refused by any.
+    fn is_of_rows(&self, error: &sqlx::Error) -> bool {
+        let sqlx::Error::Database(error) = error else { return false };
+        let code = error.code().unwrap_or_default();
+        match self.engine {
+            // Too big, a constraint, a wrong type; the upper bits tell more: https://sqlite.org/rescode.html
+            Engine::Sqlite => code.parse::<i32>().is_ok_and(|code| matches!(code & 0xff, 18..=20)),
+            // Data, constraints, program limits: https://www.postgresql.org/docs/current/errcodes-appendix.html
+            Engine::Postgres => ["22", "23", "54"].iter().any(|class| code.starts_with(class)),
+        }
     }
 }
 
@@ -308,15 +362,28 @@ impl Conditions {
         format!("${}", self.values.len())
     }
 
-    pub(super) fn bind<'q>(
-        &self,
-        query: Query<'q, Any, sqlx::any::AnyArguments>,
-    ) -> Query<'q, Any, sqlx::any::AnyArguments> {
+    pub(super) fn bind<'q>(&self, query: Query<'q, Any, AnyArguments>) -> Query<'q, Any, AnyArguments> {
         self.values.iter().fold(query, |query, value| match value {
             Bound::Text(text) => query.bind(clean(text)),
             Bound::Number(number) => query.bind(*number),
         })
     }
+}
+
+/// A statement that inserts so many rows of so many values, without those that are there, to be bound row by row.
+fn insert<'q>(table: &str, names: &[&str], rows: usize) -> Query<'q, Any, AnyArguments> {
+    let (columns, names) = (names.len(), names.join(", "));
+    let mut sql = format!("INSERT INTO {table} ({names}) VALUES ");
+    for row in 0..rows {
+        sql.push_str(if row == 0 { "(" } else { "), (" });
+        for column in 1..=columns {
+            sql.push_str(if column == 1 { "$" } else { ", $" });
+            sql.push_str(&(row * columns + column).to_string());
+        }
+    }
+    sql.push_str(") ON CONFLICT DO NOTHING");
+    // The next batch has another size.
+    sqlx::query(sqlx::AssertSqlSafe(sql)).persistent(false)
 }
 
 /// What the record's lines say, in a row for each provider and model.

@@ -5,7 +5,8 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::{
-    config::{memory::VaultKeys, quota::Quota, saved::KeySecrets, spec::Secret},
+    config::{images::ImagesSettings, memory::VaultKeys, quota::Quota, saved::KeySecrets, spec::Secret},
+    objects::{Objects, gallery::Gallery},
     pb::{self, CacheStatus, KeyStatus, RequestFilter, RequestRecord},
     quota::Kept,
 };
@@ -551,4 +552,41 @@ fn a_name_becomes_a_slug() {
     assert_eq!(slugified("My config!"), "my-config");
     assert_eq!(slugified("  --Ünïcode 2 "), "n-code-2");
     assert_eq!(slugified("???"), "");
+}
+
+#[test]
+fn what_there_is_no_room_for_is_counted() {
+    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+    metrics::with_local_recorder(&recorder, || {
+        let folder = tempfile::tempdir().unwrap();
+        let images = ImagesSettings::below(folder.path());
+        let journal = journal::Journal::new(Gallery::new(Objects::open(&images).unwrap()));
+        let none = || digests::Pictures { images: Vec::new(), kept: pb::KeptImages::None };
+        (0..10_003).for_each(|number| journal.note(request(number, |_| {}), none()));
+    });
+    let shown = recorder.handle().render();
+    assert!(shown.contains("imagegate_request_log_lost_total{reason=\"queue_full\"} 3"), "{shown}");
+}
+
+#[tokio::test]
+async fn a_request_that_no_store_takes_costs_only_itself() {
+    let (_folder, store) = store().await;
+    // A constraint that only one of them breaks, as a stand-in for whatever a database may refuse of a row.
+    let sql = "CREATE TRIGGER picky BEFORE INSERT ON requests WHEN NEW.id = 'id-0002' \
+               BEGIN SELECT RAISE(ABORT, 'never'); END";
+    sqlx::query(sql).execute(&store.pool).await.unwrap();
+    let log: Vec<_> = (1..=3).map(|number| request(number, |_| {})).collect();
+    let written = store.log(&log).await.unwrap();
+    assert_eq!((written.kept, written.refused), (2, 1));
+    assert_eq!(found(&store, RequestFilter::default()).await, ["id-0003", "id-0001"]);
+}
+
+#[tokio::test]
+async fn a_store_that_takes_nothing_refuses_no_request_for_good() {
+    let (_folder, store) = store().await;
+    sqlx::query("ALTER TABLE requests RENAME TO gone").execute(&store.pool).await.unwrap();
+    assert!(store.log(&[request(1, |_| {})]).await.is_err());
+    assert!(store.look().await.is_ok());
+    sqlx::query("ALTER TABLE gone RENAME TO requests").execute(&store.pool).await.unwrap();
+    assert_eq!(store.log(&[request(1, |_| {})]).await.unwrap().kept, 1);
 }

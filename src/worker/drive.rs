@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, pin::pin, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use futures::{FutureExt as _, StreamExt as _};
+use secrecy::ExposeSecret as _;
 use tokio::sync::mpsc;
 use tonic::{Request, Response, Status};
 use url::Url;
@@ -12,6 +13,7 @@ use url::Url;
 use super::{
     EventStream,
     http::{Http, Incoming, Trust, forward},
+    scrub::Credentials,
     sse::EventReader,
     tokens::Tokens,
 };
@@ -121,9 +123,25 @@ impl HttpWorker {
 
     async fn run(self, request: pb::GenerateRequest, events: Events) -> Result<Output> {
         let announce_answer = request.announce_answer;
-        let (mut job, manner) = self.job(request)?;
+        let (job, manner) = self.job(request)?;
+        let mut credentials = Credentials::of(&job, &manner.headers);
+        let done = self.carry_out(job, manner, announce_answer, events, &mut credentials).await;
+        done.map_err(|error| credentials.hidden_in(error))
+    }
+
+    async fn carry_out(
+        self,
+        mut job: Job,
+        manner: Manner,
+        announce_answer: bool,
+        events: Events,
+        credentials: &mut Credentials,
+    ) -> Result<Output> {
         self.fetch_inputs(&mut job).await?;
         let account = self.log_in(&mut job, &manner).await?;
+        if let Some(token) = &job.token {
+            credentials.add(token.expose_secret());
+        }
         let (job, request) = self.start(job).await?;
         let mut farewell =
             Farewell { http: Arc::clone(&self.http), trust: manner.upstream, requests: Vec::new() };

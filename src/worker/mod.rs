@@ -6,6 +6,7 @@ pub mod local;
 pub mod remote;
 pub mod retry_after;
 mod scan;
+mod scrub;
 mod sse;
 mod tokens;
 mod workers;

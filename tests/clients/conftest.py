@@ -14,6 +14,7 @@ from emulators.openai import OpenAI
 from emulators.pictures import look
 from emulators.stability import Stability
 from gateway import Gateway, Process, TOOLS, binary, founding_config, node_scripts, script, secrets_of
+from memory import Store
 
 
 def pytest_configure(config):
@@ -106,6 +107,28 @@ def postgres():
         yield server
     finally:
         server.close()
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def store(request, tmp_path):
+    return Store(tmp_path, request.getfixturevalue("postgres") if request.param == "postgres" else None)
+
+
+@pytest.fixture
+def shared(tmp_path, postgres):
+    """A store for several routers."""
+    return Store(tmp_path, postgres)
+
+
+@pytest.fixture
+def remembering(serve, stability_api, openai_api):
+    """Starts a gateway with a store: `remembering(store)`. The same again is a restart."""
+
+    def remembering(store, env=None, name="imagegate", **more):
+        config = founding_config(stability_api, openai_api, **{**store.config, **more})
+        return serve(config, {**store.env, **(env or {})}, name)
+
+    return remembering
 
 
 @pytest.fixture

@@ -3,6 +3,8 @@
 Knows nothing of what the gateway keeps there.
 """
 
+import datetime
+import ipaddress
 import os
 import re
 import secrets
@@ -13,6 +15,10 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 BINARIES = Path("/usr/lib/postgresql/15/bin")
 # PostgreSQL refuses to run as root.
@@ -50,6 +56,8 @@ class Postgres:
         self._folder = Path(tempfile.mkdtemp(prefix="imagegate-postgres-"))
         self._data = self._folder / "data"
         self._process = None
+        # More for the server's environment and settings, from its next start on.
+        self.env, self.settings = {}, {}
         self.password = "pw-" + secrets.token_hex(12)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -91,12 +99,13 @@ class Postgres:
             "max_connections": "60",
             # What is planted as a secret must not be found in this log either.
             "log_statement": "none",
+            **self.settings,
         }
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         self._process = subprocess.Popen(
             unprivileged(BINARIES / "postgres", "-D", self._data, *options),
             cwd=self._folder,
-            env={"PATH": os.environ["PATH"]},
+            env={"PATH": os.environ["PATH"], **self.env},
             stdin=subprocess.DEVNULL,
             stdout=self._log().open("ab"),
             stderr=subprocess.STDOUT,
@@ -131,6 +140,35 @@ class Postgres:
         """The bytes of every file that it has, once they are written."""
         self.sql("CHECKPOINT")
         return [path.read_bytes() for path in self._folder.rglob("*") if path.is_file() and path.name != "password"]
+
+    def encrypt(self):
+        """From its next start on it takes TLS connections only. Gives the file of who signs its certificate, which is
+        for 127.0.0.1."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "a test's PostgreSQL")])
+        now = datetime.datetime.now(datetime.UTC)
+        address = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+        builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+        builder = builder.serial_number(x509.random_serial_number()).add_extension(address, critical=False)
+        builder = builder.not_valid_before(now).not_valid_after(now + datetime.timedelta(days=1))
+        certificate = builder.sign(key, hashes.SHA256())
+        files = self._folder / "server.crt", self._folder / "server.key"
+        files[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+        encoding = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        files[1].write_bytes(key.private_bytes(*encoding))
+        files[1].chmod(0o600)
+        self._own(*files)
+        self.settings |= {"ssl": "on", "ssl_cert_file": files[0], "ssl_key_file": files[1]}
+        (self._data / "pg_hba.conf").write_text("hostssl all all 127.0.0.1/32 scram-sha-256\n")
+        return files[0]
+
+    def dump(self):
+        """All of its data, as SQL."""
+        finished = subprocess.run(
+            [BINARIES / "pg_dump", self.url()], env={"PATH": os.environ["PATH"]}, capture_output=True, timeout=30
+        )
+        assert finished.returncode == 0, finished.stderr
+        return finished.stdout
 
     def kill(self):
         """It is gone at once, as in a crash."""

@@ -1,105 +1,17 @@
 """What a gateway remembers, in SQLite and in PostgreSQL: configs, keys, callers and the log outlive everything."""
 
 import base64
-import http.server
 import json
 import secrets
 import stat
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 
-import grpc
 import pytest
-import requests
 
 from emulators import faults
 from gateway import OPS_KEY, TEAM_KEY, eventually, founding_config, run
 from grpc_client import Admin
-
-# Within this time other routers know of a change, and the log has a request.
-SOON = 3
-# Within this time a key that has expired by itself is refused.
-EXPIRY = 1.5
-SMALL = {"prompt": "a red fox", "size": "1024x1024", "response_format": "b64_json"}
-ALL_SCOPES = ["generate", "configs", "keys", "logs", "admin"]
-
-
-class Store:
-    """Where a gateway keeps what it remembers."""
-
-    def __init__(self, tmp_path, postgres=None):
-        self.postgres = postgres
-        self._tmp_path = tmp_path
-        self.vault_key = base64.b64encode(secrets.token_bytes(32)).decode()
-        self.env = {"VAULT_KEY": self.vault_key} | ({"STORE_URL": postgres.url()} if postgres else {})
-        self.config = {"vault": {"key": {"env": "VAULT_KEY"}}}
-        if postgres:
-            self.config["store"] = {"url": {"env": "STORE_URL"}}
-
-    def raw(self):
-        """Every byte that it has written to disk, while it runs."""
-        found = self.postgres.files() if self.postgres else []
-        data = self._tmp_path / "data"
-        assert self.postgres or list(data.glob("imagegate.db*")), list(data.iterdir())
-        return found + [path.read_bytes() for path in data.rglob("*") if path.is_file()]
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def store(request, tmp_path):
-    return Store(tmp_path, request.getfixturevalue("postgres") if request.param == "postgres" else None)
-
-
-@pytest.fixture
-def shared(tmp_path, postgres):
-    """A store for several routers."""
-    return Store(tmp_path, postgres)
-
-
-@pytest.fixture
-def remembering(serve, stability_api, openai_api):
-    """Starts a gateway with a store: `remembering(store)`. The same again is a restart."""
-
-    def remembering(store, env=None, name="imagegate", **more):
-        config = founding_config(stability_api, openai_api, **{**store.config, **more})
-        return serve(config, {**store.env, **(env or {})}, name)
-
-    return remembering
-
-
-def image(gateway, config=None, key=TEAM_KEY, headers=None, body=None, **more):
-    """A request for an image by a saved config or its text."""
-    headers = dict(headers or {})
-    if config is not None:
-        headers["x-portkey-config"] = config if isinstance(config, str) else json.dumps(config)
-    return gateway.post(key=key, headers=headers, body={**SMALL, **(body or {}), **more})
-
-
-def answered(answer):
-    assert answer.status_code == 200, answer.text[:1000]
-    return answer
-
-
-def logged(admin, answer, timeout=SOON):
-    """The log's record of an answer, completely."""
-    trace = answer if isinstance(answer, str) else answer.headers["x-portkey-trace-id"]
-    (found,) = eventually(lambda: admin.requests(trace_id=trace), timeout, f"a record of {trace}")
-    return admin.ask("GetRequest", id=found.id).request
-
-
-def stored_key(admin, emulator, name="open ai", **more):
-    """A virtual key for the emulator, stored."""
-    more = {"provider": "openai", "key": emulator.key, "base_url": emulator.base_url, **more}
-    return admin.ask("CreateVirtualKey", name=name, **more).virtual_key.slug
-
-
-def saved_config(admin, content, name="hero", **more):
-    return admin.ask("CreateConfig", name=name, config_json=json.dumps(content), **more).config.slug
-
-
-def hero(virtual_key, model="dall-e-3"):
-    return {"virtual_key": virtual_key, "override_params": {"model": model}}
-
+from memory import ALL_SCOPES, EXPIRY, SOON, answered, hero, image, logged, saved_config, stored_key
 
 # Configs and keys.
 
@@ -662,183 +574,6 @@ def test_the_log_is_written_before_the_process_ends(remembering, store):
     assert logged(Admin(remembering(store)), trace).status == 200
 
 
-# When something breaks.
-
-
-class Traffic:
-    """Requests at a steady rate from several threads, and when each was answered."""
-
-    def __init__(self, ask, rate, threads=8):
-        self._ask, self._pause = ask, threads / rate
-        self._ended = threading.Event()
-        self.answers, self.failures = [], []
-        self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(threads)]
-        for thread in self._threads:
-            thread.start()
-
-    def _run(self):
-        session = requests.Session()
-        due = time.monotonic()
-        while not self._ended.is_set():
-            try:
-                self.answers.append((self._ask(session), time.monotonic()))
-            except requests.RequestException as error:
-                self.failures.append(error)
-                # Whoever is not there is not there the next moment either.
-                time.sleep(0.01)
-            due = max(due + self._pause, time.monotonic() - self._pause)
-            self._ended.wait(max(0, due - time.monotonic()))
-
-    def end(self):
-        self._ended.set()
-        for thread in self._threads:
-            thread.join(40)
-
-
-FLUSH = 0.5
-# What a busy machine may take to write a batch, beyond the time between two.
-WRITE = 1.0
-
-
-@pytest.mark.alone
-@pytest.mark.timeout(300)
-def test_a_crash_loses_nothing_that_was_acknowledged(remembering, store):
-    more = {"configs": {"pc-sandbox": {"provider": "sandbox"}}, "virtual_keys": {}, "log": {"flush_ms": int(FLUSH * 1000)}}
-    configs, keys, callers = {}, set(), {}
-    for number in range(5):
-        gateway = remembering(store, **more)
-        admin = Admin(gateway)
-        killed = threading.Event()
-
-        def ask(session):
-            trace = secrets.token_hex(8)
-            headers = {"authorization": f"Bearer {TEAM_KEY}", "x-portkey-config": "pc-sandbox", "x-portkey-trace-id": trace}
-            body = {"prompt": "x", "size": "32x32"}
-            answer = session.post(gateway.base_url + "/images/generations", json=body, headers=headers, timeout=10)
-            assert answer.status_code == 200, answer.text
-            return trace
-
-        def write():
-            """Saves what it can until the crash. What was answered counts."""
-            try:
-                for i in range(10_000):
-                    content = {"provider": "sandbox", "override_params": {"seed": i}}
-                    slug = saved_config(admin, content, f"c{number}")
-                    configs[slug] = content
-                    content = {**content, "request_timeout": 1000 + i}
-                    admin.ask("UpdateConfig", slug=slug, config_json=json.dumps(content))
-                    configs[slug] = content
-                    fields = {"provider": "openai", "key": f"sk-{i}"}
-                    keys.add(admin.ask("CreateVirtualKey", name=f"k{number}", **fields).virtual_key.slug)
-                    made = admin.ask("CreateApiKey", name=f"a{number}", scopes=["generate"])
-                    callers[made.api_key.id] = made.key
-            except grpc.RpcError:
-                assert killed.is_set(), "a write failed before the crash"
-
-        with ThreadPoolExecutor(1) as pool:
-            writer = pool.submit(write)
-            traffic = Traffic(ask, rate=200)
-            time.sleep(3)
-            killed.set()
-            before = time.monotonic()
-            gateway.back.kill()
-            traffic.end()
-            writer.result(30)
-        assert len(traffic.answers) > 200, "there was too little traffic to say anything"
-
-        gateway = remembering(store, **more)
-        admin = Admin(gateway)
-        found = {config.slug for config in admin.ask("ListConfigs").configs}
-        assert set(configs) <= found
-        for slug, content in list(configs.items())[-5:]:
-            kept = json.loads(admin.ask("GetConfig", slug=slug).config.config_json)
-            # An update that was written but not answered counts either way.
-            assert kept.items() >= content.items()
-            answered(image(gateway, slug, size="32x32"))
-        assert keys <= {key.slug for key in admin.ask("ListVirtualKeys").virtual_keys}
-        assert set(callers) <= {key.id for key in admin.ask("ListApiKeys").api_keys}
-        answered(image(gateway, "pc-sandbox", key=list(callers.values())[-1], size="32x32"))
-        traces = {record.trace_id for record in admin.requests()}
-        lost = [at for trace, at in traffic.answers if trace not in traces]
-        longest = max((before - at for at in lost), default=0)
-        assert longest < FLUSH + WRITE, f"{len(lost)} of {len(traffic.answers)} lost, the oldest {longest:.2f} s before"
-        admin.close()
-        gateway.back.stop()
-
-
-@pytest.mark.parametrize("how", ["freeze", "kill"])
-def test_requests_go_on_without_the_store(remembering, shared, postgres, openai_api, how):
-    gateway = remembering(shared)
-    admin = Admin(gateway)
-    slug = saved_config(admin, hero(stored_key(admin, openai_api)))
-    key = admin.ask("CreateApiKey", name="b", scopes=["generate"], default_config=slug).key
-    body = {"prompt": "x", "size": "1024x1024"}
-
-    def ask(session):
-        headers = {"authorization": f"Bearer {key}"}
-        answer = session.post(gateway.base_url + "/images/generations", json=body, headers=headers, timeout=20)
-        assert answer.status_code == 200, answer.text
-        return answer.headers["x-portkey-trace-id"]
-
-    def alarms():
-        events = [event for event in gateway.back.events if event.get("level") in ("WARN", "ERROR")]
-        return [event for event in events if "store" in json.dumps(event["fields"]).lower()]
-
-    traffic = Traffic(ask, rate=10, threads=4)
-    time.sleep(1)
-    assert alarms() == []
-    getattr(postgres, how)()
-    began = time.monotonic()
-    for call, fields in [
-        ("ListConfigs", {}),
-        ("CreateConfig", {"name": "x", "config_json": json.dumps({"provider": "sandbox"})}),
-        ("ListRequests", {}),
-    ]:
-        assert admin.refusal(call, timeout=20, **fields)[0] == 503, call
-    assert time.monotonic() - began < 30
-    time.sleep(3)
-    assert len(alarms()) == 1, alarms()
-    during = len(traffic.answers)
-    postgres.thaw() if how == "freeze" else postgres.start()
-
-    def works():
-        try:
-            return admin.ask("ListConfigs").configs
-        except grpc.RpcError:
-            return None
-
-    eventually(works, 20, "management after the outage")
-    assert slug in {config.slug for config in works()}
-    saved_config(admin, {"provider": "sandbox"}, "later")
-    assert logged(admin, answered(image(gateway, slug)), 10).status == 200
-    traffic.end()
-    assert traffic.failures == [] and len(traffic.answers) > during > 20
-    waits = [later - earlier for (_, earlier), (_, later) in zip(traffic.answers, traffic.answers[1:])]
-    assert max(waits) < 5, "requests waited for the store"
-
-
-def test_a_key_expires_without_the_store_too(remembering, shared, postgres):
-    gateway = remembering(shared)
-    admin = Admin(gateway)
-    ends = int((time.time() + 3) * 1000)
-    brief = admin.ask("CreateApiKey", name="b", scopes=["generate"], expires_unix_ms=ends).key
-    old = admin.ask("CreateApiKey", name="c", scopes=["generate"])
-    admin.ask("RotateApiKey", id=old.api_key.id, overlap_s=2)
-    answered(image(gateway, "pc-openai", key=brief))
-    answered(image(gateway, "pc-openai", key=old.key))
-    postgres.kill()
-    time.sleep(max(0, ends / 1000 - time.time()) + EXPIRY)
-    assert [image(gateway, "pc-openai", key=key).status_code for key in (brief, old.key)] == [401, 401]
-
-
-def test_a_store_that_is_away_at_the_start_is_said(serve, shared, postgres, stability_api, openai_api, tmp_path):
-    postgres.kill()
-    config = founding_config(stability_api, openai_api, **shared.config)
-    with pytest.raises(AssertionError) as failed:
-        serve(config, shared.env)
-    assert "store" in str(failed.value).lower() and postgres.password not in str(failed.value)
-
-
 # Secrets.
 
 
@@ -869,100 +604,30 @@ def test_a_vault_key_is_replaced_without_losing_what_it_locks(remembering, store
     answered(image(remembering(store, new, vault=vault), hero(slug)))
 
 
-class Quiet(http.server.BaseHTTPRequestHandler):
-    def do_POST(self):
-        self.server.got.append(self.rfile.read(int(self.headers["content-length"])))
-        self.send_response(204)
-        self.end_headers()
-
-    def log_message(self, *_):
-        pass
+# Connections.
 
 
-@pytest.fixture
-def hook():
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet)
-    server.got, server.url = [], f"http://127.0.0.1:{server.server_port}/hook"
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
+def test_a_database_is_reached_over_tls(serve, shared, postgres, stability_api, openai_api):
+    postgres.kill()
+    authority = postgres.encrypt()
+    postgres.start()
+    config = founding_config(stability_api, openai_api, **shared.config)
 
+    def start(name, **parameters):
+        parameters = "&".join(f"{name}={value}" for name, value in parameters.items())
+        return serve(config, {**shared.env, "STORE_URL": f"{postgres.url()}?{parameters}"}, name)
 
-def test_no_secret_leaves_the_vault(remembering, store, openai_api, hook):
-    webhook = "whsec_" + base64.b64encode(secrets.token_bytes(24)).decode()
-    option = "option-" + secrets.token_hex(12)
-    env = {"RUST_LOG": "trace", "HOOK_SECRET": webhook}
-    gateway = remembering(store, env, webhooks={"secret": {"env": "HOOK_SECRET"}})
-    admin = Admin(gateway)
-    told = []
-
-    def ask(method, **fields):
-        answer = admin.ask(method, **fields)
-        told.append(answer.SerializeToString() + str(answer).encode())
-        return answer
-
-    virtual_key = stored_key(admin, openai_api)
-    wrong = "sk-wrong-" + secrets.token_hex(12)
-    refused = stored_key(admin, openai_api, "refused", key=wrong)
-    azure = {"azure_resource_name": "x", "azure_deployment_id": "y", "azure_api_version": "2024-10-21", "azure_ad_token": option}
-    created = admin.ask("CreateVirtualKey", name="azure", provider="azure-openai", key=wrong, options=azure)
-    told.append(created.SerializeToString())
-    slug = saved_config(admin, hero(virtual_key))
-    made = admin.ask("CreateApiKey", name="b", scopes=ALL_SCOPES)
-    rotated = admin.ask("RotateApiKey", id=made.api_key.id)
-    for answer in (made, rotated):
-        told.append(answer.api_key.SerializeToString())
-    told.append(ask("UpdateVirtualKey", slug=refused, key=wrong + "-2").SerializeToString())
-
-    for key in (made.key, rotated.key):
-        answered(image(gateway, slug, key=key))
-        image(gateway, hero(refused), key=key)
-        image(gateway, {"provider": "azure-openai", "virtual_key": "azure"}, key=key, headers={"x-portkey-debug": "false"})
-    image(gateway, slug, key=made.key + "x")
-    submitted = gateway.post("/images/jobs", body={"prompt": 7}, key=made.key)  # a bad one, for its error
-    assert submitted.status_code >= 400
-    headers = {"x-portkey-config": slug, "x-imagegate-webhook-url": hook.url}
-    submitted = gateway.post("/images/jobs", body={"prompt": "x", "size": "1024x1024"}, headers=headers)
-    assert submitted.status_code == 202, submitted.text
-    eventually(lambda: hook.got, 20, "the webhook")
-
-    caller = Admin(gateway, rotated.key)
-    eventually(lambda: len(admin.requests()) >= 7, SOON, "the log")
-    for call in ("ListConfigs", "ListVirtualKeys", "ListApiKeys", "ListRequests", "GetUsage"):
-        ask(call)
-        told.append(caller.ask(call).SerializeToString())
-    for record in admin.requests():
-        ask("GetRequest", id=record.id)
-    for one in (virtual_key, refused, "azure"):
-        ask("GetVirtualKey", slug=one)
-    ask("GetApiKey", id=made.api_key.id)
-    ask("GetConfig", slug=slug)
-    ask("ListConfigVersions", slug=slug)
-    metrics = requests.get(gateway.admin + "/metrics", timeout=10).content
-    raw = store.raw()
-    gateway.back.stop()
-
-    planted = {
-        "the provider's key": openai_api.key,
-        "a provider's refused key": wrong,
-        "a provider's option": option,
-        "an API key": made.key,
-        "a rotated API key": rotated.key,
-        "the vault key": store.vault_key,
-        "the webhook secret": webhook,
-        "the file's API key": OPS_KEY,
-    }
-    if store.postgres:
-        planted["the database's password"] = store.postgres.password
-    places = {"the log": [gateway.log.encode()], "metrics": [metrics], "AdminService": told, "the store": raw}
-    for what, secret in planted.items():
-        # As it is, as base64 wherever it begins, and in hex.
-        forms = [secret.encode(), secret.encode().hex().encode()]
-        forms += [base64.b64encode(b"\0" * i + secret.encode())[4:-4] for i in range(3)]
-        if what == "the vault key":
-            forms.append(base64.b64decode(secret))
-        for place, texts in places.items():
-            for text in texts:
-                assert not any(form in text for form in forms), f"{what} is in {place}"
-    assert len(gateway.log) > 10_000, "nothing was logged"
+    for name, parameters in {
+        "unchecked": {"sslmode": "require"},
+        "checked": {"sslmode": "verify-full", "sslrootcert": authority},
+    }.items():
+        slug = stored_key(Admin(start(name, **parameters)), openai_api, name)
+        assert postgres.sql("SELECT count(*) FROM pg_stat_ssl WHERE ssl") != "0"
+        assert slug == name
+    for name, parameters in {
+        "plain": {"sslmode": "disable"},
+        "stranger": {"sslmode": "verify-full"},
+    }.items():
+        with pytest.raises(AssertionError) as failed:
+            start(name, **parameters)
+        assert "the store cannot be reached" in str(failed.value) and postgres.password not in str(failed.value)

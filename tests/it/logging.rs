@@ -22,7 +22,7 @@ use crate::support::{Gateway, Outcome, Worker, ask, fails, message, rate_limited
 /// A gateway with a log.
 pub struct House {
     pub gateway: Arc<Gateway>,
-    pub store: Store,
+    pub store: Arc<Store>,
     journal: Arc<Journal>,
     _folder: TempDir,
 }
@@ -48,7 +48,7 @@ impl House {
             retention: Duration::from_secs(3600),
             flush_every: Duration::from_millis(10),
         };
-        let store = Store::open(&settings, folder.path()).await.unwrap();
+        let store = Arc::new(Store::open(&settings, folder.path()).await.unwrap());
         let images = ImagesSettings::below(folder.path());
         let journal = Journal::new(Gallery::new(Objects::open(&images).unwrap()));
         let gateway = Arc::new(Gateway::logging(worker, yaml, saved, &journal));
@@ -57,7 +57,7 @@ impl House {
 
     /// What the log has, the oldest first. The store does not know of paused clocks.
     pub async fn records(&self) -> Vec<pb::RequestRecord> {
-        self.journal.flush(&self.store).await;
+        self.journal.flush(Some(&self.store)).await;
         let listed =
             self.store.list_requests("default", &pb::RequestFilter::default(), 1000, "").await.unwrap();
         let mut records = Vec::new();

@@ -47,6 +47,8 @@ mod routing;
 #[cfg(test)]
 mod scenarios;
 #[cfg(test)]
+mod secrets;
+#[cfg(test)]
 mod semantic;
 #[cfg(test)]
 mod shares;
