@@ -75,6 +75,7 @@ fn saved() -> Saved {
             secrets: Some(KeySecrets { key: Some(Secret::new(&marked("stored"))), options }),
             is_disabled: false,
             expires_ms: None,
+            quota: Quota::default(),
         }],
         configs: vec![SavedConfig {
             tenant: "a".into(),
@@ -112,6 +113,7 @@ fn what_is_stored_shows_no_secret() {
         base_url: String::new(),
         secrets: secrets(),
         expires_ms: None,
+        quota: None,
     };
     check("NewVirtualKey", &format!("{new:?}"));
     check("KeyChange", &format!("{:?}", KeyChange { secrets: Some(secrets()), ..KeyChange::default() }));
