@@ -20,6 +20,7 @@
 //! - [`call`]: what one request carries down the tree, and what is recorded on the way
 //! - [`worker`]: `WorkerService`: drives a provider over HTTP, here or in another process
 //! - [`provider`]: the providers' wire formats as pure functions, and their model data
+//! - [`prices`]: what providers charge: the embedded price book, and how an operator's own is read
 //! - [`conform`]: asks a worker what it promises: the conformance kit
 //! - [`images`]: pieces, format and completeness, conversion, masks
 //! - [`params`]: request parameters by name, the only table of them
@@ -62,6 +63,7 @@ mod merge;
 pub mod params;
 pub mod pb;
 pub mod pool;
+pub mod prices;
 pub mod provider;
 pub mod route;
 pub mod router;
