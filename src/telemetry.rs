@@ -3,7 +3,11 @@
 //! One `info` line per finished request, each attempt at `debug`. Prompts, images and keys are never passed
 //! to anything in here.
 
-use std::time::Duration;
+use std::{
+    collections::BTreeSet,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
 use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
@@ -42,6 +46,7 @@ const STORE_ERRORS: &str = "imagegate_store_errors_total";
 const STORE_UP: &str = "imagegate_store_up";
 const LOG_WRITTEN: &str = "imagegate_request_log_written_total";
 const LOG_LOST: &str = "imagegate_request_log_lost_total";
+const UNKNOWN_PRICES: &str = "imagegate_unknown_prices_total";
 const TLS_REFUSALS: &str = "imagegate_tls_refusals_total";
 
 /// Seconds: an image takes from one second to several minutes.
@@ -108,6 +113,7 @@ pub fn init_metrics() -> Result<PrometheusHandle, String> {
     describe_gauge!(STORE_UP, "Whether the store answers: 1 or 0.");
     describe_counter!(LOG_WRITTEN, "Requests that were written to the request log.");
     describe_counter!(LOG_LOST, "Requests that are missing in the request log, by reason.");
+    describe_counter!(UNKNOWN_PRICES, "Calls of whose cost a part is unknown for want of a price, by model.");
     describe_counter!(TLS_REFUSALS, "Connections whose TLS handshake failed, by reason.");
     Ok(handle)
 }
@@ -141,6 +147,17 @@ pub fn attempt<T>(
         error = message,
         "attempt"
     );
+}
+
+/// Notes a call that was paid for, nobody knows how much. `model` is the entry of the provider's record: there are no
+/// more of these than workers describe, however many models callers name.
+pub fn price_unknown(provider: &str, model: &str) {
+    static SAID: Mutex<BTreeSet<(String, String)>> = Mutex::new(BTreeSet::new());
+    let of = (provider.to_owned(), model.to_owned());
+    counter!(UNKNOWN_PRICES, "provider" => of.0.clone(), "model" => of.1.clone()).increment(1);
+    if SAID.lock().unwrap_or_else(PoisonError::into_inner).insert(of) {
+        warn!(provider, model, "a call has no price: write one under `prices`, or its cost stays unknown");
+    }
 }
 
 /// Notes a request that was refused before anything was tried.
