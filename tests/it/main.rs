@@ -15,6 +15,8 @@ mod compat;
 #[cfg(test)]
 mod connections;
 #[cfg(test)]
+mod costs;
+#[cfg(test)]
 mod examples;
 #[cfg(test)]
 mod explaining;
