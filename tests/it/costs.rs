@@ -10,7 +10,9 @@ use imagegate::{
 use serde_json::{Value, json};
 use tonic::Request;
 
-use crate::support::{Gateway, Mode, Outcome, Worker, ask, both_ways, model, png, report, slow, target, with};
+use crate::support::{
+    Gateway, Mode, Outcome, Worker, ask, both_ways, model, png, report, slow, target, with,
+};
 
 fn price(item: &str, usd: f64) -> pb::Price {
     pb::Price { item: item.into(), usd, ..Default::default() }

@@ -27,9 +27,14 @@ mod hedging;
 #[cfg(test)]
 mod idempotency;
 #[cfg(test)]
+#[path = "../../benches/month/invoice.rs"]
+mod invoice;
+#[cfg(test)]
 mod leavers;
 #[cfg(test)]
 mod limits;
+#[cfg(test)]
+mod month;
 #[cfg(test)]
 mod outages;
 #[cfg(test)]
@@ -58,6 +63,9 @@ mod support;
 mod tenants;
 #[cfg(test)]
 mod timing;
+#[cfg(test)]
+#[path = "../../benches/month/traffic.rs"]
+mod traffic;
 #[cfg(test)]
 #[path = "../../examples/simulate/world/mod.rs"]
 mod world;
