@@ -11,6 +11,7 @@ mod requests;
 mod usage;
 mod vault;
 mod virtual_keys;
+mod words;
 
 use std::{fmt, future::Future, path::Path, time::Duration};
 
@@ -47,7 +48,8 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 const MIGRATION_TRIES: u32 = 20;
 
 /// Every schema there was, the oldest first. Never change one that was released: add another.
-const SCHEMAS: &[(&str, &str)] = &[("first", include_str!("schema.sql"))];
+const SCHEMAS: &[(&str, &str)] =
+    &[("first", include_str!("schema.sql")), ("search", include_str!("search.sql"))];
 
 /// The store.
 pub struct Store {
@@ -148,15 +150,7 @@ impl Store {
     }
 
     async fn migrate(&self) -> Result<(), CannotOpen> {
-        let migrations = SCHEMAS.iter().zip(1_i64..).map(|((name, sql), version)| {
-            let sql = match self.engine {
-                Engine::Sqlite => (*sql).to_owned(),
-                Engine::Postgres => sql.replace(" BLOB ", " BYTEA "),
-            };
-            let sql = sqlx::SqlSafeStr::into_sql_str(sqlx::AssertSqlSafe(sql));
-            Migration::new(version, (*name).into(), MigrationType::Simple, sql, false)
-        });
-        let migrator = Migrator::with_migrations(migrations.collect());
+        let migrator = Migrator::with_migrations(migrations(self.engine));
         let mut tries = 0;
         loop {
             match migrator.run(&self.pool).await {
@@ -228,6 +222,19 @@ impl Change {
         sqlx::query("UPDATE revision SET value = value + 1 WHERE id = 1").execute(self.connection()).await?;
         self.0.commit().await
     }
+}
+
+/// What makes the tables of every version, the oldest first.
+fn migrations(engine: Engine) -> Vec<Migration> {
+    let migrations = SCHEMAS.iter().zip(1_i64..).map(|((name, sql), version)| {
+        let sql = match engine {
+            Engine::Sqlite => (*sql).to_owned(),
+            Engine::Postgres => sql.replace(" BLOB ", " BYTEA ").replace(" WITHOUT ROWID", ""),
+        };
+        let sql = sqlx::SqlSafeStr::into_sql_str(sqlx::AssertSqlSafe(sql));
+        Migration::new(version, (*name).into(), MigrationType::Simple, sql, false)
+    });
+    migrations.collect()
 }
 
 /// Whether a key works, as its row says.

@@ -3,7 +3,10 @@
 use prost::Message as _;
 use sqlx::{Any, Row as _, any::AnyRow, query::Query};
 
-use super::{Store, within};
+use super::{
+    Store, within,
+    words::{self, Wanted},
+};
 use crate::{
     error::{Error, Result},
     pb::{self, RequestFilter, RequestRecord},
@@ -45,8 +48,13 @@ struct Cost {
     is_unknown: bool,
 }
 
+/// An entry of metadata that no more requests have than these is looked for first.
+const FEW: i64 = 1000;
+
 /// A condition or several, with their values in order.
 pub(super) struct Conditions {
+    /// The rows `r` of `requests`, with what leads to them.
+    pub from: String,
     pub text: String,
     values: Vec<Bound>,
 }
@@ -93,18 +101,21 @@ impl Store {
             return Err(Error::invalid("page_size", message));
         }
         let mut conditions = Conditions::new(tenant, filter);
+        self.begin_with_few(&mut conditions, filter).await?;
         if !page_token.is_empty() {
             let parts = page_token.split_once('.').and_then(|(ms, id)| Some((ms.parse().ok()?, id)));
             let (ms, id): (i64, &str) = parts.ok_or_else(|| {
                 Error::invalid("page_token", "page_token: not one that a page before has given")
             })?;
+            // The first is for the index, which is then read from there on.
+            conditions.add("r.created_ms <= ", Bound::Number(ms), "");
             conditions.add("(r.created_ms < ", Bound::Number(ms), "");
-            conditions.or(" OR (r.created_ms = ", Bound::Number(ms), "");
-            conditions.or(" AND r.id < ", Bound::Text(id.to_owned()), "))");
+            conditions.or(" OR r.id < ", Bound::Text(id.to_owned()), ")");
         }
         let sql = format!(
-            "SELECT r.record FROM requests r WHERE {} ORDER BY r.created_ms DESC, r.id DESC \
-             LIMIT {}",
+            "SELECT (SELECT record FROM records WHERE request_id = r.id) FROM {} WHERE {} \
+             ORDER BY r.created_ms DESC, r.id DESC LIMIT {}",
+            conditions.from,
             conditions.text,
             size + 1
         );
@@ -122,7 +133,9 @@ impl Store {
 
     /// A request with everything that is known of it.
     pub async fn get_request(&self, tenant: &str, id: &str) -> Result<RequestRecord> {
-        let query = sqlx::query("SELECT record FROM requests WHERE id = $1 AND tenant = $2");
+        let query = sqlx::query(
+            "SELECT record FROM records JOIN requests ON id = request_id WHERE id = $1 AND tenant = $2",
+        );
         let record = self.one(query.bind(id).bind(tenant), read).await?;
         let mut record = record.ok_or_else(|| Error::missing("request", id))?;
         record.feedback = self.feedback_of(tenant, &record.trace_id).await?;
@@ -147,14 +160,37 @@ impl Store {
         Ok(forgotten)
     }
 
+    /// Begins a search with those of its entries of metadata that few requests have: they are found at once, and
+    /// would not be found for long by reading what came last.
+    async fn begin_with_few(&self, conditions: &mut Conditions, filter: &RequestFilter) -> Result<()> {
+        for (name, value) in &filter.metadata {
+            let query = sqlx::query(
+                "SELECT COUNT(*) FROM \
+                 (SELECT 1 FROM request_metadata WHERE name = $1 AND value = $2 LIMIT $3) few",
+            );
+            let query = query.bind(clean(name)).bind(clean(value)).bind(FEW + 1);
+            let count = self.one(query, |row| row.try_get::<i64, _>(0)).await?;
+            if count.is_some_and(|count| count <= FEW) {
+                // In this order, whatever else SQLite would think of.
+                conditions.from = "request_metadata few CROSS JOIN requests r".to_owned();
+                conditions.add("few.name = ", Bound::Text(name.clone()), "");
+                conditions.add("few.value = ", Bound::Text(value.clone()), " AND r.id = few.request_id");
+                break;
+            }
+        }
+        Ok(())
+    }
+
     async fn insert(&self, requests: &[Logged]) -> sqlx::Result<()> {
         let mut transaction = self.begin().await?;
         for Logged { tenant, record } in requests {
             let costs = costs(record);
             let known: i64 = costs.iter().map(|cost| cost.nanos).sum();
             let done = sqlx::query(
-                "INSERT INTO requests VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, \
-                 $17, $18, $19, $20) ON CONFLICT (id) DO NOTHING",
+                "INSERT INTO requests (id, tenant, created_ms, trace_id, caller, config, operation, outcome, status, \
+                 provider, model, virtual_key, fallback, refused, cache_status, images, duration_ms, cost_nanos, \
+                 cost_unknown, words, metadata_words) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, \
+                 $14, $15, $16, $17, $18, $19, $20, $21) ON CONFLICT (id) DO NOTHING",
             )
             .bind(&record.id)
             .bind(clean(tenant))
@@ -175,30 +211,43 @@ impl Store {
             .bind(i64::try_from(record.duration_ms).unwrap_or(i64::MAX))
             .bind(record.cost_usd.map(|_| known))
             .bind(i64::from(record.cost_unknown))
-            .bind(record.encode_to_vec())
+            .bind(words::of_request(record))
+            .bind(words::of_metadata(&record.metadata))
             .execute(&mut *transaction)
             .await?;
             // Kept before, by a transaction that was not known to have succeeded.
             if done.rows_affected() == 0 {
                 continue;
             }
+            sqlx::query("INSERT INTO records (request_id, record) VALUES ($1, $2)")
+                .bind(&record.id)
+                .bind(record.encode_to_vec())
+                .execute(&mut *transaction)
+                .await?;
             for (name, value) in &record.metadata {
-                sqlx::query("INSERT INTO request_metadata VALUES ($1, $2, $3)")
+                sqlx::query("INSERT INTO request_metadata (request_id, name, value) VALUES ($1, $2, $3)")
+                    .bind(&record.id)
                     .bind(clean(name))
                     .bind(clean(value))
-                    .bind(&record.id)
                     .execute(&mut *transaction)
                     .await?;
             }
-            for cost in &costs {
-                sqlx::query("INSERT INTO costs VALUES ($1, $2, $3, $4, $5)")
-                    .bind(&record.id)
-                    .bind(clean(&cost.provider))
-                    .bind(clean(&cost.model))
-                    .bind(cost.nanos)
-                    .bind(i64::from(cost.is_unknown))
-                    .execute(&mut *transaction)
-                    .await?;
+            let is_plain = match costs.as_slice() {
+                [only] => only.provider == record.provider && only.model == record.model,
+                _ => false,
+            };
+            for cost in costs.iter().filter(|_| !is_plain) {
+                sqlx::query(
+                    "INSERT INTO costs (request_id, provider, model, cost_nanos, unknown) \
+                     VALUES ($1, $2, $3, $4, $5)",
+                )
+                .bind(&record.id)
+                .bind(clean(&cost.provider))
+                .bind(clean(&cost.model))
+                .bind(cost.nanos)
+                .bind(i64::from(cost.is_unknown))
+                .execute(&mut *transaction)
+                .await?;
             }
         }
         transaction.commit().await
@@ -208,7 +257,7 @@ impl Store {
 impl Conditions {
     /// What a filter asks of the rows `r` of `requests`.
     pub(super) fn new(tenant: &str, filter: &RequestFilter) -> Self {
-        let mut all = Self { text: String::new(), values: Vec::new() };
+        let mut all = Self { from: "requests r".to_owned(), text: String::new(), values: Vec::new() };
         let text = |text: &str| Bound::Text(text.to_owned());
         all.or("r.tenant = ", text(tenant), "");
         for (column, value) in [
@@ -230,17 +279,40 @@ impl Conditions {
             ("r.created_ms < ", filter.until_unix_ms),
             ("r.cost_nanos >= ", filter.min_cost_usd.map(nanos)),
             ("r.cost_nanos <= ", filter.max_cost_usd.map(nanos)),
-            ("r.fallback = ", filter.fallback.map(i64::from)),
-            ("r.refused = ", filter.refused.map(i64::from)),
         ] {
             if let Some(value) = value {
                 all.add(comparison, Bound::Number(value), "");
             }
         }
+        // Written out: only then are indexes of such requests used.
+        for (column, value) in [("fallback", filter.fallback), ("refused", filter.refused)] {
+            if let Some(value) = value {
+                all.text.push_str(&format!(" AND r.{column} = {}", i64::from(value)));
+            }
+        }
+        if !filter.cache_status.is_empty() {
+            all.text.push_str(" AND r.cache_status <> ''");
+        }
+        let fails = |status: &u32| *status >= 400;
         match filter.success {
             Some(true) => all.text.push_str(" AND r.status < 400"),
             Some(false) => all.text.push_str(" AND r.status >= 400"),
+            None if !filter.statuses.is_empty() && filter.statuses.iter().all(fails) => {
+                all.text.push_str(" AND r.status >= 400");
+            }
             None => {}
+        }
+        if let Some(Wanted { mask, values }) = words::wanted(filter) {
+            all.add("(r.words < 0 OR (r.words & ", Bound::Number(mask), ") IN (");
+            for (i, value) in values.into_iter().enumerate() {
+                all.or(if i == 0 { "" } else { ", " }, Bound::Number(value), "");
+            }
+            all.text.push_str("))");
+        }
+        if !filter.metadata.is_empty() {
+            let bits = words::of_metadata(&filter.metadata);
+            all.add("(r.metadata_words & ", Bound::Number(bits), ")");
+            all.or(" = ", Bound::Number(bits), "");
         }
         if !filter.statuses.is_empty() {
             let statuses: Vec<String> = filter.statuses.iter().map(u32::to_string).collect();
