@@ -221,7 +221,7 @@ impl Store {
             }
             sqlx::query("INSERT INTO records (request_id, record) VALUES ($1, $2)")
                 .bind(&record.id)
-                .bind(record.encode_to_vec())
+                .bind(encoded(record))
                 .execute(&mut *transaction)
                 .await?;
             for (name, value) in &record.metadata {
@@ -378,9 +378,28 @@ fn clean(text: &str) -> String {
     text.replace('\0', "\u{fffd}")
 }
 
+/// Without what its report says again.
+fn encoded(record: &RequestRecord) -> Vec<u8> {
+    let mut record = record.clone();
+    if let Some(report) = &mut record.report
+        && (&report.request_id, &report.trace_id) == (&record.id, &record.trace_id)
+    {
+        report.request_id.clear();
+        report.trace_id.clear();
+    }
+    record.encode_to_vec()
+}
+
 fn read(row: &AnyRow) -> sqlx::Result<RequestRecord> {
     let record: Vec<u8> = row.try_get(0)?;
-    RequestRecord::decode(record.as_slice()).map_err(|error| sqlx::Error::Decode(error.into()))
+    let mut record =
+        RequestRecord::decode(record.as_slice()).map_err(|error| sqlx::Error::Decode(error.into()))?;
+    // A report always has both.
+    if let Some(report) = record.report.as_mut().filter(|report| report.request_id.is_empty()) {
+        report.request_id.clone_from(&record.id);
+        report.trace_id.clone_from(&record.trace_id);
+    }
+    Ok(record)
 }
 
 #[cfg(test)]

@@ -339,6 +339,24 @@ async fn old_requests_are_forgotten_with_all_that_belongs_to_them() {
 }
 
 #[tokio::test]
+async fn a_record_comes_back_as_it_was() {
+    let (_folder, store) = store().await;
+    let report = |id: &str, trace: &str| {
+        let lines = costing(&[("p", Some(1.0))]);
+        Some(pb::RouteReport { request_id: id.into(), trace_id: trace.into(), ..lines.unwrap() })
+    };
+    let kept = [
+        request(1, |r| r.report = report("id-0001", "trace-1")),
+        request(2, |r| r.report = report("id-0002", "another")),
+        request(3, |r| r.report = None),
+    ];
+    store.log(&kept).await.unwrap();
+    for Logged { record, .. } in &kept {
+        assert_eq!(store.get_request("a", &record.id).await.unwrap(), *record);
+    }
+}
+
+#[tokio::test]
 async fn requests_of_an_older_schema_are_found_as_before() {
     let folder = tempfile::tempdir().unwrap();
     sqlx::any::install_default_drivers();

@@ -55,7 +55,8 @@ impl Store {
                     let join = format!("JOIN request_metadata g ON g.request_id = r.id AND g.name = {name}");
                     ("g.value".to_owned(), join)
                 }
-                (_, Some((_, column))) => ((*column).to_owned(), String::new()),
+                // No column, or else SQLite reads all rows in the order of its index: that takes three times as long.
+                (_, Some((_, column))) => (format!("{column} || ''"), String::new()),
                 _ => {
                     let names: Vec<&str> = GROUPS.iter().map(|(name, _)| *name).skip(1).collect();
                     let message = format!(

@@ -140,7 +140,7 @@ fn the_first_price_holds_whose_conditions_all_do() {
         lines("p", &request, &prices, &made(&[(1024, 576)]), 1)[0].amount_usd.unwrap()
     };
     let wide = pb::AspectRatio { width: 16.0, height: 9.0 };
-    let wide = Some(pb::Size { size: Some(pb::size::Size::AspectRatio(wide)), ..Default::default() });
+    let wide = Some(pb::Size { size: Some(pb::size::Size::AspectRatio(wide)) });
     assert_eq!(usd(Quality::High, Operation::Edit, None), 1.0);
     // Left to its own choice a model usually makes the middle one.
     assert_eq!(usd(Quality::Unspecified, Operation::Edit, None), 2.0);
