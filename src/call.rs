@@ -324,6 +324,18 @@ impl Happened {
         if matches!(billing, BillingClass::Unknown | BillingClass::Unspecified | BillingClass::Billed) {
             self.at_risk = self.at_risk.plus(self.prices[index]);
         }
+        if matches!(billing, BillingClass::Unknown | BillingClass::Unspecified) {
+            let attempt = &self.attempts[index];
+            self.cost_lines.push(pb::CostLine {
+                item: "request".into(),
+                provider: attempt.provider.clone(),
+                model: attempt.model.clone(),
+                quantity: 1.0,
+                source: pb::CostSource::UnknownBilling.into(),
+                attempt: attempt.number,
+                ..Default::default()
+            });
+        }
     }
 }
 

@@ -289,21 +289,32 @@ impl Gateway {
         // From now on: one that comes before anybody listens ends the process.
         let mut hangups = Hangups::new();
         async move {
-            let mut seen = self.origin.path().and_then(fingerprint);
+            let mut seen = self.fingerprint();
             loop {
                 tokio::select! {
                     () = tokio::time::sleep(LOOK_EVERY) => {
-                        let now = self.origin.path().and_then(fingerprint);
+                        let now = self.fingerprint();
                         if now == seen || now.is_none() {
                             continue;
                         }
                         seen = now;
                     }
-                    () = hangups.next() => seen = self.origin.path().and_then(fingerprint),
+                    () = hangups.next() => seen = self.fingerprint(),
                 }
                 self.reload(router.as_ref());
+                // It may name another file of prices.
+                seen = self.fingerprint().or(seen);
             }
         }
+    }
+
+    /// What the file says now, and the one with the prices. None if one cannot be read, as in the middle of a
+    /// replacement.
+    fn fingerprint(&self) -> Option<Vec<Vec<u8>>> {
+        let prices = self.settings.load().prices_file.clone();
+        let files = self.origin.path().map(Path::to_owned).into_iter().chain(prices);
+        let all: Option<Vec<_>> = files.map(|file| fingerprint(&file)).collect();
+        all.filter(|all| !all.is_empty())
     }
 
     fn reload(&self, router: Option<&(Router, Listen)>) {

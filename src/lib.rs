@@ -24,6 +24,7 @@
 //! - [`phases`]: where a request's time goes
 //! - [`worker`]: `WorkerService`: drives a provider over HTTP, here or in another process
 //! - [`provider`]: the providers' wire formats as pure functions, and their model data
+//! - [`prices`]: what providers charge: the embedded price book, and how an operator's own is read
 //! - [`conform`]: asks a worker what it promises: the conformance kit
 //! - [`images`]: pieces, format and completeness, conversion, masks
 //! - [`params`]: request parameters by name, the only table of them
@@ -72,6 +73,7 @@ pub mod params;
 pub mod pb;
 pub mod phases;
 pub mod pool;
+pub mod prices;
 pub mod provider;
 pub mod quota;
 pub mod route;

@@ -385,6 +385,7 @@ impl CostSource {
             Self::Reported => Some("reported"),
             Self::Tokens => Some("tokens"),
             Self::Table => Some("table"),
+            Self::UnknownBilling => Some("unknown_billing"),
         }
     }
 }

@@ -3,7 +3,11 @@
 //! One `info` line per finished request, each attempt at `debug`. Prompts, images and keys are never passed
 //! to anything in here.
 
-use std::time::Duration;
+use std::{
+    collections::BTreeSet,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
 use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
@@ -55,6 +59,7 @@ const LOGGED_IMAGES_LOST: &str = "imagegate_request_log_images_lost_total";
 const IMAGES_UP: &str = "imagegate_images_up";
 const IMAGES_ERRORS: &str = "imagegate_images_errors_total";
 const REFUSALS_NOT_LOGGED: &str = "imagegate_refused_requests_not_logged_total";
+const UNKNOWN_PRICES: &str = "imagegate_unknown_prices_total";
 const TLS_REFUSALS: &str = "imagegate_tls_refusals_total";
 const ISSUER_UP: &str = "imagegate_jwt_issuer_up";
 const ISSUER_FETCHES: &str = "imagegate_jwt_key_fetches_total";
@@ -150,6 +155,7 @@ pub fn init_metrics() -> Result<PrometheusHandle, String> {
         REFUSALS_NOT_LOGGED,
         "Requests refused before their route was known that the request log had no room for."
     );
+    describe_counter!(UNKNOWN_PRICES, "Calls of whose cost a part is unknown for want of a price, by model.");
     describe_counter!(TLS_REFUSALS, "Connections whose TLS handshake failed, by reason.");
     describe_gauge!(ISSUER_UP, "Whether an issuer's keys could be had the last time: 1 or 0.");
     describe_counter!(ISSUER_FETCHES, "How often keys of an issuer were asked for, by outcome.");
@@ -203,6 +209,17 @@ pub fn attempt<T>(
         error = message,
         "attempt"
     );
+}
+
+/// Notes a call that was paid for, nobody knows how much. `model` is the entry of the provider's record: there are no
+/// more of these than workers describe, however many models callers name.
+pub fn price_unknown(provider: &str, model: &str) {
+    static SAID: Mutex<BTreeSet<(String, String)>> = Mutex::new(BTreeSet::new());
+    let of = (provider.to_owned(), model.to_owned());
+    counter!(UNKNOWN_PRICES, "provider" => of.0.clone(), "model" => of.1.clone()).increment(1);
+    if SAID.lock().unwrap_or_else(PoisonError::into_inner).insert(of) {
+        warn!(provider, model, "a call has no price: write one under `prices`, or its cost stays unknown");
+    }
 }
 
 /// Notes a request that was refused before anything was tried.

@@ -6,7 +6,7 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::ConfigArg;
-use crate::{gateway::Gateway, pb::Provider, provider::shown};
+use crate::{gateway::Gateway, pb::Provider, prices::Book, provider::shown};
 
 /// Show providers and models with what they can do
 #[derive(Debug, clap::Args)]
@@ -51,6 +51,7 @@ impl Providers {
             for record in &records {
                 print(&mut out, record)?;
             }
+            writeln!(out, "Prices of built-in providers are as of {}.", Book::embedded().as_of())?;
         }
         if !unreachable.is_empty() {
             anyhow::bail!("not every worker answers: {}", unreachable.join("; "));

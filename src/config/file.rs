@@ -21,6 +21,7 @@ use crate::{
     egress::Egress,
     pb,
     pool::Address,
+    prices::{self, Book},
     provider::{canonical_name, catalog},
     quota::Metered,
 };
@@ -70,6 +71,10 @@ pub struct Settings {
     pub image_lifetime: Duration,
     /// What happens after SIGTERM.
     pub shutdown: Shutdown,
+    /// The operator's own prices.
+    pub prices: Arc<Book>,
+    /// Where they are, if they have a file of their own.
+    pub prices_file: Option<PathBuf>,
 }
 
 /// Addresses to listen on. Port 0 takes any free one.
@@ -187,6 +192,7 @@ impl Settings {
             }
         };
         let webhook_key = file.object("webhooks").and_then(read_webhooks);
+        let prices = file.object("prices").map(|book| prices::read::read(book, Some(&providers.names())));
         let seconds = |value: Option<u64>, default| Duration::from_secs(value.unwrap_or(default));
         let settings = Self {
             listen,
@@ -213,6 +219,8 @@ impl Settings {
                 delay: seconds(file.whole("shutdown_delay_s", 0, 3600), 0),
                 grace: seconds(file.whole("shutdown_grace_s", 0, 86_400), 330),
             },
+            prices: Arc::new(prices.unwrap_or_default()),
+            prices_file: None,
             virtual_keys,
         };
         file.finish();

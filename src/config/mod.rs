@@ -13,6 +13,7 @@ pub mod issuers;
 pub mod memory;
 pub mod plan;
 pub mod policies;
+mod prices;
 pub mod providers;
 pub mod quota;
 pub mod read;
@@ -90,7 +91,8 @@ impl Origin {
                 problems: vec![Problem::new("", format!("cannot be read: {error}"))],
             })?,
         };
-        read(&text, built_in, &environment).map_err(|problems| Rejected { name, problems })
+        let folder = self.path().and_then(Path::parent).unwrap_or(Path::new(""));
+        read_in(folder, &text, built_in, &environment).map_err(|problems| Rejected { name, problems })
     }
 
     /// The file to watch for changes.
@@ -111,6 +113,16 @@ pub fn read(
     built_in: &Providers,
     environment: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Settings, Vec<Problem>> {
+    read_in(Path::new(""), text, built_in, environment)
+}
+
+/// As [`read`], of a file in a folder, where paths in it begin.
+fn read_in(
+    folder: &Path,
+    text: &str,
+    built_in: &Providers,
+    environment: &dyn Fn(&str) -> Option<String>,
+) -> Result<Settings, Vec<Problem>> {
     let mut document = yaml::parse(text).map_err(|problem| vec![problem])?;
     let problems = Problems::default();
     for (variable, path) in OVERRIDES {
@@ -119,10 +131,17 @@ pub fn read(
         }
     }
     secrets::fill_in(&mut document.value, "", environment, &problems);
+    let beside = prices::take_in(&mut document.value, folder, &problems);
     let settings = Settings::read(&document.value, built_in, &problems);
-    let mut found: Vec<_> = problems.into_vec().into_iter().map(|problem| document.locate(problem)).collect();
+    let locate = |problem| match &beside {
+        Some(beside) => document.locate(beside.locate(problem)),
+        None => document.locate(problem),
+    };
+    let mut found: Vec<_> = problems.into_vec().into_iter().map(locate).collect();
     match settings {
-        Some(settings) if found.is_empty() => Ok(settings),
+        Some(settings) if found.is_empty() => {
+            Ok(Settings { prices_file: beside.map(|beside| beside.path), ..settings })
+        }
         _ => {
             found.sort_by_key(|problem| problem.place);
             found.dedup();

@@ -11,15 +11,12 @@ use crate::{
     params,
     pb::{self, ImageFormat, ImageRequest, ModelCapability, Operation, size_rule::Rule},
     pool::Pool,
+    prices::{COUNTED, MADE, read::is_day},
     route::size,
 };
 
 /// How long the router waits for it.
 const PATIENCE: Duration = Duration::from_secs(2);
-
-/// What prices can be for.
-const ITEMS: [&str; 6] =
-    ["image", "input_text_token", "input_image_token", "output_text_token", "output_image_token", "credit"];
 
 /// Asks once.
 pub async fn ask(pool: &Pool) -> Result<pb::DescribeResponse, Status> {
@@ -125,15 +122,19 @@ fn of_model(model: &ModelCapability) -> Vec<String> {
         findings.extend(of_parameter(rule).map(|what| format!("parameter {}: {what}", rule.name)));
     }
     for price in &model.prices {
-        if !ITEMS.contains(&price.item.as_str()) {
-            findings.push(format!("price of \"{}\": known items are {}", price.item, ITEMS.join(", ")));
+        let items = [COUNTED, MADE].concat();
+        if !items.contains(&price.item.as_str()) {
+            findings.push(format!("price of \"{}\": known items are {}", price.item, items.join(", ")));
         }
-        if !is_amount(price.usd) || !is_amount(price.per) {
+        if ![price.usd, price.per, price.usual, price.beyond, price.round_up_to].into_iter().all(is_amount) {
             findings.push(format!("price of {}: {} per {}", price.item, price.usd, price.per));
+        }
+        for day in [&price.from, &price.until].into_iter().filter(|day| !day.is_empty() && !is_day(day)) {
+            findings.push(format!("price of {}: \"{day}\" is no date like 2026-01-31", price.item));
         }
     }
     let retired_on = model.lifecycle.as_ref().map_or("", |lifecycle| &lifecycle.retired_on);
-    if !retired_on.is_empty() && !is_date(retired_on) {
+    if !retired_on.is_empty() && !is_day(retired_on) {
         findings.push(format!("retired_on \"{retired_on}\" is no date like 2026-01-31"));
     }
     findings
@@ -185,20 +186,6 @@ fn is_amount(amount: f64) -> bool {
 }
 
 /// A full date of RFC 3339.
-fn is_date(text: &str) -> bool {
-    let numbers: Vec<u32> = text.split('-').filter_map(|part| part.parse().ok()).collect();
-    let [year, month, day] = numbers[..] else { return false };
-    let is_leap = year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
-    let days = match month {
-        4 | 6 | 9 | 11 => 30,
-        2 if is_leap => 29,
-        2 => 28,
-        1..=12 => 31,
-        _ => 0,
-    };
-    text.len() == 10 && (1..=days).contains(&day)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -7,6 +7,7 @@ use super::{
 use crate::{
     images::{Pieces, convert, probe},
     pb::{self, FinishReason, ImageFormat, ImageRequest, ModelCapability, size::Size},
+    prices::MADE,
 };
 
 /// How far an image's ratio may be from the one asked for: models round their sides, 21:9 is 1536x640 at some.
@@ -117,7 +118,8 @@ fn of_usage(done: &pb::GenerateDone, model: &ModelCapability) -> Option<String> 
         }
     }
     let has_price = |item: &str| model.prices.iter().any(|price| price.item == item);
-    if done.reported_cost_usd.is_some() || model.prices.is_empty() || has_price("image") {
+    if done.reported_cost_usd.is_some() || model.prices.is_empty() || MADE.iter().any(|item| has_price(item))
+    {
         return None;
     }
     let counted = [
@@ -125,6 +127,8 @@ fn of_usage(done: &pb::GenerateDone, model: &ModelCapability) -> Option<String> 
         ("input_image_token", usage.input_image_tokens.is_some()),
         ("output_text_token", usage.output_text_tokens.is_some()),
         ("output_image_token", usage.output_image_tokens.is_some()),
+        ("megapixel", usage.megapixels.is_some()),
+        ("compute_second", usage.compute_ms.is_some()),
         ("credit", usage.credits.is_some()),
     ];
     let is_counted = counted.iter().any(|(item, is_counted)| *is_counted && has_price(item));

@@ -7,8 +7,13 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
+use serde_json::Value;
 
-use crate::pb;
+use crate::{
+    config::read::Problems,
+    pb,
+    prices::{self, Book},
+};
 
 /// Reads an embedded data file.
 ///
@@ -28,9 +33,14 @@ pub fn entry(value: &serde_json::Value) -> Result<Vec<pb::ModelCapability>, Stri
     Model::deserialize(value).map_err(|error| error.to_string())?.capabilities()
 }
 
-/// Reads an embedded data file that the tests have read before.
+/// Reads an embedded data file that the tests have read before, and fills in the prices of the embedded book.
 pub fn embedded(text: &str) -> pb::Provider {
-    read(text).expect("tests read every embedded data file")
+    let mut record = read(text).expect("tests read every embedded data file");
+    for model in &mut record.models {
+        let prices = Book::embedded().prices(&record.name, &model.model);
+        model.prices = prices.map(|prices| prices.to_vec()).unwrap_or_default();
+    }
+    record
 }
 
 #[derive(Deserialize)]
@@ -77,8 +87,9 @@ struct Model {
     max_seed: u64,
     #[serde(default)]
     accepts_input_urls: bool,
+    /// Of an operator's own endpoint: the embedded files have none, see `crate::prices`.
     #[serde(default)]
-    prices: Vec<Price>,
+    prices: Vec<Value>,
 }
 
 #[derive(Deserialize)]
@@ -114,21 +125,6 @@ struct Parameter {
     values: Vec<String>,
     min: Option<f64>,
     max: Option<f64>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Price {
-    item: String,
-    usd: f64,
-    #[serde(default)]
-    per: f64,
-    #[serde(default)]
-    size: String,
-    #[serde(default)]
-    quality: String,
-    #[serde(default)]
-    operation: String,
 }
 
 impl Data {
@@ -190,10 +186,21 @@ impl Model {
                 retired_on: self.retired_on.clone(),
                 successor: self.successor.clone(),
             }),
-            prices: self.prices.iter().map(Price::line).collect::<Result<_, _>>()?,
+            prices: self.prices()?,
             max_seed: self.max_seed,
             accepts_input_urls: self.accepts_input_urls,
         })
+    }
+}
+
+impl Model {
+    fn prices(&self) -> Result<Vec<pb::Price>, String> {
+        let problems = Problems::default();
+        let prices = prices::read::prices(&self.prices, "prices", &problems);
+        match problems.into_vec() {
+            found if found.is_empty() => Ok(prices),
+            found => Err(found.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")),
+        }
     }
 }
 
@@ -239,30 +246,6 @@ fn pair<T: std::str::FromStr>(text: &str, separator: char) -> Result<(T, T), Str
     })
 }
 
-impl Price {
-    fn line(&self) -> Result<pb::Price, String> {
-        let quality = match self.quality.as_str() {
-            "" => pb::Quality::Unspecified,
-            "low" => pb::Quality::Low,
-            "medium" => pb::Quality::Medium,
-            "high" => pb::Quality::High,
-            other => return Err(format!("prices: \"{other}\" is not a quality; allowed: low, medium, high")),
-        };
-        let operation = match self.operation.as_str() {
-            "" => pb::Operation::Unspecified.into(),
-            name => operation(name)?,
-        };
-        Ok(pb::Price {
-            item: self.item.clone(),
-            usd: self.usd,
-            per: self.per,
-            size: self.size.clone(),
-            quality: quality.into(),
-            operation,
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -273,6 +256,19 @@ mod tests {
             let record = provider.record();
             assert!(!record.models.is_empty(), "{}", record.name);
         }
+    }
+
+    #[test]
+    fn prices_are_in_the_book_and_nowhere_else() {
+        for provider in crate::provider::all() {
+            let record = provider.record();
+            for model in &record.models {
+                let prices = Book::embedded().prices(&record.name, &model.model);
+                assert_eq!(model.prices, prices.map(|prices| prices.to_vec()).unwrap_or_default());
+            }
+        }
+        let text = "name: x\nmodels: [{ids: [a], operations: [generate], prices: [{item: image, usd: 1}]}]";
+        assert!(embedded(text).models[0].prices.is_empty());
     }
 
     #[test]

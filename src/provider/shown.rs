@@ -84,8 +84,25 @@ pub fn prices(model: &ModelCapability) -> Vec<String> {
             Operation::Unspecified => "",
             operation => operation.name(),
         };
-        let conditions = [price.size.as_str(), quality, operation];
-        let conditions: Vec<&str> = conditions.into_iter().filter(|text| !text.is_empty()).collect();
+        let number = |word: &str, number: f64| match number {
+            0.0 => String::new(),
+            number => format!("{word} {number}"),
+        };
+        let day = |word: &str, day: &str| match day {
+            "" => String::new(),
+            day => format!("{word} {day}"),
+        };
+        let conditions = [
+            price.size.clone(),
+            quality.to_owned(),
+            operation.to_owned(),
+            number("beyond", price.beyond),
+            number("in units of", price.round_up_to),
+            number("usually", price.usual),
+            day("from", &price.from),
+            day("until", &price.until),
+        ];
+        let conditions: Vec<String> = conditions.into_iter().filter(|text| !text.is_empty()).collect();
         let conditions =
             if conditions.is_empty() { String::new() } else { format!(" ({})", conditions.join(", ")) };
         format!("${} {}{per}{conditions}", price.usd, price.item)

@@ -65,7 +65,7 @@ impl<'a> Attempt<'a> {
 
     /// In billionths of a dollar.
     fn expected(&self, request: &pb::ImageRequest) -> i64 {
-        let price = cost::expected(request, self.ready.fitted.capability());
+        let price = cost::expected(request, self.ready.fitted.prices());
         self.ctx.ledger.expected(self.ready.provider(), &request.model, request.wanted(), price)
     }
 
@@ -97,8 +97,8 @@ impl<'a> Attempt<'a> {
         deadline: Instant,
         hold: &Hold,
     ) -> Result<Answer> {
-        let capability = self.ready.fitted.capability();
-        let price = cost::expected(request, capability);
+        let prices = self.ready.fitted.prices();
+        let price = cost::expected(request, prices);
         let running = self.ctx.begin(&self.target.path, self.ready.provider(), &request.model, price);
         let number = running.number();
         let payment = hold.pay(self.expected(request));
@@ -112,16 +112,19 @@ impl<'a> Attempt<'a> {
         });
         let (request_id, cost_lines) = match &outcome {
             Ok(Answer { done, .. }) => {
-                let lines = cost::lines(self.ready.provider(), request, capability, done, number);
+                let lines = cost::lines(self.ready.provider(), request, prices, done, number);
                 (done.upstream_request_id.as_str(), lines)
             }
             // Paid for and useless is paid for.
             Err(error) if error.billing == pb::BillingClass::Billed => {
-                ("", cost::estimate(self.ready.provider(), request, capability, number))
+                ("", cost::estimate(self.ready.provider(), request, prices, number))
             }
             Err(_) => ("", Vec::new()),
         };
         self.settle(payment, request, price, &outcome, &cost_lines);
+        if cost_lines.iter().any(|line| line.amount_usd.is_none()) {
+            telemetry::price_unknown(self.ready.provider(), &self.ready.fitted.capability().model);
+        }
         let duration = running.finish(&outcome, request_id, cost_lines);
         telemetry::attempt(
             &self.ctx.request_id,
@@ -246,10 +249,10 @@ impl<'a> Attempt<'a> {
                         image.push(chunk.data);
                     }
                 }
-                Some(Event::Done(done)) => {
+                Some(Event::Done(mut done)) => {
                     transport::end(events).await;
                     running.answered();
-                    return Ok(Answer { images: self.verify(&done, pieces).await?, done });
+                    return Ok(Answer { images: self.verify(&mut done, pieces).await?, done });
                 }
                 None => {}
             }
@@ -275,8 +278,13 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    /// A success is an image: as many as were asked for, complete, in a format we can name.
-    async fn verify(&self, done: &pb::GenerateDone, pieces: Vec<Pieces>) -> Result<Vec<(pb::Image, Pieces)>> {
+    /// A success is an image: as many as were asked for, complete, in a format we can name. Notes the sizes that were
+    /// made, which is what costs, before any is cut to another.
+    async fn verify(
+        &self,
+        done: &mut pb::GenerateDone,
+        pieces: Vec<Pieces>,
+    ) -> Result<Vec<(pb::Image, Pieces)>> {
         let (wanted, given) = (pieces.len(), done.images.len());
         if given == 0 {
             return Err(Error::bad_answer("the answer has no image"));
@@ -288,13 +296,14 @@ impl<'a> Attempt<'a> {
             return Err(Error::bad_answer(format!("the answer has {given} of {wanted} images")));
         }
         let mut images = Vec::with_capacity(wanted);
-        for (i, (mut pieces, image)) in pieces.into_iter().zip(&done.images).enumerate() {
-            let mut image = image.clone();
+        for (i, (mut pieces, image)) in pieces.into_iter().zip(&mut done.images).enumerate() {
             if pieces.is_empty() {
                 pieces.push(std::mem::take(&mut image.data));
             }
             let found = probe::probe(&pieces)
                 .map_err(|defect| Error::bad_answer(format!("image {i} of the answer: {defect}")))?;
+            (image.width, image.height) = (found.width, found.height);
+            let mut image = image.clone();
             let found = if self.must_convert(&found) {
                 pieces = self.convert(pieces).await?;
                 probe::probe(&pieces).map_err(|defect| Error::new(ErrorKind::Internal, defect.to_string()))?
@@ -346,5 +355,7 @@ fn add_usage(total: &mut Option<pb::Usage>, usage: Option<pb::Usage>) {
         megapixels: add(sum.megapixels, more.megapixels),
         compute_ms: add(sum.compute_ms, more.compute_ms),
         credits: add(sum.credits, more.credits),
+        cached_text_tokens: add(sum.cached_text_tokens, more.cached_text_tokens),
+        cached_image_tokens: add(sum.cached_image_tokens, more.cached_image_tokens),
     });
 }

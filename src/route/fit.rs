@@ -17,6 +17,7 @@ use crate::{
     images::convert::Wish,
     params,
     pb::{self, ImageFormat, ImageRequest, InputRole, ModelCapability, Operation, Quality, warning::Action},
+    prices::{self, Book},
 };
 
 /// A request as one model can serve it.
@@ -28,6 +29,8 @@ pub struct Fitted {
     pub record: Arc<pb::Provider>,
     /// Which of its models.
     model: usize,
+    /// What that charges today, if it is not what the record says.
+    prices: Option<Arc<[pb::Price]>>,
     /// What to do with each image afterwards.
     pub wish: Wish,
     /// Everything that changed.
@@ -77,13 +80,28 @@ pub fn fit(
         notes.add("n", Action::Emulated, detail);
     }
     let model = record.models.iter().position(|model| std::ptr::eq(model, capability)).unwrap_or_default();
-    Ok(Fitted { calls, record: Arc::clone(record), model, wish, warnings: notes.warnings })
+    let prices = prices::in_force(&capability.prices, today);
+    Ok(Fitted { calls, record: Arc::clone(record), model, prices, wish, warnings: notes.warnings })
 }
 
 impl Fitted {
     /// What the model can do.
     pub fn capability(&self) -> &ModelCapability {
         &self.record.models[self.model]
+    }
+
+    /// What the model charges today.
+    pub fn prices(&self) -> &[pb::Price] {
+        self.prices.as_deref().unwrap_or(&self.capability().prices)
+    }
+
+    /// Puts the operator's own prices over what the record says. Those that a virtual key gives its own models (the
+    /// first `own` of the record) are of the operator, too, and nearer.
+    pub fn price_by(&mut self, book: &Book, own: usize) {
+        let is_own = self.model < own && !self.capability().prices.is_empty();
+        if let Some(prices) = book.prices(&self.record.name, &self.calls[0].model).filter(|_| !is_own) {
+            self.prices = Some(prices::in_force(prices, today).unwrap_or_else(|| Arc::clone(prices)));
+        }
     }
 }
 

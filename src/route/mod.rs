@@ -9,7 +9,7 @@ mod attempt;
 mod balance;
 mod cached;
 mod conditional;
-mod cost;
+pub mod cost;
 mod explain;
 mod fallback;
 pub mod fit;

@@ -53,7 +53,7 @@ impl Ready<'_> {
 
     /// What all calls of one try are expected to cost, in USD, if the prices are known.
     pub fn price(&self) -> Option<f64> {
-        self.fitted.calls.iter().map(|request| cost::expected(request, self.fitted.capability())).sum()
+        self.fitted.calls.iter().map(|request| cost::expected(request, self.fitted.prices())).sum()
     }
 }
 
@@ -75,8 +75,9 @@ pub async fn ready<'a>(target: &'a Target, call: &Call) -> Result<Ready<'a>, Box
     let (request, worker, record) = prepare(target, call, upstream)
         .await
         .map_err(|error| not_ready(provider, &call.request.model, error))?;
-    let fitted = fit::fit(&request, &record, target.params_policy, call.ctx.settings.retired_models)
+    let mut fitted = fit::fit(&request, &record, target.params_policy, call.ctx.settings.retired_models)
         .map_err(|error| not_ready(provider, &request.model, error))?;
+    fitted.price_by(&call.ctx.settings.prices, upstream.models.len());
     let message = upstream_message(target, &call.ctx, upstream)
         .map_err(|error| not_ready(provider, &request.model, error))?;
     Ok(Ready { target, worker, fitted, message, requested_size: request.dimensions() })

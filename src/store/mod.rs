@@ -15,6 +15,7 @@ mod spool;
 mod usage;
 mod vault;
 mod virtual_keys;
+mod words;
 
 use std::{
     fmt,
@@ -69,6 +70,7 @@ const SCHEMAS: &[(&str, &str)] = &[
     ("quotas", include_str!("quotas.sql")),
     ("config versions", include_str!("config_versions.sql")),
     ("tokens", include_str!("tokens.sql")),
+    ("search", include_str!("search.sql")),
 ];
 
 /// The store.
@@ -207,15 +209,7 @@ impl Store {
     }
 
     async fn migrate(&self) -> Result<(), CannotOpen> {
-        let migrations = SCHEMAS.iter().zip(1_i64..).map(|((name, sql), version)| {
-            let sql = match self.engine {
-                Engine::Sqlite => (*sql).to_owned(),
-                Engine::Postgres => sql.replace(" BLOB ", " BYTEA "),
-            };
-            let sql = sqlx::SqlSafeStr::into_sql_str(sqlx::AssertSqlSafe(sql));
-            Migration::new(version, (*name).into(), MigrationType::Simple, sql, false)
-        });
-        let migrator = Migrator::with_migrations(migrations.collect());
+        let migrator = Migrator::with_migrations(migrations(self.engine));
         let mut tries = 0;
         loop {
             match migrator.run(&self.pool).await {
@@ -289,6 +283,19 @@ impl Change {
         sqlx::query("UPDATE revision SET value = value + 1 WHERE id = 1").execute(self.connection()).await?;
         self.0.commit().await
     }
+}
+
+/// What makes the tables of every version, the oldest first.
+fn migrations(engine: Engine) -> Vec<Migration> {
+    let migrations = SCHEMAS.iter().zip(1_i64..).map(|((name, sql), version)| {
+        let sql = match engine {
+            Engine::Sqlite => (*sql).to_owned(),
+            Engine::Postgres => sql.replace(" BLOB ", " BYTEA ").replace(" WITHOUT ROWID", ""),
+        };
+        let sql = sqlx::SqlSafeStr::into_sql_str(sqlx::AssertSqlSafe(sql));
+        Migration::new(version, (*name).into(), MigrationType::Simple, sql, false)
+    });
+    migrations.collect()
 }
 
 /// Whether a key works, as its row says.

@@ -9,7 +9,10 @@ use sqlx::{
     query::Query,
 };
 
-use super::{Engine, Store, clean, failed, timed, within};
+use super::{
+    Engine, Store, clean, failed, timed, within,
+    words::{self, Wanted},
+};
 use crate::{
     error::{Error, Result},
     pb::{self, RequestFilter, RequestRecord},
@@ -57,6 +60,9 @@ struct Cost {
     is_unknown: bool,
 }
 
+/// An entry of metadata that no more requests have than these is looked for first.
+const FEW: i64 = 1000;
+
 /// What a row of the log has, in the order in which it is bound.
 const REQUESTS: &[&str] = &[
     "id",
@@ -78,16 +84,19 @@ const REQUESTS: &[&str] = &[
     "duration_ms",
     "cost_nanos",
     "cost_unknown",
-    "record",
     "config_version",
     "input_tokens",
     "output_tokens",
+    "words",
+    "metadata_words",
 ];
 
 const COSTS: &[&str] = &["request_id", "provider", "model", "cost_nanos", "unknown"];
 
 /// A condition or several, with their values in order.
 pub(super) struct Conditions {
+    /// The rows `r` of `requests`, with what leads to them.
+    pub from: String,
     pub text: String,
     values: Vec<Bound>,
 }
@@ -127,7 +136,9 @@ impl Store {
         filter: &RequestFilter,
         limit: u32,
     ) -> Result<(Vec<RequestRecord>, bool)> {
-        self.find(&Conditions::new(tenant, filter), limit).await
+        let mut conditions = Conditions::new(tenant, filter);
+        self.begin_with_few(&mut conditions, filter).await?;
+        self.find(&conditions, limit).await
     }
 
     /// A page of a tenant's requests, the newest first.
@@ -144,14 +155,16 @@ impl Store {
             return Err(Error::invalid("page_size", message));
         }
         let mut conditions = Conditions::new(tenant, filter);
+        self.begin_with_few(&mut conditions, filter).await?;
         if !page_token.is_empty() {
             let parts = page_token.split_once('.').and_then(|(ms, id)| Some((ms.parse().ok()?, id)));
             let (ms, id): (i64, &str) = parts.ok_or_else(|| {
                 Error::invalid("page_token", "page_token: not one that a page before has given")
             })?;
+            // The first is for the index, which is then read from there on.
+            conditions.add("r.created_ms <= ", Bound::Number(ms), "");
             conditions.add("(r.created_ms < ", Bound::Number(ms), "");
-            conditions.or(" OR (r.created_ms = ", Bound::Number(ms), "");
-            conditions.or(" AND r.id < ", Bound::Text(id.to_owned()), "))");
+            conditions.or(" OR r.id < ", Bound::Text(id.to_owned()), ")");
         }
         let (mut requests, is_last) = self.find(&conditions, size).await?;
         requests.iter_mut().for_each(|request| request.report = None);
@@ -165,7 +178,9 @@ impl Store {
     /// The newest requests that conditions hold for, and whether these are all.
     async fn find(&self, conditions: &Conditions, limit: u32) -> Result<(Vec<RequestRecord>, bool)> {
         let sql = format!(
-            "SELECT r.record FROM requests r WHERE {} ORDER BY r.created_ms DESC, r.id DESC LIMIT {}",
+            "SELECT (SELECT record FROM records WHERE request_id = r.id) FROM {} WHERE {} \
+             ORDER BY r.created_ms DESC, r.id DESC LIMIT {}",
+            conditions.from,
             conditions.text,
             limit + 1
         );
@@ -178,7 +193,9 @@ impl Store {
 
     /// A request with everything that is known of it.
     pub async fn get_request(&self, tenant: &str, id: &str) -> Result<RequestRecord> {
-        let query = sqlx::query("SELECT record FROM requests WHERE id = $1 AND tenant = $2");
+        let query = sqlx::query(
+            "SELECT record FROM records JOIN requests ON id = request_id WHERE id = $1 AND tenant = $2",
+        );
         let record = self.one(query.bind(id).bind(tenant), read).await?;
         let mut record = record.ok_or_else(|| Error::missing("request", id))?;
         record.feedback = self.feedback_of(tenant, &record.trace_id).await?;
@@ -202,6 +219,27 @@ impl Store {
         let query = sqlx::query("DELETE FROM feedback WHERE created_ms < $1");
         within(query.bind(ms).execute(&self.pool)).await?;
         Ok(forgotten)
+    }
+
+    /// Begins a search with those of its entries of metadata that few requests have: they are found at once, and
+    /// would not be found for long by reading what came last.
+    async fn begin_with_few(&self, conditions: &mut Conditions, filter: &RequestFilter) -> Result<()> {
+        for (name, value) in &filter.metadata {
+            let query = sqlx::query(
+                "SELECT COUNT(*) FROM \
+                 (SELECT 1 FROM request_metadata WHERE name = $1 AND value = $2 LIMIT $3) few",
+            );
+            let query = query.bind(clean(name)).bind(clean(value)).bind(FEW + 1);
+            let count = self.one(query, |row| row.try_get::<i64, _>(0)).await?;
+            if count.is_some_and(|count| count <= FEW) {
+                // In this order, whatever else SQLite would think of.
+                conditions.from = "request_metadata few CROSS JOIN requests r".to_owned();
+                conditions.add("few.name = ", Bound::Text(name.clone()), "");
+                conditions.add("few.value = ", Bound::Text(value.clone()), " AND r.id = few.request_id");
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// In as few statements as it takes: each is a way to the database and back. Some requests may be kept already, by a
@@ -234,11 +272,19 @@ impl Store {
                         .bind(whole(record.duration_ms))
                         .bind(record.cost_usd.map(|_| known))
                         .bind(i64::from(record.cost_unknown))
-                        .bind(record.encode_to_vec())
                         .bind(i64::from(record.config_version))
                         .bind(whole(record.usage.map_or(0, |usage| usage.input_tokens())))
                         .bind(whole(record.usage.map_or(0, |usage| usage.output_tokens())))
+                        .bind(words::of_request(record))
+                        .bind(words::of_metadata(&record.metadata))
                 });
+            query.execute(&mut *transaction).await?;
+        }
+        for some in requests.chunks(ROWS) {
+            let insert = insert("records", &["request_id", "record"], some.len());
+            let query = some
+                .iter()
+                .fold(insert, |query, Logged { record, .. }| query.bind(&record.id).bind(encoded(record)));
             query.execute(&mut *transaction).await?;
         }
         let metadata = requests.iter().map(|request| &request.record);
@@ -246,13 +292,14 @@ impl Store {
             .flat_map(|record| record.metadata.iter().map(|(name, value)| (name, value, &record.id)))
             .collect();
         for some in metadata.chunks(ROWS) {
-            let insert = insert("request_metadata", &["name", "value", "request_id"], some.len());
+            let insert = insert("request_metadata", &["request_id", "name", "value"], some.len());
             let query = some.iter().fold(insert, |query, (name, value, id)| {
-                query.bind(clean(name)).bind(clean(value)).bind(*id)
+                query.bind(*id).bind(clean(name)).bind(clean(value))
             });
             query.execute(&mut *transaction).await?;
         }
-        let costs = all.iter().map(|(request, costs)| (&request.record.id, costs));
+        let costs = all.iter().filter(|(request, costs)| !is_plain(&request.record, costs));
+        let costs = costs.map(|(request, costs)| (&request.record.id, costs));
         let costs: Vec<_> = costs.flat_map(|(id, costs)| costs.iter().map(move |cost| (id, cost))).collect();
         for some in costs.chunks(ROWS) {
             let query = some.iter().fold(insert("costs", COSTS, some.len()), |query, (id, cost)| {
@@ -284,7 +331,7 @@ impl Store {
 impl Conditions {
     /// What a filter asks of the rows `r` of `requests`.
     pub(super) fn new(tenant: &str, filter: &RequestFilter) -> Self {
-        let mut all = Self { text: String::new(), values: Vec::new() };
+        let mut all = Self { from: "requests r".to_owned(), text: String::new(), values: Vec::new() };
         let text = |text: &str| Bound::Text(text.to_owned());
         all.or("r.tenant = ", text(tenant), "");
         for (column, value) in [
@@ -306,20 +353,43 @@ impl Conditions {
             ("r.created_ms < ", filter.until_unix_ms),
             ("r.cost_nanos >= ", filter.min_cost_usd.map(nanos)),
             ("r.cost_nanos <= ", filter.max_cost_usd.map(nanos)),
-            ("r.fallback = ", filter.fallback.map(i64::from)),
-            ("r.refused = ", filter.refused.map(i64::from)),
         ] {
             if let Some(value) = value {
                 all.add(comparison, Bound::Number(value), "");
             }
         }
+        // Written out: only then are indexes of such requests used.
+        for (column, value) in [("fallback", filter.fallback), ("refused", filter.refused)] {
+            if let Some(value) = value {
+                all.text.push_str(&format!(" AND r.{column} = {}", i64::from(value)));
+            }
+        }
+        if !filter.cache_status.is_empty() {
+            all.text.push_str(" AND r.cache_status <> ''");
+        }
         if filter.config_version > 0 {
             all.add("r.config_version = ", Bound::Number(filter.config_version.into()), "");
         }
+        let fails = |status: &u32| *status >= 400;
         match filter.success {
             Some(true) => all.text.push_str(" AND r.status < 400"),
             Some(false) => all.text.push_str(" AND r.status >= 400"),
+            None if !filter.statuses.is_empty() && filter.statuses.iter().all(fails) => {
+                all.text.push_str(" AND r.status >= 400");
+            }
             None => {}
+        }
+        if let Some(Wanted { mask, values }) = words::wanted(filter) {
+            all.add("(r.words < 0 OR (r.words & ", Bound::Number(mask), ") IN (");
+            for (i, value) in values.into_iter().enumerate() {
+                all.or(if i == 0 { "" } else { ", " }, Bound::Number(value), "");
+            }
+            all.text.push_str("))");
+        }
+        if !filter.metadata.is_empty() {
+            let bits = words::of_metadata(&filter.metadata);
+            all.add("(r.metadata_words & ", Bound::Number(bits), ")");
+            all.or(" = ", Bound::Number(bits), "");
         }
         if !filter.statuses.is_empty() {
             let statuses: Vec<String> = filter.statuses.iter().map(u32::to_string).collect();
@@ -386,6 +456,15 @@ fn insert<'q>(table: &str, names: &[&str], rows: usize) -> Query<'q, Any, AnyArg
     sqlx::query(sqlx::AssertSqlSafe(sql)).persistent(false)
 }
 
+/// Whether the row of a request says all of what it cost: that nobody was paid but who answered.
+fn is_plain(record: &RequestRecord, costs: &[Cost]) -> bool {
+    match costs {
+        [] => true,
+        [only] => only.provider == record.provider && only.model == record.model,
+        _ => false,
+    }
+}
+
 /// What the record's lines say, in a row for each provider and model.
 fn costs(record: &RequestRecord) -> Vec<Cost> {
     let mut costs: Vec<Cost> = Vec::new();
@@ -408,9 +487,28 @@ fn whole(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
+/// Without what its report says again.
+fn encoded(record: &RequestRecord) -> Vec<u8> {
+    let mut record = record.clone();
+    if let Some(report) = &mut record.report
+        && (&report.request_id, &report.trace_id) == (&record.id, &record.trace_id)
+    {
+        report.request_id.clear();
+        report.trace_id.clear();
+    }
+    record.encode_to_vec()
+}
+
 fn read(row: &AnyRow) -> sqlx::Result<RequestRecord> {
     let record: Vec<u8> = row.try_get(0)?;
-    RequestRecord::decode(record.as_slice()).map_err(|error| sqlx::Error::Decode(error.into()))
+    let mut record =
+        RequestRecord::decode(record.as_slice()).map_err(|error| sqlx::Error::Decode(error.into()))?;
+    // A report always has both.
+    if let Some(report) = record.report.as_mut().filter(|report| report.request_id.is_empty()) {
+        report.request_id.clone_from(&record.id);
+        report.trace_id.clone_from(&record.trace_id);
+    }
+    Ok(record)
 }
 
 #[cfg(test)]

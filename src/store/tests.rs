@@ -465,11 +465,94 @@ async fn old_requests_are_forgotten_with_all_that_belongs_to_them() {
     store.log(&log).await.unwrap();
     assert_eq!(store.forget_before(3000).await.unwrap(), 2);
     assert_eq!(found(&store, RequestFilter::default()).await, ["id-0004", "id-0003"]);
-    for table in ["request_metadata", "costs"] {
+    for (table, expected) in [("records", 2), ("request_metadata", 2), ("costs", 2)] {
         let sql = sqlx::AssertSqlSafe(format!("SELECT COUNT(*) FROM {table}"));
         let left: i64 = sqlx::query(sql).fetch_one(&store.pool).await.unwrap().try_get(0).unwrap();
-        assert_eq!(left, 2, "{table}");
+        assert_eq!(left, expected, "{table}");
     }
+}
+
+#[tokio::test]
+async fn a_record_comes_back_as_it_was() {
+    let (_folder, store) = store().await;
+    let report = |id: &str, trace: &str| {
+        let lines = costing(&[("p", Some(1.0))]);
+        Some(pb::RouteReport { request_id: id.into(), trace_id: trace.into(), ..lines.unwrap() })
+    };
+    let kept = [
+        request(1, |r| r.report = report("id-0001", "trace-1")),
+        request(2, |r| r.report = report("id-0002", "another")),
+        request(3, |r| r.report = None),
+    ];
+    store.log(&kept).await.unwrap();
+    for Logged { record, .. } in &kept {
+        assert_eq!(store.get_request("a", &record.id).await.unwrap(), *record);
+    }
+}
+
+#[tokio::test]
+async fn requests_of_an_older_schema_are_found_as_before() {
+    let folder = tempfile::tempdir().unwrap();
+    sqlx::any::install_default_drivers();
+    let url = sqlite_url(folder.path()).unwrap();
+    let pool = AnyPoolOptions::new().max_connections(1).connect(&url).await.unwrap();
+    let first = migrations(Engine::Sqlite).into_iter().take(1).collect();
+    Migrator::with_migrations(first).run(&pool).await.unwrap();
+    let record = RequestRecord { id: "old".into(), provider: "p".into(), ..Default::default() };
+    let insert = "INSERT INTO requests VALUES ('old', 'a', 5, 't', 'key', 'pc', 'generate', 'ok', 503, 'p', 'm', 'vk', \
+                  0, 1, 'hit', 1, 10, 70000000, 0, $1)";
+    sqlx::query(insert).bind(prost::Message::encode_to_vec(&record)).execute(&pool).await.unwrap();
+    for sql in [
+        "INSERT INTO request_metadata VALUES ('team', 'red', 'old')",
+        "INSERT INTO costs VALUES ('old', 'q', 'm', 70000000, 0)",
+    ] {
+        sqlx::query(sql).execute(&pool).await.unwrap();
+    }
+    pool.close().await;
+
+    let store = Store::open(&settings(1, &[]), folder.path()).await.unwrap();
+    let metadata = BTreeMap::from([("team".into(), "red".into())]);
+    for filter in [
+        RequestFilter {
+            provider: "p".into(),
+            model: "m".into(),
+            statuses: vec![503, 200],
+            ..Default::default()
+        },
+        RequestFilter { refused: Some(true), success: Some(false), ..Default::default() },
+        RequestFilter { cache_status: "hit".into(), metadata, ..Default::default() },
+    ] {
+        assert_eq!(found(&store, filter).await, ["old"]);
+    }
+    assert_eq!(store.get_request("a", "old").await.unwrap(), record);
+    let by_provider = pb::GetUsageRequest { group_by: "provider".into(), ..Default::default() };
+    let usage = store.usage("a", &by_provider).await.unwrap();
+    let paid: Vec<_> =
+        usage.iter().map(|group| (group.key.as_str(), group.requests, group.cost_usd)).collect();
+    assert_eq!(paid, [("q", 0, 0.07), ("p", 1, 0.0)]);
+}
+
+#[tokio::test]
+async fn metadata_that_many_requests_have_is_found_as_what_few_have() {
+    let (_folder, store) = store().await;
+    let log: Vec<_> = (1..=1200)
+        .map(|i| {
+            request(i, |r| {
+                let team = if i % 600 == 0 { "blue" } else { "red" };
+                let number = format!("{}", i % 3);
+                r.metadata = BTreeMap::from([("team".into(), team.into()), ("n".into(), number)]);
+            })
+        })
+        .collect();
+    store.log(&log).await.unwrap();
+    let metadata = |pairs: &[(&str, &str)]| RequestFilter {
+        metadata: pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
+        ..Default::default()
+    };
+    assert_eq!(found(&store, metadata(&[("team", "blue")])).await, ["id-1200", "id-0600"]);
+    let many = found(&store, metadata(&[("team", "red"), ("n", "0")])).await;
+    assert_eq!((many.len(), many[0].as_str(), many[49].as_str()), (50, "id-1197", "id-1050"));
+    assert!(found(&store, metadata(&[("team", "blue"), ("n", "1")])).await.is_empty());
 }
 
 #[tokio::test]

@@ -140,6 +140,38 @@ def test_a_changed_file_is_taken_over_and_a_broken_one_is_not(serve, stability_a
     eventually(lambda: provider(gateway) == "openai", what="the repaired config")
 
 
+def test_prices_in_a_file_of_their_own_are_taken_over_and_bad_ones_are_not(serve, tmp_path, stability_api, openai_api):
+    prices = tmp_path / "prices.yaml"
+
+    def write(usd):
+        model = {"ids": ["dall-e-3"], "prices": [{"item": "image", "usd": usd}]}
+        new = prices.with_suffix(".new")
+        new.write_text(json.dumps({"providers": {"openai": {"models": [model]}}}))
+        new.replace(prices)
+
+    def cost():
+        answer = gateway.post(body={"prompt": "x", "model": "dall-e-3"}, headers={"x-portkey-config": "pc-openai"})
+        return answer.headers["x-imagegate-cost-usd"]
+
+    write(1)
+    gateway = serve(founding_config(stability_api, openai_api, prices=str(prices)))
+    assert cost() == "1.000000"
+    write(2)
+    eventually(lambda: cost() == "2.000000", what="the new price")
+    write(-3)
+    eventually(lambda: "-3 is not allowed" in gateway.log, 10, "a refusal in the log")
+    assert cost() == "2.000000"
+    unknown = {"openai": {"models": [{"ids": ["dall-e-2"], "prices": []}]}}
+    gateway.write_config(founding_config(stability_api, openai_api, prices={"providers": unknown}))
+    eventually(lambda: cost() == "0.040000", what="the price that the book has")
+    assert "imagegate_unknown_prices_total" not in requests.get(gateway.admin + "/metrics", timeout=5).text
+    for _ in range(2):
+        gateway.post(body={"prompt": "x", "model": "dall-e-2"}, headers={"x-portkey-config": "pc-openai"})
+    counted = 'imagegate_unknown_prices_total{provider="openai",model="dall-e-2"} 2'
+    eventually(lambda: counted in requests.get(gateway.admin + "/metrics", timeout=5).text, what="the count")
+    assert gateway.log.count("a call has no price") == 1
+
+
 def test_sighup_reads_the_file_again(serve, stability_api, openai_api):
     config = founding_config(stability_api, openai_api, default_config="pc-openai")
     gateway = serve(config)

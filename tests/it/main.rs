@@ -15,6 +15,8 @@ mod compat;
 #[cfg(test)]
 mod connections;
 #[cfg(test)]
+mod costs;
+#[cfg(test)]
 mod dry_run;
 #[cfg(test)]
 mod examples;
@@ -27,11 +29,16 @@ mod hedging;
 #[cfg(test)]
 mod idempotency;
 #[cfg(test)]
+#[path = "../../benches/month/invoice.rs"]
+mod invoice;
+#[cfg(test)]
 mod leavers;
 #[cfg(test)]
 mod limits;
 #[cfg(test)]
 mod logging;
+#[cfg(test)]
+mod month;
 #[cfg(test)]
 mod outages;
 #[cfg(test)]
@@ -64,6 +71,9 @@ mod support;
 mod tenants;
 #[cfg(test)]
 mod timing;
+#[cfg(test)]
+#[path = "../../benches/month/traffic.rs"]
+mod traffic;
 #[cfg(test)]
 #[path = "../../examples/simulate/world/mod.rs"]
 mod world;

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use imagegate::{
     config::{
         self, Settings,
+        quota::Quota,
         saved::{KeySecrets, Saved, SavedConfig, SavedKey},
         spec::Secret,
     },

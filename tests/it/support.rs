@@ -107,7 +107,7 @@ pub struct Gateway {
 enum Act {
     Wait(Duration),
     WaitForever,
-    Say(Event),
+    Say(Box<Event>),
     Fail(Status),
 }
 
@@ -378,7 +378,7 @@ impl Outcome {
                     ..Default::default()
                 };
                 let images = vec![image; request.wanted()];
-                vec![Act::Say(Event::Done(pb::GenerateDone { images, ..Default::default() }))]
+                vec![say(Event::Done(pb::GenerateDone { images, ..Default::default() }))]
             }
             Self::TooFew => {
                 let mut some = good();
@@ -400,7 +400,7 @@ impl Outcome {
             }
             Self::Previews(count, then) => {
                 let preview = |partial_index| {
-                    Act::Say(Event::PartialImage(pb::PartialImage {
+                    say(Event::PartialImage(pb::PartialImage {
                         data: png(8, 8, 0),
                         format: pb::ImageFormat::Png.into(),
                         partial_index,
@@ -416,23 +416,27 @@ impl Outcome {
     }
 }
 
+fn say(event: Event) -> Act {
+    Act::Say(Box::new(event))
+}
+
 fn images(images: Vec<Bytes>, mut done: pb::GenerateDone) -> Vec<Act> {
     let mut acts = Vec::new();
     for (index, data) in (0..).zip(images) {
-        acts.push(Act::Say(Event::ImageChunk(pb::ImageChunk { image_index: index, data })));
+        acts.push(say(Event::ImageChunk(pb::ImageChunk { image_index: index, data })));
         done.images.push(pb::Image {
             seed: Some(u64::from(index)),
             revised_prompt: "a better cat".into(),
             ..Default::default()
         });
     }
-    acts.push(Act::Say(Event::Done(done)));
+    acts.push(say(Event::Done(done)));
     acts
 }
 
 fn halves(image: &Bytes) -> Vec<Act> {
     let (first, second) = (image.slice(..image.len() / 2), image.slice(image.len() / 2..));
-    let chunk = |data| Act::Say(Event::ImageChunk(pb::ImageChunk { image_index: 0, data }));
+    let chunk = |data| say(Event::ImageChunk(pb::ImageChunk { image_index: 0, data }));
     [first, second].map(chunk).into()
 }
 
@@ -483,7 +487,7 @@ impl WorkerService for Worker {
                     }
                     Act::WaitForever => futures::future::pending().await,
                     Act::Fail(status) => Err(status),
-                    Act::Say(event) => Ok(pb::GenerateResponse { event: Some(event) }),
+                    Act::Say(event) => Ok(pb::GenerateResponse { event: Some(*event) }),
                 };
                 return Some((said, (acts, in_flight)));
             }

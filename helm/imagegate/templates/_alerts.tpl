@@ -133,6 +133,15 @@ increased yet, so that the rare ones are compared with whether they were there b
       {{`Requests are missing in the request log of {{ $labels.pod }}: {{ $labels.reason }}`}}
     description: >-
       They were answered as usual. What they cost is missing in usage reports, too.
+- alert: ImagegateUnknownPrices
+  expr: 'sum by (namespace, provider, model) (increase(imagegate_unknown_prices_total{ {{- $series -}} }[1h]) > 0 or imagegate_unknown_prices_total{ {{- $series -}} } > 0 unless imagegate_unknown_prices_total{ {{- $series -}} } offset 1h) > 0'
+  for: 0m
+  labels: { severity: warning }
+  annotations:
+    summary: >-
+      {{`Nobody knows what {{ $labels.provider }} charges for {{ $labels.model }}`}}
+    description: >-
+      Costs and usage are too low by what it charges. Write its price under `prices`, 0 if it is free.
 - alert: ImagegateBudgetNearlySpent
   expr: 'max by (namespace, subject, tenant, name) (imagegate_budget_used_ratio{ {{- $series -}} }) > 0.9'
   for: 0m
