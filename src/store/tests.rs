@@ -145,7 +145,7 @@ async fn a_version_tells_which_requests_used_it() {
     let plan = sqlx::AssertSqlSafe(format!("EXPLAIN QUERY PLAN {}", configs::USES_OF_VERSIONS));
     let rows = sqlx::query(plan).bind("a").bind("pc-a").bind(now).fetch_all(&store.pool).await.unwrap();
     let plan: Vec<String> = rows.iter().map(|row| row.try_get("detail").unwrap()).collect();
-    assert!(plan.concat().contains("COVERING INDEX requests_by_version"), "{plan:?}");
+    assert!(plan.concat().contains("COVERING INDEX requests_by_config"), "{plan:?}");
 }
 
 #[tokio::test]
@@ -411,7 +411,7 @@ async fn usage_counts_tokens_users_and_groups_of_groups() {
     let expected = [("0", "200", 2), ("0", "429", 1), ("0", "503", 1), ("86400000", "503", 1)];
     assert_eq!(told, expected);
     let by_metadata = store.usage("a", &ask("metadata._user", "metadata._user")).await.unwrap();
-    assert_eq!(by_metadata.iter().map(|group| group.requests).sum::<u64>(), 4);
+    assert_eq!(by_metadata.iter().map(|group| group.requests).sum::<u64>(), 5);
     for (group_by, then_by) in [("provider", "day"), ("day", "model"), ("day", "nonsense")] {
         let error = store.usage("a", &ask(group_by, then_by)).await.unwrap_err();
         assert_eq!(error.param.as_deref(), Some("then_by"), "{group_by} {then_by}");
