@@ -12,58 +12,41 @@ pub mod remote;
 mod replay;
 pub mod report;
 pub mod resolve;
+mod service;
+mod start;
 
 use std::{
-    fmt,
     future::Future,
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
 };
 
 use arc_swap::ArcSwap;
-use bytes::Bytes;
-use futures::{Stream, StreamExt as _, TryStreamExt as _};
+use futures::Stream;
 use http::HeaderMap;
 use serde_json::Value;
-use tokio::{sync::mpsc, time::Instant};
-use tonic::{Request, Response, Status};
+use tonic::Status;
 
-use self::{
-    log::RequestLog,
-    refusals::{Refusal, Refusals},
-    replay::{Answered, Idempotency, Replays},
-    resolve::Resolved,
-};
+use self::{refusals::Refusals, replay::Replays};
 use crate::{
     cache::{Cache, Embedder},
-    call::{Call, Events, Record, RequestContext},
     config::{
         Problem, Settings,
         callers::{Caller, Scope},
         plan::{Plan, Source},
         providers::Providers,
-        saved::DEFAULT_TENANT,
     },
     error::{Error, ErrorKind, Result},
     fleet::Fleet,
     health::Health,
-    images::Pieces,
     issuers::Issuers,
-    jobs::{self, JobStream, Jobs, Made, Webhook},
-    merge::merge,
-    pb::{
-        self, Job, Operation, planned_target::Decision, router_service_server::RouterService,
-        stream_image_response::Event,
-    },
-    phases::Phase,
-    quota::{Exceeded, Ledger, Metered},
-    route,
+    jobs::{JobStream, Jobs},
+    pb::{self, router_service_server::RouterService},
+    quota::Ledger,
     store::journal::Journal,
-    telemetry,
     worker::{Workers, http::Http},
 };
 
@@ -274,181 +257,6 @@ impl Router {
             .map(|(slug, _)| slug.clone())
             .collect()
     }
-
-    async fn answer<T>(
-        &self,
-        request: Request<T>,
-        image: Option<pb::ImageRequest>,
-        operation: Operation,
-    ) -> Result<pb::ImageResult> {
-        self.prepare(request.metadata().as_ref()).await;
-        let started = self.start(request.metadata().as_ref(), image, operation, None)?.admit().await?;
-        let mut result = result(started.run().await?);
-        for (image, pieces) in &mut result.1 {
-            image.data = std::mem::take(pieces).into_bytes();
-        }
-        result.0.images = result.1.into_iter().map(|(image, _)| image).collect();
-        Ok(result.0)
-    }
-
-    /// Who asks about jobs.
-    async fn caller<T>(&self, request: &Request<T>) -> Result<String> {
-        let headers = request.metadata().as_ref();
-        self.prepare(headers).await;
-        let state = self.state.load();
-        let caller = resolve::authenticate(headers, &state.settings, &state.issuers, Scope::Generate)?;
-        Ok(caller.map_or_else(String::new, |caller| caller.id.clone()))
-    }
-
-    async fn submit(&self, headers: &HeaderMap, request: pb::SubmitImageRequest) -> Result<Job> {
-        let pb::SubmitImageRequest { image, wait_ms } = request;
-        let wait = Duration::from_millis(wait_ms);
-        let mut headers = headers.clone();
-        self.prepare(&headers).await;
-        // How long this call may take says nothing of the job.
-        headers.remove("grpc-timeout");
-        // Previews nobody can be shown would be paid for.
-        let image = pb::ImageRequest { partial_images: None, ..image.unwrap_or_default() };
-        let state = self.state.load_full();
-        let key = state.settings.webhook_key.as_ref();
-        let webhook = Webhook::read(&headers, key, state.http.as_ref())
-            .and_then(|webhook| self.shared.jobs.admit(state.settings.limits.jobs).map(|()| webhook))
-            .map_err(|error| self.refuse(&Ids::new(&headers), &headers, &image, error))?;
-        let (sender, progress) = mpsc::channel(EVENTS_WAITING);
-        let started = self
-            .start(&headers, Some(image), Operation::Unspecified, Some(sender))?
-            .admit()
-            .await?
-            .afford()?;
-        let ctx = Arc::clone(&started.call.ctx);
-        let new = jobs::New {
-            operation: started.call.request.effective_operation(),
-            model: started.call.request.model.clone(),
-            request_id: ctx.request_id.clone(),
-            caller: ctx.caller.clone(),
-            webhook,
-        };
-        let is_quick = !wait.is_zero() && started.usual_time().await.is_none_or(|usual| usual < wait);
-        let run = async move {
-            let (mut result, images) = result(started.run().await?);
-            let images = images.into_iter().map(|(image, pieces)| {
-                result.images.push(image);
-                pieces
-            });
-            Ok(Made { images: images.collect(), result })
-        };
-        let job = self.shared.jobs.submit(new, progress, run);
-        Ok(if is_quick { self.shared.jobs.wait(job, wait).await } else { job })
-    }
-
-    /// Everything before the first attempt.
-    fn start(
-        &self,
-        headers: &HeaderMap,
-        image: Option<pb::ImageRequest>,
-        operation: Operation,
-        events: Option<Events>,
-    ) -> Result<Started> {
-        let ids = Ids::new(headers);
-        let image = asked_for(image, operation);
-        match self.resolve(headers, &image, events, &ids) {
-            Ok((call, Resolved { route, .. })) => {
-                let idempotency = Idempotency::read(headers, &call.ctx.caller, &call.request)
-                    .map_err(|error| self.refuse(&ids, headers, &image, error))?;
-                let operation = call.request.effective_operation();
-                let plan = Arc::clone(&route.plan);
-                let log = RequestLog::begin(&call, route, operation, self.shared.journal.clone());
-                Ok(Started { plan, call, log, idempotency, shared: Arc::clone(&self.shared) })
-            }
-            Err(error) => Err(self.refuse(&ids, headers, &image, error)),
-        }
-    }
-
-    /// Notes a request that was refused before anything was tried.
-    fn refuse(&self, ids: &Ids, headers: &HeaderMap, image: &pb::ImageRequest, error: Error) -> Error {
-        let error = ids.reject(error);
-        if let Some(journal) = &self.shared.journal {
-            let State { settings, providers, issuers, .. } = &**self.state.load();
-            self.shared
-                .refusals
-                .note(journal, &Refusal { ids, headers, image, error: &error, settings, providers, issuers });
-        }
-        error
-    }
-
-    /// Who calls, which plan, and the request at its top.
-    fn resolve(
-        &self,
-        headers: &HeaderMap,
-        image: &Arc<pb::ImageRequest>,
-        events: Option<Events>,
-        ids: &Ids,
-    ) -> Result<(Call, Resolved)> {
-        let state = self.state.load_full();
-        let (settings, issuers) = (&state.settings, &state.issuers);
-        let mut resolved = resolve::resolve(headers, &image.model, settings, &state.providers, issuers)?;
-        incoming::check(image)?;
-        let metadata = resolved.metadata(incoming::metadata(headers));
-        let caller = resolved.caller.as_deref();
-        let tenant = caller.map_or(DEFAULT_TENANT, |caller| &caller.tenant).to_owned();
-        let ctx = Arc::new(RequestContext {
-            metered: Metered::of_request(caller, &tenant, &metadata, &state.settings.quotas),
-            ledger: Arc::clone(&self.shared.ledger),
-            request_id: ids.request_id.clone(),
-            trace_id: ids.trace_id.clone(),
-            deadline: Instant::now() + incoming::time_limit(headers, state.settings.limits.total_timeout)?,
-            headers: resolve::without_credentials(headers, settings, issuers),
-            metadata,
-            seed: self.shared.seed(),
-            health: Arc::clone(&self.shared.health),
-            caller: caller.map_or_else(String::new, |caller| caller.id.clone()),
-            tenant,
-            cache: Arc::clone(&self.shared.cache),
-            embedder: state.embedder.clone(),
-            upstream: resolved.upstream.take(),
-            keeps: resolved.keeps(&state.settings),
-            overrides: std::mem::take(&mut resolved.overrides),
-            workers: Arc::clone(&state.workers),
-            settings: Arc::clone(&state.settings),
-            events,
-            committed: AtomicBool::new(false),
-            record: Record::new(ids.arrived),
-        });
-        Ok((Call::new(Arc::clone(image), ctx), resolved))
-    }
-}
-
-/// A request with the operation that its call stands for, if it names none.
-fn asked_for(image: Option<pb::ImageRequest>, operation: Operation) -> Arc<pb::ImageRequest> {
-    let mut image = image.unwrap_or_default();
-    if image.operation() == Operation::Unspecified {
-        image.operation = operation.into();
-    }
-    Arc::new(image)
-}
-
-/// How a request is known.
-struct Ids {
-    request_id: String,
-    trace_id: String,
-    arrived: Instant,
-}
-
-impl Ids {
-    fn new(headers: &HeaderMap) -> Self {
-        let request_id = uuid::Uuid::now_v7().to_string();
-        let trace_id = incoming::trace_id(headers).unwrap_or_else(|| request_id.clone());
-        Self { request_id, trace_id, arrived: Instant::now() }
-    }
-
-    /// Counts a request that was refused before anything was tried.
-    fn reject(&self, mut error: Error) -> Error {
-        let Self { request_id, trace_id, .. } = self;
-        telemetry::rejected(request_id, trace_id, &error);
-        let (request_id, trace_id) = (request_id.clone(), trace_id.clone());
-        error.report = Some(Box::new(pb::RouteReport { request_id, trace_id, ..Default::default() }));
-        error
-    }
 }
 
 impl Shared {
@@ -473,266 +281,5 @@ impl Shared {
             Some(next) => next.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed),
             None => uuid::Uuid::new_v4().as_u128() as u64,
         }
-    }
-}
-
-/// A request whose plan is about to run.
-struct Started {
-    plan: Arc<Plan>,
-    call: Call,
-    log: RequestLog,
-    idempotency: Option<Idempotency>,
-    shared: Arc<Shared>,
-}
-
-impl Started {
-    /// Counts the request where it has a rate limit.
-    async fn admit(self) -> Result<Self> {
-        let ctx = &self.call.ctx;
-        match ctx.ledger.admit(&ctx.metered).await {
-            Ok(()) => Ok(self),
-            Err(exceeded) => Err(self.turn_away(exceeded)),
-        }
-    }
-
-    /// Refuses a request that nothing is left for.
-    fn afford(self) -> Result<Self> {
-        match self.call.ctx.ledger.check(&self.call.ctx.metered) {
-            Ok(()) => Ok(self),
-            Err(exceeded) => Err(self.turn_away(exceeded)),
-        }
-    }
-
-    fn turn_away(self, exceeded: Exceeded) -> Error {
-        let error = report::of_error(&self.call.ctx, exceeded.refuse());
-        self.log.fail(&error);
-        error
-    }
-
-    /// How long the first target usually takes, if it has been seen.
-    async fn usual_time(&self) -> Option<Duration> {
-        let targets = route::explain(&self.plan, &self.call).await;
-        let first =
-            targets.into_iter().find(|target| target.decision() == Decision::Tried && !target.cached)?;
-        Duration::try_from_secs_f64(first.state?.latency_s?).ok()
-    }
-
-    async fn run(self) -> Result<Answered> {
-        let Self { plan, call, log, idempotency, shared } = self;
-        // Until it is this request's turn.
-        let waiting = idempotency.is_some().then(|| call.ctx.enter(Phase::Waiting));
-        let run = async {
-            drop(waiting);
-            // An answer that is there already is paid for.
-            call.ctx.ledger.check(&call.ctx.metered).map_err(Exceeded::refuse)?;
-            let reply = route::run(&plan, &call).await?;
-            Ok(Answered { report: report::of_reply(&call.ctx, &reply), reply })
-        };
-        let outcome = match idempotency {
-            Some(idempotency) => shared.replays.once(idempotency, &call, run).await,
-            None => run.await,
-        };
-        match outcome {
-            Ok(answered) => {
-                log.succeed(&answered);
-                Ok(answered)
-            }
-            Err(error) => {
-                let error = report::of_error(&call.ctx, error);
-                log.fail(&error);
-                Err(error)
-            }
-        }
-    }
-
-    /// The answer as the events of a stream.
-    async fn run_to_events(self) -> Vec<std::result::Result<Event, Status>> {
-        let (mut result, images) = match self.run().await {
-            Ok(answered) => result(answered),
-            Err(error) => return vec![Err(error.into())],
-        };
-        let mut events = Vec::with_capacity(images.len() + 1);
-        for (index, (image, pieces)) in (0..).zip(images) {
-            let chunk = |data| Event::ImageChunk(pb::ImageChunk { image_index: index, data });
-            events.extend(pieces.into_iter().map(chunk));
-            result.images.push(image);
-        }
-        events.push(Event::Result(result));
-        events.into_iter().map(Ok).collect()
-    }
-}
-
-/// The result without its images, and the images.
-fn result(answered: Answered) -> (pb::ImageResult, Vec<(pb::Image, Pieces)>) {
-    let Answered { report, reply } = answered;
-    let result = pb::ImageResult {
-        created_unix_s: pb::unix_now(),
-        images: Vec::new(),
-        applied: Some(reply.applied),
-        usage: reply.usage,
-        report: Some(report),
-    };
-    (result, reply.images)
-}
-
-#[tonic::async_trait]
-impl RouterService for Router {
-    type StreamImageStream = EventStream;
-    type WatchJobStream = JobStream;
-
-    async fn generate_image(
-        &self,
-        mut request: Request<pb::GenerateImageRequest>,
-    ) -> Result<Response<pb::GenerateImageResponse>, Status> {
-        let image = request.get_mut().image.take();
-        let result = self.answer(request, image, Operation::Generate).await?;
-        Ok(Response::new(pb::GenerateImageResponse { result: Some(result) }))
-    }
-
-    async fn edit_image(
-        &self,
-        mut request: Request<pb::EditImageRequest>,
-    ) -> Result<Response<pb::EditImageResponse>, Status> {
-        let image = request.get_mut().image.take();
-        let result = self.answer(request, image, Operation::Edit).await?;
-        Ok(Response::new(pb::EditImageResponse { result: Some(result) }))
-    }
-
-    async fn vary_image(
-        &self,
-        mut request: Request<pb::VaryImageRequest>,
-    ) -> Result<Response<pb::VaryImageResponse>, Status> {
-        let image = request.get_mut().image.take();
-        let result = self.answer(request, image, Operation::Variation).await?;
-        Ok(Response::new(pb::VaryImageResponse { result: Some(result) }))
-    }
-
-    async fn stream_image(
-        &self,
-        mut request: Request<pb::StreamImageRequest>,
-    ) -> Result<Response<EventStream>, Status> {
-        let image = request.get_mut().image.take();
-        let (sender, receiver) = mpsc::channel(EVENTS_WAITING);
-        self.prepare(request.metadata().as_ref()).await;
-        let started = self.start(request.metadata().as_ref(), image, Operation::Unspecified, Some(sender))?;
-        let started = started.admit().await?;
-        let ctx = Arc::clone(&started.call.ctx);
-        let events = merge(receiver, started.run_to_events())
-            .map(|event| Ok(pb::StreamImageResponse { event: Some(event?) }));
-        let mut response: Response<EventStream> = Response::new(Box::pin(events));
-        // Known at once, for those who have to send headers before the first preview.
-        for (name, id) in [(REQUEST_ID, &ctx.request_id), (TRACE_ID, &ctx.trace_id)] {
-            if let Ok(id) = id.parse() {
-                response.metadata_mut().insert(name, id);
-            }
-        }
-        Ok(response)
-    }
-
-    async fn submit_image(
-        &self,
-        mut request: Request<pb::SubmitImageRequest>,
-    ) -> Result<Response<pb::SubmitImageResponse>, Status> {
-        let message = std::mem::take(request.get_mut());
-        let job = self.submit(request.metadata().as_ref(), message).await?;
-        Ok(Response::new(pb::SubmitImageResponse { job: Some(job) }))
-    }
-
-    async fn get_job(
-        &self,
-        request: Request<pb::GetJobRequest>,
-    ) -> Result<Response<pb::GetJobResponse>, Status> {
-        let caller = self.caller(&request).await?;
-        let pb::GetJobRequest { id, omit_result } = request.into_inner();
-        let (job, mut result) = self.shared.jobs.get(&id, &caller).await?;
-        if omit_result {
-            result = None;
-        }
-        for (i, image) in result.iter_mut().flat_map(|result| &mut result.images).enumerate() {
-            let pieces: Vec<Bytes> = self.shared.jobs.image(&id, i).await?.try_collect().await?;
-            image.data = pieces.into_iter().collect::<Pieces>().into_bytes();
-        }
-        Ok(Response::new(pb::GetJobResponse { job: Some(job), result }))
-    }
-
-    async fn cancel_job(
-        &self,
-        request: Request<pb::CancelJobRequest>,
-    ) -> Result<Response<pb::CancelJobResponse>, Status> {
-        let caller = self.caller(&request).await?;
-        let job = self.shared.jobs.cancel(&request.get_ref().id, &caller).await?;
-        Ok(Response::new(pb::CancelJobResponse { job: Some(job) }))
-    }
-
-    async fn watch_job(&self, request: Request<pb::WatchJobRequest>) -> Result<Response<JobStream>, Status> {
-        let caller = self.caller(&request).await?;
-        Ok(Response::new(self.shared.jobs.watch(&request.get_ref().id, &caller).await?))
-    }
-
-    async fn explain_route(
-        &self,
-        mut request: Request<pb::ExplainRouteRequest>,
-    ) -> Result<Response<pb::ExplainRouteResponse>, Status> {
-        let image = request.get_mut().image.take();
-        let headers = request.metadata().as_ref();
-        self.prepare(headers).await;
-        let (call, resolved) =
-            self.resolve(headers, &asked_for(image, Operation::Unspecified), None, &Ids::new(headers))?;
-        let targets = route::explain(&resolved.route.plan, &call).await;
-        let tried = targets.iter().filter(|target| target.decision() == Decision::Tried);
-        let prices: Option<Vec<f64>> = tried.map(|target| target.price_usd).collect();
-        Ok(Response::new(pb::ExplainRouteResponse {
-            route: resolved.route.name,
-            min_cost_usd: prices.iter().flatten().copied().reduce(f64::min),
-            max_cost_usd: prices.iter().flatten().copied().reduce(f64::max),
-            targets,
-        }))
-    }
-
-    async fn list_models(
-        &self,
-        request: Request<pb::ListModelsRequest>,
-    ) -> Result<Response<pb::ListModelsResponse>, Status> {
-        let headers = request.metadata().as_ref();
-        self.prepare(headers).await;
-        let state = self.state.load_full();
-        let caller = resolve::authenticate(headers, &state.settings, &state.issuers, Scope::Generate)?;
-        let tenant = caller.as_ref().map_or(DEFAULT_TENANT, |caller| &caller.tenant);
-        let granted = |id: &str| {
-            let granted = caller.as_ref().and_then(|caller| caller.virtual_keys.as_ref());
-            granted.is_none_or(|granted| granted.contains(id))
-        };
-        let mut models = Vec::new();
-        for record in state.workers.records().await {
-            let keys = state.settings.virtual_keys_of(tenant).iter();
-            let keys = keys.filter(|(id, key)| key.provider == record.name && granted(id));
-            let keys: Vec<_> = keys.collect();
-            if keys.is_empty() && !state.providers.is_keyless(&record.name) {
-                continue;
-            }
-            let listed = |id: String, model: &pb::ModelCapability| pb::ListedModel {
-                id,
-                provider: record.name.clone(),
-                capability: Some(model.clone()),
-            };
-            let is_id = |model: &&pb::ModelCapability| !model.model.ends_with('*');
-            for model in record.models.iter().filter(is_id) {
-                models.push(listed(model.model.clone(), model));
-            }
-            for (key, upstream) in keys {
-                let is_described = |id: &str| upstream.models.iter().any(|model| model.model == id);
-                let others = record.models.iter().filter(|model| !is_described(&model.model));
-                for model in upstream.models.iter().chain(others).filter(is_id) {
-                    models.push(listed(format!("@{key}/{}", model.model), model));
-                }
-            }
-        }
-        Ok(Response::new(pb::ListModelsResponse { models }))
-    }
-}
-
-impl fmt::Debug for Started {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Started").field("call", &self.call).finish_non_exhaustive()
     }
 }

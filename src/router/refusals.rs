@@ -13,7 +13,7 @@ use std::{
 use http::HeaderMap;
 use tokio::time::Instant;
 
-use super::{Ids, incoming, log, recorded, resolve};
+use super::{incoming, log, recorded, resolve, start::Ids};
 use crate::{
     config::{Settings, callers::Caller, providers::Providers, saved::DEFAULT_TENANT},
     error::Error,
