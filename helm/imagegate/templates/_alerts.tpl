@@ -120,10 +120,10 @@ increased yet, so that the rare ones are compared with whether they were there b
   labels: { severity: warning }
   annotations:
     summary: >-
-      {{`The store does not answer {{ $labels.pod }}`}}
+      {{`The store does not answer {{ $labels.pod }}, or takes nothing that is written`}}
     description: >-
-      Requests go on with the configs and keys that were loaded before. Nothing can be changed, and what the request log
-      has no room for in memory is lost.
+      Requests go on with the configs and keys that were loaded before. Nothing can be changed. Requests that wait for the
+      request log are in memory and files; those that there is no room for are lost.
 - alert: ImagegateRequestLogLost
   expr: 'sum by (namespace, pod, reason) (increase(imagegate_request_log_lost_total{ {{- $series -}} }[10m])) > 0'
   for: 0m
