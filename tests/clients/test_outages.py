@@ -216,7 +216,6 @@ def is_well(gateway):
     return "the store is well again" in said
 
 
-@pytest.mark.alone
 @pytest.mark.timeout(180)
 def test_requests_go_on_whatever_becomes_of_the_store(remembering, outage):
     gateway = remembering(outage.store, outage.env, **SANDBOX)
