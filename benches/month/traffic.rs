@@ -110,6 +110,19 @@ impl Traffic {
         self.models.len()
     }
 
+    /// What the log has of an image.
+    fn image(&mut self) -> pb::LoggedImage {
+        let digest: Vec<u8> = (0..4).flat_map(|_| self.next_u64().to_le_bytes()).collect();
+        pb::LoggedImage {
+            sha256: digest.into(),
+            format: pb::ImageFormat::Png.into(),
+            width: 1024,
+            height: 1024,
+            bytes: 1_000_000 + self.next_u64() % 1_000_000,
+            ..Default::default()
+        }
+    }
+
     fn next_u64(&mut self) -> u64 {
         self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.state;
@@ -353,6 +366,16 @@ impl Traffic {
             usage: calls.first().map(|call| call.usage).filter(|usage| *usage != pb::Usage::default()),
             report: Some(report),
             images,
+            images_made: (0..images).map(|_| self.image()).collect(),
+            timings: Some(pb::Timings {
+                total_us: 1_000_000 + self.next_u64() % 30_000_000,
+                routing_us: self.next_u64() % 200,
+                cache_us: self.next_u64() % 200,
+                upstream_us: 1_000_000 + self.next_u64() % 30_000_000,
+                verifying_us: self.next_u64() % 3000,
+                ..Default::default()
+            }),
+            subject: Some(pb::Subject { prompt_chars: 20 + self.below(400) as u32, ..Default::default() }),
             ..Default::default()
         };
         let tenant = if self.percent(97.0) { TENANT } else { "other" };

@@ -178,7 +178,7 @@ impl Store {
     /// The newest requests that conditions hold for, and whether these are all.
     async fn find(&self, conditions: &Conditions, limit: u32) -> Result<(Vec<RequestRecord>, bool)> {
         let sql = format!(
-            "SELECT (SELECT record FROM records WHERE request_id = r.id) FROM {} WHERE {} \
+            "SELECT (SELECT record FROM records WHERE request_id = r.id), r.id, r.trace_id FROM {} WHERE {} \
              ORDER BY r.created_ms DESC, r.id DESC LIMIT {}",
             conditions.from,
             conditions.text,
@@ -194,7 +194,7 @@ impl Store {
     /// A request with everything that is known of it.
     pub async fn get_request(&self, tenant: &str, id: &str) -> Result<RequestRecord> {
         let query = sqlx::query(
-            "SELECT record FROM records JOIN requests ON id = request_id WHERE id = $1 AND tenant = $2",
+            "SELECT record, id, trace_id FROM records JOIN requests ON id = request_id WHERE id = $1 AND tenant = $2",
         );
         let record = self.one(query.bind(id).bind(tenant), read).await?;
         let mut record = record.ok_or_else(|| Error::missing("request", id))?;
@@ -487,7 +487,7 @@ fn whole(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
-/// Without what its report says again.
+/// Without what its row says, too, and what its report says again.
 fn encoded(record: &RequestRecord) -> Vec<u8> {
     let mut record = record.clone();
     if let Some(report) = &mut record.report
@@ -496,13 +496,25 @@ fn encoded(record: &RequestRecord) -> Vec<u8> {
         report.request_id.clear();
         report.trace_id.clear();
     }
+    record.id.clear();
+    // The row has it without characters that PostgreSQL has not.
+    if !record.trace_id.contains('\0') {
+        record.trace_id.clear();
+    }
     record.encode_to_vec()
 }
 
+/// Of a record, and of its row the id and the trace id.
 fn read(row: &AnyRow) -> sqlx::Result<RequestRecord> {
     let record: Vec<u8> = row.try_get(0)?;
     let mut record =
         RequestRecord::decode(record.as_slice()).map_err(|error| sqlx::Error::Decode(error.into()))?;
+    if record.id.is_empty() {
+        record.id = row.try_get(1)?;
+    }
+    if record.trace_id.is_empty() {
+        record.trace_id = row.try_get(2)?;
+    }
     // A report always has both.
     if let Some(report) = record.report.as_mut().filter(|report| report.request_id.is_empty()) {
         report.request_id.clone_from(&record.id);
