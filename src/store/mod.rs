@@ -264,12 +264,22 @@ impl Store {
     /// Begins to write.
     async fn begin(&self) -> sqlx::Result<Transaction<'static, Any>> {
         match self.engine {
-            // One that begins to write later than to read may find that it cannot.
-            Engine::Sqlite => self.pool.begin_with("BEGIN IMMEDIATE").await.inspect_err(|_| {
-                *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
-            }),
+            Engine::Sqlite => match self.begin_immediate().await {
+                // A connection that was made while nothing could be written never writes. A new one may.
+                Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some(READ_ONLY) => {
+                    self.begin_immediate().await
+                }
+                begun => begun,
+            },
             Engine::Postgres => self.pool.begin().await,
         }
+    }
+
+    /// One that begins to write later than to read may find that it cannot.
+    async fn begin_immediate(&self) -> sqlx::Result<Transaction<'static, Any>> {
+        self.pool.begin_with("BEGIN IMMEDIATE").await.inspect_err(|_| {
+            *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        })
     }
 }
 
@@ -336,6 +346,9 @@ fn failed(error: &sqlx::Error) -> String {
     telemetry::store_failed(&reason);
     reason
 }
+
+/// SQLite's `SQLITE_READONLY`.
+const READ_ONLY: &str = "8";
 
 /// PostgreSQL's `character_not_in_repertoire`.
 const NUL_IN_TEXT: &str = "22021";

@@ -498,7 +498,8 @@ async fn requests_of_an_older_schema_are_found_as_before() {
     let pool = AnyPoolOptions::new().max_connections(1).connect(&url).await.unwrap();
     let first = migrations(Engine::Sqlite).into_iter().take(1).collect();
     Migrator::with_migrations(first).run(&pool).await.unwrap();
-    let record = RequestRecord { id: "old".into(), provider: "p".into(), ..Default::default() };
+    let record =
+        RequestRecord { id: "old".into(), trace_id: "t".into(), provider: "p".into(), ..Default::default() };
     let insert = "INSERT INTO requests VALUES ('old', 'a', 5, 't', 'key', 'pc', 'generate', 'ok', 503, 'p', 'm', 'vk', \
                   0, 1, 'hit', 1, 10, 70000000, 0, $1)";
     sqlx::query(insert).bind(prost::Message::encode_to_vec(&record)).execute(&pool).await.unwrap();

@@ -164,8 +164,7 @@ def test_a_wrong_key_or_bucket_is_said_without_the_key(gateways, wrong, told):
     (gateway,) = gateways("a", images_more=wrong)
     assert ask(gateway).status_code == 500
     reasons = {event["fields"].get("reason") for event in gateway.back.events if "is away" in str(event)}
-    (reason,) = reasons
-    assert any(text in reason for text in told), reason
+    assert any(text in reason for text in told for reason in reasons), reasons
     assert "marker" not in gateway.log
     assert ask(gateway, "b64_json").status_code == 200
 

@@ -243,12 +243,12 @@ def test_requests_go_on_whatever_becomes_of_the_store(remembering, outage):
     assert set(reads) <= outage.reads and set(wrote.values()) <= outage.writes, (reads, wrote)
     (alarm,) = eventually(lambda: alarms(gateway), 30, "the alarm")
     assert outage.state in alarm["message"], alarm
-    assert metric(gateway, "imagegate_store_up") == outage.up
+    eventually(lambda: metric(gateway, "imagegate_store_up") == outage.up, 5, "the outage in the metrics")
 
     outage.end()
     over = time.monotonic()
     eventually(lambda: is_well(gateway), 20, "the end of the outage")
-    assert metric(gateway, "imagegate_store_up") == 1
+    eventually(lambda: metric(gateway, "imagegate_store_up") == 1, 5, "the end of the outage in the metrics")
     time.sleep(1)
     traffic.end()
     p99 = {"healthy": traffic.p99(healthy, broken), "broken": traffic.p99(broken, over)}

@@ -143,7 +143,7 @@ def test_no_secret_comes_out_anywhere(remembering, store, openai_api, rude, hook
     virtual_key = stored_key(admin, openai_api)
     refused = stored_key(admin, rude, "refused", key=wrong)
     azure = {
-        "azure_resource_name": "x", "azure_deployment_name": "y", "azure_api_version": "2024-10-21",
+        "azure_resource_name": "x", "azure_deployment_id": "y", "azure_api_version": "2024-10-21",
         "azure_ad_token": option,
     }  # fmt: skip
     ask("CreateVirtualKey", name="azure", provider="azure-openai", key=wrong, options=azure)

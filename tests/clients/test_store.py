@@ -7,6 +7,7 @@ import stat
 import time
 
 import pytest
+import requests
 
 from emulators import faults
 from gateway import OPS_KEY, TEAM_KEY, eventually, founding_config, run
