@@ -19,7 +19,7 @@ use crate::{
     },
     egress::Egress,
     issuers::Issuers,
-    pb::unix_now_ms,
+    pb::{WorkerEndpoint, unix_now_ms},
     pool::{Address, Pool, Service},
     provider::{self, sandbox::Sandbox},
     router::{Router, State},
@@ -67,7 +67,14 @@ pub struct Gateway {
 }
 
 /// Workers elsewhere, by provider and addresses.
-type Remotes = BTreeMap<(String, Vec<Address>), SharedWorker>;
+type Remotes = BTreeMap<(String, Vec<Address>), Elsewhere>;
+
+/// A worker elsewhere, and the connections to it.
+#[derive(Clone)]
+struct Elsewhere {
+    pool: Pool,
+    worker: SharedWorker,
+}
 
 impl Gateway {
     /// Reads the configuration and makes the workers of this process.
@@ -248,13 +255,19 @@ impl Gateway {
         }
         let mut remotes = Remotes::new();
         for (name, addresses) in &settings.workers {
-            let worker = self.remote(name, addresses).with_context(|| format!("workers.{name}"))?;
-            remotes.insert((name.clone(), addresses.clone()), Arc::clone(&worker));
-            workers.insert(name, worker);
+            let elsewhere = self.remote(name, addresses).with_context(|| format!("workers.{name}"))?;
+            workers.insert(name, Arc::clone(&elsewhere.worker));
+            remotes.insert((name.clone(), addresses.clone()), elsewhere);
         }
         // Connections to those that are no longer named end with the requests that use them.
         *self.remote.lock().unwrap_or_else(PoisonError::into_inner) = remotes;
         Ok(workers)
+    }
+
+    /// The processes with workers that this one knows of, by provider and address.
+    pub fn endpoints(&self) -> Vec<WorkerEndpoint> {
+        let remotes = self.remote.lock().unwrap_or_else(PoisonError::into_inner);
+        remotes.iter().flat_map(|((provider, _), elsewhere)| elsewhere.pool.endpoints(provider)).collect()
     }
 
     /// The certificates of this process, if it has any.
@@ -358,13 +371,14 @@ impl Gateway {
         self.secrets.store(Arc::new(held.collect()));
     }
 
-    fn remote(&self, name: &str, addresses: &[Address]) -> Result<SharedWorker> {
+    fn remote(&self, name: &str, addresses: &[Address]) -> Result<Elsewhere> {
         let known = self.remote.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(worker) = known.get(&(name.to_owned(), addresses.to_vec())) {
-            return Ok(Arc::clone(worker));
+        if let Some(elsewhere) = known.get(&(name.to_owned(), addresses.to_vec())) {
+            return Ok(elsewhere.clone());
         }
         let tls = client_tls(addresses, self.tls.as_ref())?;
-        Ok(Arc::new(Remote::new(Pool::new(Service::Worker(name.to_owned()), addresses.to_vec(), tls))))
+        let pool = Pool::new(Service::Worker(name.to_owned()), addresses.to_vec(), tls);
+        Ok(Elsewhere { worker: Arc::new(Remote::new(pool.clone())), pool })
     }
 }
 

@@ -341,6 +341,18 @@ impl CacheStatus {
     }
 }
 
+impl worker_endpoint::State {
+    /// As metrics spell it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Unspecified => "unspecified",
+            Self::Ready => "ready",
+            Self::Warming => "warming",
+            Self::Ejected => "ejected",
+        }
+    }
+}
+
 impl BillingClass {
     /// As logs, metrics and headers spell it.
     pub fn name(self) -> &'static str {

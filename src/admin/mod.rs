@@ -9,6 +9,7 @@ mod dry_run;
 mod images;
 mod quotas;
 pub mod remote;
+mod targets;
 
 /// Hands every call of `AdminService` to a macro that implements it.
 macro_rules! for_each_call {
@@ -37,6 +38,7 @@ macro_rules! for_each_call {
             get_request_image: GetRequestImageRequest => GetRequestImageResponse,
             get_usage: GetUsageRequest => GetUsageResponse,
             list_quotas: ListQuotasRequest => ListQuotasResponse,
+            list_targets: ListTargetsRequest => ListTargetsResponse,
             get_feedback_usage: GetFeedbackUsageRequest => GetFeedbackUsageResponse,
             create_feedback: CreateFeedbackRequest => CreateFeedbackResponse,
             update_feedback: UpdateFeedbackRequest => UpdateFeedbackResponse,

@@ -95,6 +95,42 @@ pub fn api_key(key: &pb::ApiKey) -> Value {
     })
 }
 
+/// Targets and workers elsewhere.
+pub fn targets(listed: &pb::ListTargetsResponse) -> Value {
+    let state = |state: &pb::TargetState| {
+        json!({
+            "breaker": state.breaker,
+            "ejected": state.ejected,
+            "warmth": state.warmth,
+            "latency_s": state.latency_s,
+            "calls_in_flight": state.calls_in_flight,
+        })
+    };
+    let target = |target: &pb::ListedTarget| {
+        json!({
+            "config": target.config,
+            "target": target.target,
+            "provider": target.provider,
+            "virtual_key": target.virtual_key,
+            "model": target.model,
+            "problem": target.problem,
+            "state": target.state.as_ref().map(state),
+        })
+    };
+    let endpoint = |endpoint: &pb::WorkerEndpoint| {
+        json!({
+            "provider": endpoint.provider,
+            "address": endpoint.address,
+            "state": endpoint.state().name(),
+            "calls_in_flight": endpoint.calls_in_flight,
+        })
+    };
+    json!({
+        "targets": listed.targets.iter().map(target).collect::<Vec<_>>(),
+        "endpoints": listed.endpoints.iter().map(endpoint).collect::<Vec<_>>(),
+    })
+}
+
 /// A limit with what has been used of it.
 pub fn quota_use(quota: &pb::QuotaUse) -> Value {
     use pb::quota_use::Limit;

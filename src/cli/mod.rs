@@ -21,6 +21,7 @@ mod secret;
 mod serve;
 mod shim;
 mod table;
+mod targets;
 mod times;
 mod usage;
 mod worker;
@@ -112,6 +113,9 @@ enum Command {
     /// Show rate limits and budgets with what has been used of them
     #[command(after_help = "Example:\n  imagegate quotas\n  imagegate quotas --json")]
     Quotas(quota::Quotas),
+    /// Show how the targets of configs stand: breakers, latency, calls in flight
+    #[command(after_help = "Example:\n  imagegate targets --config-id hero\n  imagegate targets --json")]
+    Targets(targets::Targets),
 }
 
 /// Where the configuration comes from.
@@ -155,6 +159,7 @@ impl Cli {
                 Command::Logs(command) => command.run().await?,
                 Command::Usage(command) => command.run().await?,
                 Command::Quotas(command) => command.run().await?,
+                Command::Targets(command) => command.run().await?,
             }
             anyhow::Ok(ExitCode::SUCCESS)
         });

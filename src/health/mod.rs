@@ -34,6 +34,11 @@ impl Health {
         self.targets.get(id, || TargetHealth::new(provider))
     }
 
+    /// The same, if anything is known.
+    pub fn known_target(&self, id: Identity) -> Option<Arc<TargetHealth>> {
+        self.targets.read(|entries| entries.get(&id).cloned())
+    }
+
     /// What a strategy remembers.
     pub fn node(&self, id: Identity) -> Arc<NodeHealth> {
         self.nodes.get(id, NodeHealth::default)

@@ -18,7 +18,7 @@ use super::{
     known::Forgettable,
     latency::Latency,
 };
-use crate::{config::policies::Breaker as Policy, telemetry};
+use crate::{config::policies::Breaker as Policy, pb::TargetState, telemetry};
 
 /// A pause is believed no longer than this: then one request finds out.
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
@@ -75,6 +75,18 @@ pub struct Standing {
     pub faded_seconds: Option<f64>,
     /// Calls in flight.
     pub in_flight: u32,
+}
+
+impl From<Standing> for TargetState {
+    fn from(standing: Standing) -> Self {
+        Self {
+            breaker: standing.breaker.to_owned(),
+            ejected: standing.ejected.map_or("", Ejected::name).to_owned(),
+            warmth: standing.warmth,
+            latency_s: standing.seconds,
+            calls_in_flight: standing.in_flight,
+        }
+    }
 }
 
 /// What a call tells about the target.

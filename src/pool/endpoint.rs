@@ -16,7 +16,7 @@ use super::{
     connection::{CALLS_PER_CONNECTION, Connection},
     load::Load,
 };
-use crate::telemetry;
+use crate::{pb::worker_endpoint, telemetry};
 
 /// An endpoint that cannot be connected to is tried again after this, twice as late each time, up to a limit.
 const RETRY_AT_FIRST: Duration = Duration::from_millis(250);
@@ -79,6 +79,16 @@ pub enum Standing {
     Ejected,
 }
 
+impl From<Standing> for worker_endpoint::State {
+    fn from(standing: Standing) -> Self {
+        match standing {
+            Standing::Ready => Self::Ready,
+            Standing::Warming => Self::Warming,
+            Standing::Ejected => Self::Ejected,
+        }
+    }
+}
+
 impl Endpoint {
     /// An endpoint without connections.
     pub fn new(service: Arc<str>, place: Place, wake: Arc<Notify>) -> Self {
@@ -126,6 +136,11 @@ impl Endpoint {
         state.is_probed |= is_probe;
         drop(state);
         Calling { endpoint: Arc::clone(self), begun: Instant::now(), is_waiting: true, is_probe }
+    }
+
+    /// Calls in flight.
+    pub fn calls(&self) -> usize {
+        self.calls.load(Ordering::Relaxed)
     }
 
     /// Whether its connections are so full that another one is wanted.

@@ -48,7 +48,8 @@ use self::{
 use crate::{
     error::{Error, ErrorKind},
     pb::{
-        BillingClass, admin_service_client::AdminServiceClient, router_service_client::RouterServiceClient,
+        BillingClass, WorkerEndpoint, admin_service_client::AdminServiceClient,
+        router_service_client::RouterServiceClient, worker_endpoint,
         worker_service_client::WorkerServiceClient,
     },
     tls::Tls,
@@ -136,6 +137,21 @@ impl Pool {
         AdminServiceClient::new(self)
             .max_decoding_message_size(MESSAGE_BYTES)
             .max_encoding_message_size(MESSAGE_BYTES)
+    }
+
+    /// How its endpoints stand, those of the worker of `provider`.
+    pub fn endpoints(&self, provider: &str) -> Vec<WorkerEndpoint> {
+        let now = Instant::now();
+        let endpoints = self.inner.endpoints.load();
+        let endpoint = |one: &Arc<Endpoint>| WorkerEndpoint {
+            provider: provider.to_owned(),
+            address: one.place.address.to_string(),
+            state: worker_endpoint::State::from(one.standing(now)).into(),
+            calls_in_flight: u32::try_from(one.calls()).unwrap_or(u32::MAX),
+        };
+        let mut endpoints: Vec<_> = endpoints.iter().map(endpoint).collect();
+        endpoints.sort_by(|one, other| one.address.cmp(&other.address));
+        endpoints
     }
 
     fn start(service: Service, dialer: Dialer) -> Self {

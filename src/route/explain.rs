@@ -15,8 +15,7 @@ use crate::{
         plan::{Balance, Conditional, Fallback, Plan, Target},
     },
     error::{Error, ErrorKind},
-    health::Standing,
-    pb::{PlannedTarget, TargetState, planned_target::Decision},
+    pb::{PlannedTarget, planned_target::Decision},
 };
 
 /// Every target of a plan with what this request would do with it.
@@ -206,19 +205,12 @@ fn goes_on(fallback: &Fallback, error: &Error, call: &Call) -> bool {
 fn planned(target: &Target, call: &Call, decision: Decision) -> PlannedTarget {
     let upstream = standing::upstream(target, call);
     let model = target.override_params.get("model").and_then(|model| model.as_str());
-    let Standing { ejected, warmth, breaker, seconds, in_flight, .. } = standing::of(target, call);
     PlannedTarget {
         target: target.path.clone(),
         provider: upstream.map_or_else(String::new, |upstream| upstream.provider.clone()),
         model: model.unwrap_or(&call.request.model).to_owned(),
         decision: decision.into(),
-        state: Some(TargetState {
-            breaker: breaker.to_owned(),
-            ejected: ejected.map_or("", |ejected| ejected.name()).to_owned(),
-            warmth,
-            latency_s: seconds,
-            calls_in_flight: in_flight,
-        }),
+        state: Some(standing::of(target, call).into()),
         ..Default::default()
     }
 }

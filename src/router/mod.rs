@@ -14,6 +14,7 @@ pub mod report;
 pub mod resolve;
 mod service;
 mod start;
+mod targets;
 
 use std::{
     future::Future,
