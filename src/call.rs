@@ -31,6 +31,7 @@ use crate::{
     pb::{self, BillingClass, stream_image_response::Event},
     phases::{Phase, Phases},
     quota::{Ledger, Metered},
+    trace::TraceContext,
     worker::Workers,
 };
 
@@ -61,6 +62,8 @@ pub struct RequestContext {
     pub request_id: String,
     /// The caller's, else the request id. Never empty.
     pub trace_id: String,
+    /// What goes along with every call.
+    pub trace: TraceContext,
     /// When the caller stops waiting. Never extended; strategies only shorten what they pass on.
     pub deadline: Instant,
     /// The caller's headers, for `forward_headers`.

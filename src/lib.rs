@@ -34,6 +34,7 @@
 //! - [`egress`]: what hosts that come with a request may reach
 //! - [`transport`]: gRPC connections and their limits
 //! - [`telemetry`]: logs and metrics, the only list of their names
+//! - [`trace`]: where a request stands in a trace of several services
 //! - `moment`: moments as texts
 //! - `merge`: what is said on the way and then the answer, as one stream
 //! - [`pb`]: the generated messages and services
@@ -83,5 +84,6 @@ pub mod shim;
 pub mod store;
 pub mod telemetry;
 pub mod tls;
+pub mod trace;
 pub mod transport;
 pub mod worker;

@@ -212,6 +212,7 @@ impl<'a> Attempt<'a> {
             request_id: self.ctx.request_id.clone(),
             announce_answer: self.target.first_byte_timeout.is_some(),
         });
+        self.ctx.trace.put(message.metadata_mut().as_mut());
         message.set_timeout(deadline.saturating_duration_since(Instant::now()));
         let begun = async {
             let mut events = self.ready.worker.generate(message).await?.into_inner();

@@ -29,6 +29,7 @@ use crate::{
     pb::{self, RequestRecord, dry_run_request::Verdict, planned_target::Decision},
     quota::Ledger,
     route,
+    trace::TraceContext,
 };
 
 /// A config that is tried on one request after another.
@@ -186,6 +187,7 @@ impl DryRun {
         let ctx = RequestContext {
             request_id: record.id.clone(),
             trace_id: record.trace_id.clone(),
+            trace: TraceContext::begin(uuid::Uuid::default()),
             deadline: Instant::now() + settings.limits.total_timeout,
             headers: HeaderMap::new(),
             metadata: request.metadata.clone(),

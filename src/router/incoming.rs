@@ -10,6 +10,7 @@ use crate::{
     images::probe,
     params,
     pb::{self, Operation, input_image::Source},
+    trace::TraceContext,
     transport::grpc_timeout,
 };
 
@@ -46,8 +47,8 @@ pub fn check(image: &pb::ImageRequest) -> Result<()> {
 /// The trace the caller belongs to: the reference's header, else W3C's.
 pub fn trace_id(headers: &HeaderMap) -> Option<String> {
     let text = |name: &str| headers.get(name)?.to_str().ok().map(str::trim).filter(|text| !text.is_empty());
-    let of_parent = || text("traceparent")?.split('-').nth(1).filter(|id| id.len() == 32);
-    text("x-portkey-trace-id").or_else(of_parent).map(str::to_owned)
+    let of_context = || TraceContext::read(headers).map(|context| context.trace_id().to_owned());
+    text("x-portkey-trace-id").map(str::to_owned).or_else(of_context)
 }
 
 /// What the caller says about the request. As in the reference, what is no JSON object says nothing.

@@ -27,6 +27,7 @@ use crate::{
     phases::Phase,
     quota::{Exceeded, Metered},
     route, telemetry,
+    trace::TraceContext,
 };
 
 impl Router {
@@ -91,6 +92,7 @@ impl Router {
             ledger: Arc::clone(&self.shared.ledger),
             request_id: ids.request_id.clone(),
             trace_id: ids.trace_id.clone(),
+            trace: ids.trace.clone(),
             deadline: Instant::now() + incoming::time_limit(headers, state.settings.limits.total_timeout)?,
             headers: resolve::without_credentials(headers, settings, issuers),
             metadata,
@@ -126,14 +128,17 @@ pub fn asked_for(image: Option<pb::ImageRequest>, operation: Operation) -> Arc<p
 pub struct Ids {
     pub request_id: String,
     pub trace_id: String,
+    pub trace: TraceContext,
     pub arrived: Instant,
 }
 
 impl Ids {
     pub fn new(headers: &HeaderMap) -> Self {
-        let request_id = uuid::Uuid::now_v7().to_string();
+        let id = uuid::Uuid::now_v7();
+        let request_id = id.to_string();
         let trace_id = incoming::trace_id(headers).unwrap_or_else(|| request_id.clone());
-        Self { request_id, trace_id, arrived: Instant::now() }
+        let trace = TraceContext::read(headers).unwrap_or_else(|| TraceContext::begin(id));
+        Self { request_id, trace_id, trace, arrived: Instant::now() }
     }
 
     /// Counts a request that was refused before anything was tried.

@@ -27,6 +27,7 @@ use crate::{
         input_image::Source, worker_service_server::WorkerService,
     },
     provider::{self, Answer, AnswerBody, Job, Output, Provider, Step, Watched},
+    trace::TraceContext,
 };
 
 /// Largest image that is fetched for a caller or from a provider, in bytes.
@@ -79,6 +80,8 @@ struct Manner {
     login: Trust,
     /// Headers that the caller forwards.
     headers: BTreeMap<String, String>,
+    /// Goes along, if the call has one.
+    trace: Option<TraceContext>,
 }
 
 impl HttpWorker {
@@ -91,7 +94,7 @@ impl HttpWorker {
         &self.provider.record().name
     }
 
-    fn job(&self, request: pb::GenerateRequest) -> Result<(Job, Manner)> {
+    fn job(&self, request: pb::GenerateRequest, trace: Option<TraceContext>) -> Result<(Job, Manner)> {
         let upstream = request.upstream.unwrap_or_default();
         let trust = |from_caller| if from_caller { Trust::Stranger } else { Trust::Operator };
         let base_url = match upstream.base_url.trim_end_matches('/') {
@@ -117,13 +120,16 @@ impl HttpWorker {
             upstream: trust(upstream.base_url_from_caller),
             login: trust(upstream.from_caller),
             headers: upstream.headers,
+            trace,
         };
         Ok((job, manner))
     }
 
-    async fn run(self, request: pb::GenerateRequest, events: Events) -> Result<Output> {
+    async fn run(self, request: Request<pb::GenerateRequest>, events: Events) -> Result<Output> {
+        let trace = TraceContext::read(request.metadata().as_ref());
+        let request = request.into_inner();
         let announce_answer = request.announce_answer;
-        let (job, manner) = self.job(request)?;
+        let (job, manner) = self.job(request, trace)?;
         let mut credentials = Credentials::of(&job, &manner.headers);
         let done = self.carry_out(job, manner, announce_answer, events, &mut credentials).await;
         done.map_err(|error| credentials.hidden_in(error))
@@ -336,7 +342,7 @@ impl WorkerService for HttpWorker {
     ) -> std::result::Result<Response<EventStream>, Status> {
         let (sender, receiver) = mpsc::channel(EVENTS_WAITING);
         let name = self.name().to_owned();
-        let run = self.clone().run(request.into_inner(), sender).map(move |outcome| match outcome {
+        let run = self.clone().run(request, sender).map(move |outcome| match outcome {
             Ok(output) => finished(output),
             Err(mut error) => {
                 if error.provider.is_empty() {
@@ -352,7 +358,11 @@ impl WorkerService for HttpWorker {
 
 impl Manner {
     fn of(&self, mut request: http::Request<Pieces>) -> http::Request<Pieces> {
-        forward(request.headers_mut(), &self.headers);
+        let headers = request.headers_mut();
+        if let Some(trace) = &self.trace {
+            trace.put(headers);
+        }
+        forward(headers, &self.headers);
         request
     }
 

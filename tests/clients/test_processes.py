@@ -190,3 +190,19 @@ def test_no_secret_of_a_provider_reaches_the_shims_log(four, stability_api, open
     generate(four)
     for secret in (stability_api.key, openai_api.key, TEAM_KEY, "a red cat"):
         assert secret not in four.log
+
+
+def test_the_callers_trace_goes_through_all_processes_to_the_provider(four, stability_api, openai_api):
+    stability_api.always = faults.status(500)
+    parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    generate(four, extra_headers={"traceparent": parent, "tracestate": "vendor=1"})
+    for call in (stability_api.calls[-1], openai_api.calls[-1]):
+        assert (call.headers["traceparent"], call.headers["tracestate"]) == (parent, "vendor=1")
+
+
+def test_a_request_without_a_trace_begins_one_by_its_own_id(four, stability_api):
+    answer = client(four).images.with_raw_response.generate(
+        model="stable-diffusion-v1-6", prompt="a red cat", size="1024x1024", extra_headers={"traceparent": "nonsense"}
+    )
+    trace = answer.headers["x-imagegate-request-id"].replace("-", "")
+    assert stability_api.calls[-1].headers["traceparent"] == f"00-{trace}-{trace[16:]}-00"

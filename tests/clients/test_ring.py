@@ -84,6 +84,14 @@ def test_a_picture(ask, upstream):
         assert float(answer.headers["x-imagegate-cost-usd"]) == pytest.approx(upstream.price_usd)
 
 
+def test_the_callers_trace(ask, upstream):
+    parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    assert ask(headers={"traceparent": parent}).status_code == 200
+    # Without it: logins, and downloads of what was made.
+    sent = {call.headers.get("traceparent") for call in upstream.calls}
+    assert parent in sent and sent <= {parent, None}
+
+
 def test_as_an_address(ask, upstream):
     answer = ask(response_format="url")
     assert answer.status_code == 200, answer.text[:1000]
