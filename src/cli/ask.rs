@@ -73,6 +73,11 @@ impl Ask {
         Ok(image)
     }
 
+    /// Whether more than one image is asked for.
+    pub fn wants_several(&self) -> bool {
+        self.n.is_some_and(|n| n > 1)
+    }
+
     /// A message with the caller's metadata.
     pub fn message<T>(&self, message: T) -> Result<Request<T>> {
         let mut request = self.router.message(message)?;

@@ -1,6 +1,6 @@
 //! How commands without a file reach other processes: addresses, TLS and the caller's key by flags.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{fmt, path::PathBuf, sync::Arc};
 
 use anyhow::{Context as _, Result, anyhow};
 use tonic::{Request, Response, Status, metadata::MetadataValue};
@@ -58,6 +58,18 @@ pub struct Memory<'a> {
     args: &'a RouterArgs,
 }
 
+/// Nobody answers, in words for a person. Another time somebody may.
+#[derive(Debug)]
+pub struct Unreachable(String);
+
+impl fmt::Display for Unreachable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Unreachable {}
+
 impl TlsArgs {
     /// The certificates, if there are any.
     pub fn read(&self) -> Result<Option<Arc<Tls>>> {
@@ -91,7 +103,11 @@ impl RouterArgs {
 
     /// A router that does not answer, in words for a person. `instead` is what else can be done.
     pub fn unreachable(&self, instead: &str) -> anyhow::Error {
-        anyhow!("no router answers at {}: start one with `imagegate serve`{instead}", self.router)
+        Unreachable(format!(
+            "no router answers at {}: start one with `imagegate serve`{instead}",
+            self.router
+        ))
+        .into()
     }
 }
 

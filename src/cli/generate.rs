@@ -1,21 +1,32 @@
 //! `imagegate generate`: a person's client.
 
 use std::{
-    io::{IsTerminal as _, Write as _, stderr, stdout},
+    io::{Write as _, stderr, stdout},
     path::{Path, PathBuf},
+    process::ExitCode,
 };
 
 use anyhow::{Context as _, Result, bail};
 use futures::StreamExt as _;
+use serde_json::json;
 use tonic::{Request, Status};
 
-use super::ask::Ask;
+use super::{
+    ask::Ask,
+    json, logs,
+    preview::{Preview, PreviewMode},
+    progress::Progress,
+    table::plain,
+};
 use crate::{
     images::{Pieces, gather},
     params,
-    pb::{self, ImageResult, attempts_text, stream_image_response::Event},
+    pb::{self, ImageResult, stream_image_response::Event},
     router::SharedRouter,
 };
+
+/// What shells say of a command that Ctrl-C has ended.
+const INTERRUPTED: u8 = 130;
 
 /// Make an image and write it to a file.
 #[derive(Debug, clap::Args)]
@@ -23,33 +34,82 @@ pub struct Generate {
     #[command(flatten)]
     ask: Ask,
 
-    /// File to write; several images are numbered. The ending is the format: png, jpeg, webp
+    /// File to write; several images are numbered. The ending is the format: png, jpeg, webp. `-` is standard output
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
+
+    /// How the image is shown, where standard output is a terminal
+    #[arg(long, value_enum, value_name = "HOW", default_value_t)]
+    preview: PreviewMode,
+
+    /// Show no image: the same as `--preview off`
+    #[arg(long, conflicts_with = "preview")]
+    no_preview: bool,
+
+    /// Images on the way to the finished one, where a provider has them: 0 to 3
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=3))]
+    partial_images: Option<u32>,
+
+    /// For programs: files, attempts, cost lines and warnings as a JSON document
+    #[arg(long)]
+    json: bool,
 }
 
 impl Generate {
-    /// Asks, shows progress, writes the images, says who answered and why.
-    pub async fn run(self) -> Result<()> {
+    /// Asks, shows progress, writes the images, says who answered and why. Ctrl-C ends the request too.
+    pub async fn run(self) -> Result<ExitCode> {
+        if self.is_to_stdout() && (self.json || self.ask.wants_several()) {
+            bail!("-o -: standard output takes one image, and neither several (-n) nor --json");
+        }
+        tokio::select! {
+            outcome = self.make() => outcome.map(|()| ExitCode::SUCCESS),
+            interrupted = tokio::signal::ctrl_c() => {
+                interrupted?;
+                writeln!(stderr(), "interrupted: the request was cancelled")?;
+                Ok(ExitCode::from(INTERRUPTED))
+            }
+        }
+    }
+
+    async fn make(&self) -> Result<()> {
         let router = self.ask.router()?;
-        let (result, images) = self.ask(&router).await?;
+        let is_shown = !(self.no_preview || self.json || self.is_to_stdout());
+        let mut preview = is_shown.then(|| Preview::new(self.preview)).flatten();
+        let (result, images) = self.ask(&router, preview.as_mut()).await?;
+        let mut files = Vec::new();
         for (i, (image, pieces)) in result.images.iter().zip(images).enumerate() {
+            if self.is_to_stdout() {
+                pieces.iter().try_for_each(|piece| stdout().write_all(piece))?;
+                continue;
+            }
             let path = self.path(i, result.images.len(), image);
             write(&path, &pieces).with_context(|| path.display().to_string())?;
-            writeln!(
-                stdout(),
-                "{} ({}x{} {})",
-                path.display(),
-                image.width,
-                image.height,
-                image.format().name()
-            )?;
+            if let Some(preview) = &mut preview {
+                preview.finished(&whole(&pieces))?;
+            }
+            let (width, height, format) = (image.width, image.height, image.format().name());
+            if !self.json {
+                writeln!(stdout(), "{} ({width}x{height} {format})", path.display())?;
+            }
+            let file = path.display().to_string();
+            files.push(json!({ "file": file, "width": width, "height": height, "format": format }));
         }
-        self.tell(&result)
+        let report = result.report.unwrap_or_default();
+        if self.json {
+            let mut document = json::report(&report);
+            document["images"] = files.into();
+            return json::print(&document);
+        }
+        tell(&report)
+    }
+
+    fn is_to_stdout(&self) -> bool {
+        self.output.as_deref() == Some(Path::new("-"))
     }
 
     fn request(&self) -> Result<Request<pb::StreamImageRequest>> {
         let mut image = self.ask.image()?;
+        image.partial_images = self.partial_images;
         let ending = self.output.as_deref().and_then(Path::extension).and_then(|ending| ending.to_str());
         if let Some(ending) = ending {
             params::set_text(&mut image, "output_format", ending)?;
@@ -57,20 +117,26 @@ impl Generate {
         self.ask.message(pb::StreamImageRequest { image: Some(image) })
     }
 
-    async fn ask(&self, router: &SharedRouter) -> Result<(ImageResult, Vec<Pieces>)> {
+    async fn ask(
+        &self,
+        router: &SharedRouter,
+        mut preview: Option<&mut Preview>,
+    ) -> Result<(ImageResult, Vec<Pieces>)> {
         let failed = |status: Status| self.ask.failed(&status);
+        let progress = Progress::new();
         let mut events = router.stream_image(self.request()?).await.map_err(failed)?.into_inner();
         let mut images: Vec<Pieces> = Vec::new();
-        let progress = Progress::new();
         while let Some(event) = events.next().await {
             match event.map_err(failed)?.event {
-                Some(Event::Progress(now)) => progress.show(&now)?,
+                Some(Event::Progress(now)) => progress.show(&now),
                 Some(Event::ImageChunk(chunk)) => gather(&mut images, chunk.image_index, chunk.data),
-                Some(Event::Result(result)) => {
-                    progress.clear()?;
-                    return Ok((result, images));
+                Some(Event::Result(result)) => return Ok((result, images)),
+                Some(Event::PartialImage(partial)) => {
+                    if let Some(preview) = &mut preview {
+                        progress.aside(|| preview.partial(&partial.data))?;
+                    }
                 }
-                Some(Event::PartialImage(_)) | None => {}
+                None => {}
             }
         }
         bail!("the router's answer ended early")
@@ -87,48 +153,37 @@ impl Generate {
         let number = if count > 1 { format!("-{}", index + 1) } else { String::new() };
         chosen.with_file_name(format!("{stem}{number}.{ending}"))
     }
+}
 
-    fn tell(&self, result: &ImageResult) -> Result<()> {
-        let report = result.report.clone().unwrap_or_default();
-        let mut out = stderr();
-        writeln!(out, "answered by {} {} ({})", report.provider, report.model, report.target)?;
-        if report.attempts.len() > 1 {
-            writeln!(out, "attempts: {}", attempts_text(&report.attempts))?;
-        }
-        for warning in &report.warnings {
-            writeln!(out, "{}: {}", warning.field, warning.detail)?;
-        }
-        Ok(())
+/// Who answered, what was tried and why, what it costs, what was changed.
+fn tell(report: &pb::RouteReport) -> Result<()> {
+    let mut out = stderr();
+    let (provider, model, target) = (plain(&report.provider), plain(&report.model), plain(&report.target));
+    writeln!(out, "answered by {provider} {model} ({target})")?;
+    if report.attempts.len() > 1 {
+        writeln!(out, "\nattempts")?;
+        logs::attempts(&report.attempts).print(&mut out)?;
     }
+    if !report.cost_lines.is_empty() {
+        writeln!(out, "\ncost lines")?;
+        logs::cost_lines(&report.cost_lines).print(&mut out)?;
+    }
+    if !report.warnings.is_empty() {
+        writeln!(out, "\nwarnings")?;
+    }
+    for warning in &report.warnings {
+        writeln!(out, "{}: {}", plain(&warning.field), plain(&warning.detail))?;
+    }
+    Ok(())
+}
+
+fn whole(pieces: &Pieces) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(pieces.len());
+    pieces.iter().for_each(|piece| bytes.extend_from_slice(piece));
+    bytes
 }
 
 fn write(path: &Path, pieces: &Pieces) -> std::io::Result<()> {
     let mut file = std::fs::File::create(path)?;
     pieces.iter().try_for_each(|piece| file.write_all(piece))
-}
-
-/// One line that is written over, on a terminal only.
-struct Progress {
-    on_terminal: bool,
-}
-
-impl Progress {
-    fn new() -> Self {
-        Self { on_terminal: stderr().is_terminal() }
-    }
-
-    fn show(&self, now: &pb::Progress) -> std::io::Result<()> {
-        if !self.on_terminal {
-            return Ok(());
-        }
-        match now.fraction {
-            Some(fraction) => write!(stderr(), "\r\u{1b}[K{} {:.0} %", now.state, fraction * 100.0)?,
-            None => write!(stderr(), "\r\u{1b}[K{}", now.state)?,
-        }
-        stderr().flush()
-    }
-
-    fn clear(&self) -> std::io::Result<()> {
-        if self.on_terminal { write!(stderr(), "\r\u{1b}[K") } else { Ok(()) }
-    }
 }

@@ -264,6 +264,19 @@ pub fn request(record: &pb::RequestRecord) -> Value {
     value
 }
 
+/// How an answer came to be.
+pub fn report(report: &pb::RouteReport) -> Value {
+    json!({
+        "provider": report.provider,
+        "model": report.model,
+        "target": report.target,
+        "attempts": report.attempts.iter().map(attempt).collect::<Vec<_>>(),
+        "warnings": report.warnings.iter().map(warning).collect::<Vec<_>>(),
+        "refused_by": report.refused_by,
+        "cost_lines": report.cost_lines.iter().map(cost_line).collect::<Vec<_>>(),
+    })
+}
+
 /// A config tried on requests of the log.
 pub fn dry_run(tried: &pb::DryRunConfigResponse) -> Value {
     let summary = tried.summary.clone().unwrap_or_default();

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    io::{Write, stdout},
+    io::{Write, stderr, stdout},
     path::PathBuf,
     time::Duration,
 };
@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result};
 use clap::Subcommand;
 
 use super::{
-    connect::{Memory, RouterArgs},
+    connect::{Memory, RouterArgs, Unreachable},
     filter::FilterArgs,
     json,
     table::{Heading, Table, plain, usd},
@@ -118,9 +118,26 @@ impl Logs {
     }
 
     async fn follow(&self, memory: &Memory<'_>, mut seen: Seen) -> Result<()> {
+        let mut is_away = false;
         loop {
             tokio::time::sleep(POLL).await;
-            for record in self.fresh(memory, &mut seen).await?.iter().rev() {
+            let fresh = match self.fresh(memory, &mut seen).await {
+                Ok(fresh) => fresh,
+                // It may be starting again; what it remembers is shown then.
+                Err(error) if error.is::<Unreachable>() => {
+                    if !is_away {
+                        writeln!(stderr(), "the router does not answer: trying again until it does")?;
+                    }
+                    is_away = true;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            if is_away {
+                writeln!(stderr(), "the router answers again")?;
+            }
+            is_away = false;
+            for record in fresh.iter().rev() {
                 self.print(record)?;
             }
             seen.forget();
@@ -260,6 +277,10 @@ fn badges(record: &RequestRecord) -> Vec<String> {
     if record.fallback {
         badges.push("fallback".to_owned());
     }
+    // Retries, and calls beside one that was late.
+    if record.calls > 1 {
+        badges.push(format!("calls:{}", record.calls));
+    }
     if record.refused {
         badges.push("refused".to_owned());
     }
@@ -380,7 +401,8 @@ fn images_made(images: &[pb::LoggedImage]) -> Table {
     table
 }
 
-fn attempts(attempts: &[pb::Attempt]) -> Table {
+/// What was tried.
+pub fn attempts(attempts: &[pb::Attempt]) -> Table {
     let mut table = Table::new([
         Heading::Right("#"),
         Heading::Left("TARGET"),
@@ -411,7 +433,8 @@ fn attempts(attempts: &[pb::Attempt]) -> Table {
     table
 }
 
-fn cost_lines(lines: &[pb::CostLine]) -> Table {
+/// What it costs, and how that is known.
+pub fn cost_lines(lines: &[pb::CostLine]) -> Table {
     let mut table = Table::new([
         Heading::Right("#"),
         Heading::Left("ITEM"),
@@ -448,6 +471,7 @@ mod tests {
             model: "dall-e-3".into(),
             cost_usd: Some(0.04),
             fallback: true,
+            calls: 3,
             cache_status: pb::CacheStatus::Miss.into(),
             ..Default::default()
         }
@@ -466,6 +490,7 @@ mod tests {
             "1.2s",
             "$0.0400",
             "fallback",
+            "calls:3",
             "cache:miss",
         ];
         assert_eq!(words, expected);

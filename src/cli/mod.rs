@@ -3,6 +3,7 @@
 mod api_keys;
 mod ask;
 mod check;
+mod completions;
 mod configs;
 mod conform;
 mod connect;
@@ -14,6 +15,9 @@ mod images;
 mod json;
 mod keys;
 mod logs;
+mod man;
+mod preview;
+mod progress;
 mod providers;
 mod quota;
 mod router;
@@ -116,6 +120,14 @@ enum Command {
     /// Show how the targets of configs stand: breakers, latency, calls in flight
     #[command(after_help = "Example:\n  imagegate targets --config-id hero\n  imagegate targets --json")]
     Targets(targets::Targets),
+    /// Print a script that lets a shell complete commands and flags
+    #[command(
+        after_help = "Example:\n  imagegate completions bash > /etc/bash_completion.d/imagegate\n  imagegate completions zsh > \"${fpath[1]}/_imagegate\"\n  imagegate completions fish > ~/.config/fish/completions/imagegate.fish"
+    )]
+    Completions(completions::Completions),
+    /// Print the manual page, or write one for every command
+    #[command(after_help = "Example:\n  imagegate man --dir /usr/local/share/man/man1")]
+    Man(man::Man),
 }
 
 /// Where the configuration comes from.
@@ -149,7 +161,7 @@ impl Cli {
                 Command::Router(command) => command.run().await?,
                 Command::Worker(command) => command.run().await?,
                 Command::Shim(command) => command.run().await?,
-                Command::Generate(command) => command.run().await?,
+                Command::Generate(command) => return command.run().await,
                 Command::Explain(command) => command.run().await?,
                 Command::Providers(command) => command.run().await?,
                 Command::Check(command) => command.run()?,
@@ -160,6 +172,8 @@ impl Cli {
                 Command::Usage(command) => command.run().await?,
                 Command::Quotas(command) => command.run().await?,
                 Command::Targets(command) => command.run().await?,
+                Command::Completions(command) => command.run()?,
+                Command::Man(command) => command.run()?,
             }
             anyhow::Ok(ExitCode::SUCCESS)
         });
