@@ -186,7 +186,7 @@ def test_logs_and_usage_tell_what_happened(command, gateway, stability_api, open
     lines = command("logs").splitlines()
     identity = fell_back.headers["x-imagegate-request-id"]
     assert identity in lines[0] and " 200 " in lines[0] and "openai/dall-e-3" in lines[0]
-    assert "fallback refused" in lines[0] and re.search(r"\d+(ms|\.\ds)", lines[0])
+    assert "fallback calls:2 refused" in lines[0] and re.search(r"\d+(ms|\.\ds)", lines[0])
     assert "fallback" not in lines[1] and " 503 " in lines[2]
     assert command("logs", "--fallback", "--since", "1h").splitlines() == lines[:1]
     assert command("logs", "--success=false").splitlines() == lines[2:]
