@@ -82,8 +82,9 @@ pub enum LogFormat {
 pub fn init_logs(format: LogFormat) {
     let mut filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     if !filter.to_string().contains("sqlx") {
-        // What the store's driver says of an outage is said by us, once.
-        filter = filter.add_directive("sqlx_core=off".parse().expect("it is a directive"));
+        // What the store's driver says of an outage is said by us, once; so is what a database says through it, whose
+        // target is `sqlx::postgres::notice`.
+        filter = filter.add_directive("sqlx=off".parse().expect("it is a directive"));
     }
     // It tells each try of its own, with the address of an object, which nobody else shall know.
     filter = filter.add_directive("object_store=warn".parse().expect("it is a directive"));
