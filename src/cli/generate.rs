@@ -85,7 +85,7 @@ impl Generate {
             let path = self.path(i, result.images.len(), image);
             write(&path, &pieces).with_context(|| path.display().to_string())?;
             if let Some(preview) = &mut preview {
-                preview.finished(&whole(&pieces))?;
+                preview.finished(&pieces.into_bytes())?;
             }
             let (width, height, format) = (image.width, image.height, image.format().name());
             if !self.json {
@@ -175,12 +175,6 @@ fn tell(report: &pb::RouteReport) -> Result<()> {
         writeln!(out, "{}: {}", plain(&warning.field), plain(&warning.detail))?;
     }
     Ok(())
-}
-
-fn whole(pieces: &Pieces) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(pieces.len());
-    pieces.iter().for_each(|piece| bytes.extend_from_slice(piece));
-    bytes
 }
 
 fn write(path: &Path, pieces: &Pieces) -> std::io::Result<()> {

@@ -228,6 +228,13 @@ impl Upstream {
     }
 }
 
+impl Target {
+    /// The model that the config says, whatever the request does.
+    pub fn model(&self) -> Option<&str> {
+        self.override_params.get("model").and_then(Value::as_str)
+    }
+}
+
 impl Plan {
     /// Every target, in order.
     pub fn targets(&self) -> Vec<&Target> {

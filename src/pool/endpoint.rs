@@ -118,7 +118,7 @@ impl Endpoint {
 
     /// What one more call costs.
     pub fn cost(&self, now: Instant) -> f64 {
-        self.lock().load.cost(self.calls.load(Ordering::Relaxed), now)
+        self.lock().load.cost(self.calls(), now)
     }
 
     /// The connection with the fewest calls.
@@ -145,7 +145,7 @@ impl Endpoint {
 
     /// Whether its connections are so full that another one is wanted.
     pub fn is_crowded(&self) -> bool {
-        self.calls.load(Ordering::Relaxed) >= CALLS_PER_CONNECTION && self.lock().is_crowded()
+        self.calls() >= CALLS_PER_CONNECTION && self.lock().is_crowded()
     }
 
     /// Whether it cannot be reached, as far as is known: why, if an attempt failed just now.

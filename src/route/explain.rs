@@ -204,11 +204,10 @@ fn goes_on(fallback: &Fallback, error: &Error, call: &Call) -> bool {
 
 fn planned(target: &Target, call: &Call, decision: Decision) -> PlannedTarget {
     let upstream = standing::upstream(target, call);
-    let model = target.override_params.get("model").and_then(|model| model.as_str());
     PlannedTarget {
         target: target.path.clone(),
         provider: upstream.map_or_else(String::new, |upstream| upstream.provider.clone()),
-        model: model.unwrap_or(&call.request.model).to_owned(),
+        model: target.model().unwrap_or(&call.request.model).to_owned(),
         decision: decision.into(),
         state: Some(standing::of(target, call).into()),
         ..Default::default()

@@ -10,7 +10,6 @@ use crate::{
     images::probe,
     params,
     pb::{self, Operation, input_image::Source},
-    trace::TraceContext,
     transport::grpc_timeout,
 };
 
@@ -44,11 +43,10 @@ pub fn check(image: &pb::ImageRequest) -> Result<()> {
     Ok(())
 }
 
-/// The trace the caller belongs to: the reference's header, else W3C's.
-pub fn trace_id(headers: &HeaderMap) -> Option<String> {
-    let text = |name: &str| headers.get(name)?.to_str().ok().map(str::trim).filter(|text| !text.is_empty());
-    let of_context = || TraceContext::read(headers).map(|context| context.trace_id().to_owned());
-    text("x-portkey-trace-id").map(str::to_owned).or_else(of_context)
+/// The trace that the caller names in the reference's header.
+pub fn trace_id(headers: &HeaderMap) -> Option<&str> {
+    let text = headers.get("x-portkey-trace-id")?.to_str().ok()?.trim();
+    (!text.is_empty()).then_some(text)
 }
 
 /// What the caller says about the request. As in the reference, what is no JSON object says nothing.

@@ -136,8 +136,10 @@ impl Ids {
     pub fn new(headers: &HeaderMap) -> Self {
         let id = uuid::Uuid::now_v7();
         let request_id = id.to_string();
-        let trace_id = incoming::trace_id(headers).unwrap_or_else(|| request_id.clone());
-        let trace = TraceContext::read(headers).unwrap_or_else(|| TraceContext::begin(id));
+        let context = TraceContext::read(headers);
+        let of_caller = incoming::trace_id(headers).or(context.as_ref().map(TraceContext::trace_id));
+        let trace_id = of_caller.unwrap_or(&request_id).to_owned();
+        let trace = context.unwrap_or_else(|| TraceContext::begin(id));
         Self { request_id, trace_id, trace, arrived: Instant::now() }
     }
 

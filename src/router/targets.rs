@@ -73,7 +73,6 @@ fn entry(config: &str, target: &Target) -> ListedTarget {
         Source::Fixed(upstream) => Some(Arc::clone(upstream)),
         Source::Request => None,
     };
-    let model = target.override_params.get("model").and_then(|model| model.as_str());
     let problem = match upstream.as_ref().map(|upstream| &upstream.credential) {
         Some(Credential::Withdrawn(why)) => why.clone(),
         _ => String::new(),
@@ -83,7 +82,7 @@ fn entry(config: &str, target: &Target) -> ListedTarget {
         target: target.path.clone(),
         provider: upstream.as_ref().map(|upstream| upstream.provider.clone()).unwrap_or_default(),
         virtual_key: upstream.and_then(|upstream| upstream.virtual_key.clone()).unwrap_or_default(),
-        model: model.unwrap_or_default().to_owned(),
+        model: target.model().unwrap_or_default().to_owned(),
         problem,
         state: None,
     }
