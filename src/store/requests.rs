@@ -24,7 +24,7 @@ pub const NANOS: f64 = 1e9;
 /// Nobody waits for the log; a store that is slow still gets it.
 const LOG_WITHIN: Duration = Duration::from_secs(30);
 
-/// Rows of one statement: of 20 values each they are within what both engines take (32,766).
+/// Rows of one statement: with as many values as any has they are within what both engines take (32,766).
 const ROWS: usize = 500;
 
 /// Rows that are forgotten in one transaction: the store is not kept from others for long.
@@ -248,8 +248,9 @@ impl Store {
         let mut transaction = self.begin().await?;
         let all: Vec<_> = requests.iter().map(|request| (request, costs(&request.record))).collect();
         for some in all.chunks(ROWS) {
-            let query =
-                some.iter().fold(insert("requests", REQUESTS, some.len()), |query, (request, costs)| {
+            let query = some.iter().fold(
+                self.rows_into("requests", REQUESTS, some.len()),
+                |query, (request, costs)| {
                     let Logged { tenant, record } = request;
                     let known: i64 = costs.iter().map(|cost| cost.nanos).sum();
                     query
@@ -277,11 +278,12 @@ impl Store {
                         .bind(whole(record.usage.map_or(0, |usage| usage.output_tokens())))
                         .bind(words::of_request(record))
                         .bind(words::of_metadata(&record.metadata))
-                });
+                },
+            );
             query.execute(&mut *transaction).await?;
         }
         for some in requests.chunks(ROWS) {
-            let insert = insert("records", &["request_id", "record"], some.len());
+            let insert = self.rows_into("records", &["request_id", "record"], some.len());
             let query = some
                 .iter()
                 .fold(insert, |query, Logged { record, .. }| query.bind(&record.id).bind(encoded(record)));
@@ -292,7 +294,7 @@ impl Store {
             .flat_map(|record| record.metadata.iter().map(|(name, value)| (name, value, &record.id)))
             .collect();
         for some in metadata.chunks(ROWS) {
-            let insert = insert("request_metadata", &["request_id", "name", "value"], some.len());
+            let insert = self.rows_into("request_metadata", &["request_id", "name", "value"], some.len());
             let query = some.iter().fold(insert, |query, (name, value, id)| {
                 query.bind(*id).bind(clean(name)).bind(clean(value))
             });
@@ -302,7 +304,7 @@ impl Store {
         let costs = costs.map(|(request, costs)| (&request.record.id, costs));
         let costs: Vec<_> = costs.flat_map(|(id, costs)| costs.iter().map(move |cost| (id, cost))).collect();
         for some in costs.chunks(ROWS) {
-            let query = some.iter().fold(insert("costs", COSTS, some.len()), |query, (id, cost)| {
+            let query = some.iter().fold(self.rows_into("costs", COSTS, some.len()), |query, (id, cost)| {
                 query
                     .bind(*id)
                     .bind(clean(&cost.provider))
@@ -313,6 +315,27 @@ impl Store {
             query.execute(&mut *transaction).await?;
         }
         transaction.commit().await
+    }
+
+    /// A statement that inserts so many rows of so many values, without those that are there, to be bound row by row.
+    fn rows_into<'q>(&self, table: &str, names: &[&str], rows: usize) -> Query<'q, Any, AnyArguments> {
+        let (columns, names) = (names.len(), names.join(", "));
+        let mut sql = format!("INSERT INTO {table} ({names}) VALUES ");
+        for row in 0..rows {
+            sql.push_str(if row == 0 { "(" } else { "), (" });
+            for column in 1..=columns {
+                sql.push_str(if column == 1 { "" } else { ", " });
+                match self.engine {
+                    // It looks a parameter with a name or a number up in a list of all of them, each time it is named or bound: of
+                    // thousands, that takes longer than all else.
+                    Engine::Sqlite => sql.push('?'),
+                    Engine::Postgres => sql.push_str(&format!("${}", row * columns + column)),
+                }
+            }
+        }
+        sql.push_str(") ON CONFLICT DO NOTHING");
+        // The next batch has another size.
+        sqlx::query(sqlx::AssertSqlSafe(sql)).persistent(false)
     }
 
     /// Whether a row is at fault, and not the store: the same would be refused by any.
@@ -438,22 +461,6 @@ impl Conditions {
             Bound::Number(number) => query.bind(*number),
         })
     }
-}
-
-/// A statement that inserts so many rows of so many values, without those that are there, to be bound row by row.
-fn insert<'q>(table: &str, names: &[&str], rows: usize) -> Query<'q, Any, AnyArguments> {
-    let (columns, names) = (names.len(), names.join(", "));
-    let mut sql = format!("INSERT INTO {table} ({names}) VALUES ");
-    for row in 0..rows {
-        sql.push_str(if row == 0 { "(" } else { "), (" });
-        for column in 1..=columns {
-            sql.push_str(if column == 1 { "$" } else { ", $" });
-            sql.push_str(&(row * columns + column).to_string());
-        }
-    }
-    sql.push_str(") ON CONFLICT DO NOTHING");
-    // The next batch has another size.
-    sqlx::query(sqlx::AssertSqlSafe(sql)).persistent(false)
 }
 
 /// Whether the row of a request says all of what it cost: that nobody was paid but who answered.
