@@ -57,7 +57,7 @@ impl Filter {
     pub fn to_message(&self) -> Result<RequestFilter> {
         let now = unix_now_ms();
         let moment =
-            |field, text| Ok(read(field, text, |text: &str| text.parse::<When>())?.map(|when| when.ago(now)));
+            |field, text| read(field, text, str::parse::<When>).map(|when| when.map(|when| when.ago(now)));
         let yes_or_no = |field, text| read(field, text, yes_or_no);
         let number = |text: &str| text.parse().map_err(|_| "not a number".to_owned());
         let version = |text: &str| text.parse().map_err(|_| "not the number of a version".to_owned());

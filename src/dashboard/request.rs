@@ -176,7 +176,7 @@ fn summary(record: &RequestRecord) -> Markup {
         }
     };
     let metadata = html! {
-        @for (name, value) in sorted(&record.metadata) {
+        @for (name, value) in &record.metadata {
             (link("metadata", &format!("{name}={value}"))) " "
         }
     };
@@ -201,12 +201,6 @@ fn tokens(record: &RequestRecord) -> Markup {
             (usage.input_tokens()) " in, " (usage.output_tokens()) " out"
         }
     }
-}
-
-fn sorted(metadata: &std::collections::HashMap<String, String>) -> Vec<(&String, &String)> {
-    let mut pairs: Vec<_> = metadata.iter().collect();
-    pairs.sort();
-    pairs
 }
 
 /// What was asked for, what became of it, and why.
