@@ -97,6 +97,11 @@ pub fn facts(facts: &[(&str, Markup)]) -> Markup {
     }
 }
 
+/// A table that may be wider than the page.
+pub fn scroll(label: &str, table: &Markup) -> Markup {
+    html! { div class="scroll" role="region" aria-label=(label) tabindex="0" { (table) } }
+}
+
 /// A text as it is.
 pub fn text(text: &str) -> Markup {
     html! { (text) }

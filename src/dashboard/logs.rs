@@ -113,7 +113,7 @@ fn row(record: &RequestRecord) -> Markup {
     let thumbnail = record.images_made.iter().position(|image| image.thumbnail);
     html! {
         tr id={ "r-" (record.id) } data-at=(created) {
-            td { (layout::time(created, date(created).split_once(' ').map_or("", |(_, time)| time))) }
+            td { (layout::time(created, &date(created))) }
             td {
                 @if let Some(index) = thumbnail {
                     img src={ (address) "/images/" (index) } alt="" width="40" height="40" loading="lazy";

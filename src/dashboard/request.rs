@@ -6,7 +6,7 @@ use axum::{
     http::{HeaderMap, HeaderValue, header},
     response::{IntoResponse as _, Redirect, Response},
 };
-use maud::{Markup, PreEscaped, html};
+use maud::{Markup, html};
 use serde::Deserialize;
 use url::form_urlencoded;
 use uuid::Uuid;
@@ -67,9 +67,9 @@ pub async fn show(
         @if report.attempts.is_empty() { p class="faint" { "Nothing was tried." } }
         @else { (waterfall::draw(&record)) }
         h2 { "Parameters" }
-        (parameters(&record, &report.warnings))
+        (layout::scroll("Parameters", &parameters(&record, &report.warnings)))
         h2 { "Cost" }
-        (cost(&record, &report.cost_lines))
+        (layout::scroll("Cost", &cost(&record, &report.cost_lines)))
         @if visitor.may(Scope::Generate) { (replay::form(&record)) (opinions(&record)) }
     };
     Ok(layout::page(Some(&visitor), Some(Section::Logs), "Request", &body))
@@ -236,7 +236,7 @@ fn parameters(record: &RequestRecord, warnings: &[Warning]) -> Markup {
                             td { (applied(name)) }
                             td {
                                 @for warning in warnings.iter().filter(|warning| warning.field == name) {
-                                    @if let Some(action) = warning.action().name() { span class={ "badge " (action) } { (action) } " " }
+                                    @if let Some(action) = warning.action().name() { span class="badge" { (action) } " " }
                                      (warning.detail) br;
                                 }
                             }
@@ -312,8 +312,8 @@ fn opinions(record: &RequestRecord) -> Markup {
             }
         }
         form method="post" action={ "/logs/" (record.id) "/feedback" } class="row-of-buttons" {
-            button class="quiet" name="value" value="1" { (PreEscaped("&#128077; ")) "Good" }
-            button class="quiet" name="value" value="-1" { (PreEscaped("&#128078; ")) "Bad" }
+            button class="quiet" name="value" value="1" { "Good" }
+            button class="quiet" name="value" value="-1" { "Bad" }
         }
     }
 }
