@@ -52,8 +52,9 @@ pub async fn replay(
         Err(status) => {
             let failure = Failure::from(status);
             match failure.error().report.clone() {
-                Some(report) => Some(*report),
-                None => return Err(failure),
+                Some(report) if !report.attempts.is_empty() => Some(*report),
+                // Nothing was tried: that is no request to look at.
+                _ => return Err(failure),
             }
         }
     };
