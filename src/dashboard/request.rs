@@ -252,7 +252,7 @@ fn parameters(record: &RequestRecord, warnings: &[Warning]) -> Markup {
 fn asked(request: &ImageRequest) -> Vec<(&'static str, String)> {
     let some = |value: Option<String>| value.unwrap_or_default();
     let number = |value: Option<f32>| value.map(|value| value.to_string()).unwrap_or_default();
-    let output = request.output.clone().unwrap_or_default();
+    let output = request.output.unwrap_or_default();
     let all = [
         ("model", request.model.clone()),
         ("n", some(request.n.map(|n| n.to_string()))),

@@ -108,7 +108,7 @@ fn own_key(path: &Path) -> Result<Arc<[u8; 32]>, String> {
     match options.write(true).create_new(true).mode(0o600).open(path) {
         Ok(mut file) => {
             let key = new_key()?;
-            let text = base64_simd::STANDARD.encode_to_string(&*key);
+            let text = base64_simd::STANDARD.encode_to_string(*key);
             let written = file.write_all(text.as_bytes()).and_then(|()| file.sync_all());
             written.map_err(|error| error.to_string())?;
             Ok(key)
