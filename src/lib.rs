@@ -11,6 +11,7 @@
 //! - [`quota`]: rate limits and budgets: what is used, and held for calls in flight
 //! - [`fleet`]: what routers share through Redis
 //! - [`shim`]: OpenAI's HTTP format, and the reference's for management, in front of a router
+//! - [`dashboard`]: pages for a browser, in front of a router and its memory
 //! - [`router`]: `RouterService`: who calls, which plan, what happened
 //! - [`issuers`]: callers with tokens (JWT): issuers' keys, signatures, claims
 //! - [`admin`]: `AdminService`: saved configs, keys and the request log, managed
@@ -45,7 +46,8 @@
 //!   endpoint of `cache`, the webhooks of `jobs` and the keys of `issuers` are the only other hosts that are called,
 //!   through the same.
 //! - `config` is the only reader of configuration files and of the environment behind them.
-//! - `shim` knows nothing about strategies: it only calls the `RouterService` and `AdminService` traits.
+//! - `shim` knows nothing about strategies: it only calls the `RouterService` and `AdminService` traits. Nor does
+//!   `dashboard`, which asks in the name of whoever is signed in.
 //! - A deadline never grows. After the first preview of an image there is no retry and no fallback.
 //! - Prompts, images and keys never reach a log, an error message or a metric label.
 //! - Only `serve`, for jobs `jobs`, and for connections `pool` spawn tasks: dropping a request's future stops
@@ -57,6 +59,7 @@ pub mod call;
 pub mod cli;
 pub mod config;
 pub mod conform;
+pub mod dashboard;
 pub mod digest;
 mod disk;
 pub mod egress;

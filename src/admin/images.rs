@@ -19,7 +19,7 @@ impl Admin {
         &self,
         request: Request<pb::GetRequestImageRequest>,
     ) -> Result<pb::GetRequestImageResponse> {
-        let caller = self.authorize(&request, Scope::Logs)?;
+        let caller = self.reader(&request, Scope::Logs)?;
         let pb::GetRequestImageRequest { id, index, full } = request.into_inner();
         let record = self.store()?.get_request(&caller.tenant, &id).await?;
         let found = self.gallery.get(&caller.tenant, &record, index as usize, full).await;

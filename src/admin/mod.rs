@@ -27,6 +27,7 @@ macro_rules! for_each_call {
             create_virtual_key: CreateVirtualKeyRequest => CreateVirtualKeyResponse,
             update_virtual_key: UpdateVirtualKeyRequest => UpdateVirtualKeyResponse,
             delete_virtual_key: DeleteVirtualKeyRequest => DeleteVirtualKeyResponse,
+            get_caller: GetCallerRequest => GetCallerResponse,
             list_api_keys: ListApiKeysRequest => ListApiKeysResponse,
             get_api_key: GetApiKeyRequest => GetApiKeyResponse,
             create_api_key: CreateApiKeyRequest => CreateApiKeyResponse,
@@ -101,8 +102,14 @@ impl Admin {
         self.gateway.store().map(|store| &**store).ok_or_else(away)
     }
 
+    /// Who changes something.
     fn authorize<T>(&self, request: &Request<T>, scope: Scope) -> Result<Caller> {
-        self.router.manager(request.metadata().as_ref(), scope)
+        self.router.manager(request.metadata().as_ref(), &[scope])
+    }
+
+    /// Who wants to see something.
+    fn reader<T>(&self, request: &Request<T>, scope: Scope) -> Result<Caller> {
+        self.router.manager(request.metadata().as_ref(), &[scope, Scope::Read])
     }
 
     /// Puts into force what was just saved. If it cannot be loaded in time, the next look will: it is saved, and whoever
@@ -122,7 +129,7 @@ impl Admin {
         &self,
         request: Request<pb::ListConfigsRequest>,
     ) -> Result<pb::ListConfigsResponse> {
-        let caller = self.authorize(&request, Scope::Configs)?;
+        let caller = self.reader(&request, Scope::Configs)?;
         let mut configs = self.store()?.list_configs(&caller.tenant).await?;
         configs
             .iter_mut()
@@ -131,7 +138,7 @@ impl Admin {
     }
 
     async fn get_config(&self, request: Request<pb::GetConfigRequest>) -> Result<pb::GetConfigResponse> {
-        let caller = self.authorize(&request, Scope::Configs)?;
+        let caller = self.reader(&request, Scope::Configs)?;
         let pb::GetConfigRequest { slug, version } = request.into_inner();
         let mut config = self.store()?.get_config(&caller.tenant, &slug, version).await?;
         config.problem = self.router.problem(&caller.tenant, &config.slug);
@@ -195,7 +202,7 @@ impl Admin {
         &self,
         request: Request<pb::ListConfigVersionsRequest>,
     ) -> Result<pb::ListConfigVersionsResponse> {
-        let caller = self.authorize(&request, Scope::Configs)?;
+        let caller = self.reader(&request, Scope::Configs)?;
         let versions = self.store()?.config_versions(&caller.tenant, &request.get_ref().slug).await?;
         Ok(pb::ListConfigVersionsResponse { versions })
     }
@@ -204,7 +211,7 @@ impl Admin {
         &self,
         request: Request<pb::ListVirtualKeysRequest>,
     ) -> Result<pb::ListVirtualKeysResponse> {
-        let caller = self.authorize(&request, Scope::Keys)?;
+        let caller = self.reader(&request, Scope::Keys)?;
         let keys = self.store()?.list_virtual_keys(&caller.tenant).await?;
         let virtual_keys = keys.into_iter().map(|key| self.standing_of_key(&caller.tenant, key)).collect();
         Ok(pb::ListVirtualKeysResponse { virtual_keys })
@@ -214,7 +221,7 @@ impl Admin {
         &self,
         request: Request<pb::GetVirtualKeyRequest>,
     ) -> Result<pb::GetVirtualKeyResponse> {
-        let caller = self.authorize(&request, Scope::Keys)?;
+        let caller = self.reader(&request, Scope::Keys)?;
         let key = self.store()?.get_virtual_key(&caller.tenant, &request.get_ref().slug).await?;
         let key = self.standing_of_key(&caller.tenant, key);
         Ok(pb::GetVirtualKeyResponse { virtual_key: Some(key) })
@@ -320,18 +327,29 @@ impl Admin {
             .map_err(|problems| check::refused("virtual key", problems))
     }
 
+    async fn get_caller(&self, request: Request<pb::GetCallerRequest>) -> Result<pb::GetCallerResponse> {
+        let caller = self.router.manager(request.metadata().as_ref(), &Scope::all())?;
+        Ok(pb::GetCallerResponse {
+            everybody: self.router.is_open(),
+            scopes: caller.scopes.iter().map(Scope::to_string).collect(),
+            id: caller.id,
+            name: caller.name,
+            tenant: caller.tenant,
+        })
+    }
+
     async fn list_api_keys(
         &self,
         request: Request<pb::ListApiKeysRequest>,
     ) -> Result<pb::ListApiKeysResponse> {
-        let caller = self.authorize(&request, Scope::Admin)?;
+        let caller = self.reader(&request, Scope::Admin)?;
         let keys = self.store()?.list_api_keys(&caller.tenant).await?;
         let api_keys = keys.into_iter().map(|key| self.standing_of_caller(key)).collect();
         Ok(pb::ListApiKeysResponse { api_keys })
     }
 
     async fn get_api_key(&self, request: Request<pb::GetApiKeyRequest>) -> Result<pb::GetApiKeyResponse> {
-        let caller = self.authorize(&request, Scope::Admin)?;
+        let caller = self.reader(&request, Scope::Admin)?;
         let key = self.store()?.get_api_key(&caller.tenant, &request.get_ref().id).await?;
         Ok(pb::GetApiKeyResponse { api_key: Some(self.standing_of_caller(key)) })
     }
@@ -449,7 +467,7 @@ impl Admin {
         &self,
         request: Request<pb::ListRequestsRequest>,
     ) -> Result<pb::ListRequestsResponse> {
-        let caller = self.authorize(&request, Scope::Logs)?;
+        let caller = self.reader(&request, Scope::Logs)?;
         let pb::ListRequestsRequest { filter, page_size, page_token } = request.into_inner();
         let filter = filter.unwrap_or_default();
         check::filter(&filter)?;
@@ -457,13 +475,13 @@ impl Admin {
     }
 
     async fn get_request(&self, request: Request<pb::GetRequestRequest>) -> Result<pb::GetRequestResponse> {
-        let caller = self.authorize(&request, Scope::Logs)?;
+        let caller = self.reader(&request, Scope::Logs)?;
         let record = self.store()?.get_request(&caller.tenant, &request.get_ref().id).await?;
         Ok(pb::GetRequestResponse { request: Some(record) })
     }
 
     async fn get_usage(&self, request: Request<pb::GetUsageRequest>) -> Result<pb::GetUsageResponse> {
-        let caller = self.authorize(&request, Scope::Logs)?;
+        let caller = self.reader(&request, Scope::Logs)?;
         check::filter(request.get_ref().filter.as_ref().unwrap_or(&pb::RequestFilter::default()))?;
         let groups = self.store()?.usage(&caller.tenant, request.get_ref()).await?;
         Ok(pb::GetUsageResponse { groups })
@@ -473,7 +491,7 @@ impl Admin {
         &self,
         request: Request<pb::GetFeedbackUsageRequest>,
     ) -> Result<pb::GetFeedbackUsageResponse> {
-        let caller = self.authorize(&request, Scope::Logs)?;
+        let caller = self.reader(&request, Scope::Logs)?;
         let groups = self.store()?.feedback_usage(&caller.tenant, request.get_ref()).await?;
         Ok(pb::GetFeedbackUsageResponse { groups })
     }

@@ -90,7 +90,7 @@ struct Create {
     /// What people call it
     name: String,
 
-    /// What it may do: generate, configs, keys, logs, admin
+    /// What it may do: generate, configs, keys, logs, read, admin
     #[arg(long = "scope", value_name = "SCOPE", value_delimiter = ',', required = true)]
     scopes: Vec<String>,
 
@@ -143,7 +143,7 @@ struct Update {
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
 
-    /// What it may do: generate, configs, keys, logs, admin
+    /// What it may do: generate, configs, keys, logs, read, admin
     #[arg(long = "scope", value_name = "SCOPE", value_delimiter = ',')]
     scopes: Vec<String>,
 

@@ -272,7 +272,8 @@ fn answered_by(record: &RequestRecord) -> String {
     }
 }
 
-fn badges(record: &RequestRecord) -> Vec<String> {
+/// What is worth a second look.
+pub fn badges(record: &RequestRecord) -> Vec<String> {
     let mut badges = Vec::new();
     if record.fallback {
         badges.push("fallback".to_owned());

@@ -11,6 +11,7 @@ use super::ConfigArg;
 use crate::{
     admin::Admin,
     config::{Origin, file::Listen, memory::StoreChoice},
+    dashboard::{Dashboard, Sessions},
     fleet::Fleet,
     gateway::Gateway,
     objects::{Objects, gallery::Gallery},
@@ -67,7 +68,12 @@ pub async fn serve(origin: Origin, defaults: Listen) -> Result<()> {
     let admin = Admin::new(Arc::clone(&gateway), router.clone(), Arc::clone(&gallery));
     let mut servers = Servers::new(settings.shutdown);
     if let Some(address) = listen.admin {
-        servers.admin(address, metrics).await?;
+        let sessions = Sessions::new(settings.memory.vault.as_ref());
+        let (dispatch, memory) = (Arc::new(router.clone()), Arc::new(admin.clone()));
+        let pages = Dashboard::new(dispatch, memory, sessions, address).routes();
+        let asked = router.clone();
+        let pages = shim::only_from_here(pages, move || asked.is_open());
+        servers.admin(address, metrics, pages).await?;
     }
     if let Some(address) = listen.grpc {
         let served = Served(Arc::new(router.clone()));

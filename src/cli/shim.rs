@@ -85,7 +85,7 @@ impl Shim {
             servers.background(tls.watch());
         }
         if let Some(address) = self.admin {
-            servers.admin(address, metrics).await?;
+            servers.admin(address, metrics, axum::Router::new()).await?;
         }
         servers.http("http", self.listen, shim.routes()).await?;
         servers.background(async move { files.keep_swept().await });

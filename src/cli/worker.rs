@@ -61,7 +61,7 @@ impl Worker {
         let served = worker::remote::Served(gateway.worker(&self.provider)?);
         let mut servers = Servers::new(settings.shutdown);
         if let Some(address) = self.admin {
-            servers.admin(address, metrics).await?;
+            servers.admin(address, metrics, axum::Router::new()).await?;
         }
         servers.grpc("worker", self.listen, Grpc::<router::remote::Served, _>::Worker(served), tls).await?;
         servers.background(gateway.give_up_jobs());

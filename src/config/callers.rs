@@ -66,6 +66,8 @@ pub enum Scope {
     Keys,
     /// Read the request log.
     Logs,
+    /// See all that can be managed, and change nothing of it.
+    Read,
     /// Everything else.
     Admin,
 }
@@ -75,6 +77,7 @@ const SCOPES: &[(&str, Scope)] = &[
     ("configs", Scope::Configs),
     ("keys", Scope::Keys),
     ("logs", Scope::Logs),
+    ("read", Scope::Read),
     ("admin", Scope::Admin),
 ];
 
@@ -131,6 +134,11 @@ impl Scope {
     /// All names, for messages.
     pub fn names() -> Vec<&'static str> {
         SCOPES.iter().map(|(word, _)| *word).collect()
+    }
+
+    /// Every scope.
+    pub fn all() -> Vec<Self> {
+        SCOPES.iter().map(|(_, scope)| *scope).collect()
     }
 
     /// The scope of this name.

@@ -206,13 +206,13 @@ impl Router {
     /// Who manages what the gateway remembers.
     ///
     /// # Errors
-    /// 401 without a valid key, 403 without the scope, and where everybody is let in.
-    pub fn manager(&self, headers: &HeaderMap, scope: Scope) -> Result<Caller> {
+    /// 401 without a valid key, and where everybody is let in; 403 without any of these scopes.
+    pub fn manager(&self, headers: &HeaderMap, scopes: &[Scope]) -> Result<Caller> {
         let state = self.state.load();
         if state.settings.callers.are_everybody() {
             return Ok(Caller::anybody());
         }
-        let caller = resolve::authenticate(headers, &state.settings, &state.issuers, scope)?;
+        let caller = resolve::authenticate(headers, &state.settings, &state.issuers, scopes)?;
         caller.map(|caller| Caller::clone(&caller)).ok_or_else(|| {
             let message =
                 "an API key is required: `auth: open` lets everybody make images, and nobody manage";

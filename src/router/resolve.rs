@@ -122,12 +122,12 @@ pub fn keeps_nothing(headers: &HeaderMap) -> bool {
 /// Finds the caller of a request.
 ///
 /// # Errors
-/// 401 without a valid key or token, 403 without the scope, 503 if a token cannot be checked now.
+/// 401 without a valid key or token, 403 without any of these scopes, 503 if a token cannot be checked now.
 pub fn authenticate(
     headers: &HeaderMap,
     settings: &Settings,
     issuers: &Issuers,
-    scope: Scope,
+    scopes: &[Scope],
 ) -> Result<Option<Arc<Caller>>> {
     if settings.callers.is_empty() {
         return Ok(None);
@@ -151,8 +151,10 @@ pub fn authenticate(
             Error::new(ErrorKind::Unauthenticated, message)
         }));
     };
-    if !caller.scopes.contains(&scope) && !caller.scopes.contains(&Scope::Admin) {
-        let message = format!("{} has no scope \"{scope}\"", caller.credential());
+    let may = |scope| caller.scopes.contains(scope);
+    if !may(&Scope::Admin) && !scopes.iter().any(may) {
+        let scopes: Vec<String> = scopes.iter().map(|scope| format!("\"{scope}\"")).collect();
+        let message = format!("{} has no scope {}", caller.credential(), scopes.join(" or "));
         return Err(Error::new(ErrorKind::PermissionDenied, message));
     }
     Ok(Some(caller))
@@ -169,7 +171,7 @@ pub fn resolve(
     providers: &Providers,
     issuers: &Issuers,
 ) -> Result<Resolved> {
-    let caller = authenticate(headers, settings, issuers, Scope::Generate)?;
+    let caller = authenticate(headers, settings, issuers, &[Scope::Generate])?;
     let tenant = caller.as_ref().map_or(DEFAULT_TENANT, |caller| &caller.tenant);
     let overrides = overrides(headers, settings)?;
     let virtual_keys = settings.virtual_keys_of(tenant);

@@ -44,7 +44,7 @@ impl Router {
         let headers = request.metadata().as_ref();
         self.prepare(headers).await;
         let state = self.state.load();
-        let caller = resolve::authenticate(headers, &state.settings, &state.issuers, Scope::Generate)?;
+        let caller = resolve::authenticate(headers, &state.settings, &state.issuers, &[Scope::Generate])?;
         Ok(caller.map_or_else(String::new, |caller| caller.id.clone()))
     }
 
@@ -211,7 +211,7 @@ impl RouterService for Router {
         let headers = request.metadata().as_ref();
         self.prepare(headers).await;
         let state = self.state.load_full();
-        let caller = resolve::authenticate(headers, &state.settings, &state.issuers, Scope::Generate)?;
+        let caller = resolve::authenticate(headers, &state.settings, &state.issuers, &[Scope::Generate])?;
         let tenant = caller.as_ref().map_or(DEFAULT_TENANT, |caller| &caller.tenant);
         let granted = |id: &str| {
             let granted = caller.as_ref().and_then(|caller| caller.virtual_keys.as_ref());

@@ -165,8 +165,14 @@ impl Servers {
         Ok(bound)
     }
 
-    /// Serves probes and metrics. Probes may also ask over gRPC, in plain text whatever the roles speak.
-    pub async fn admin(&mut self, address: SocketAddr, metrics: PrometheusHandle) -> Result<SocketAddr> {
+    /// Serves probes and metrics, and these pages beside them. Probes may also ask over gRPC, in plain text whatever the
+    /// roles speak.
+    pub async fn admin(
+        &mut self,
+        address: SocketAddr,
+        metrics: PrometheusHandle,
+        pages: Router,
+    ) -> Result<SocketAddr> {
         let ready = Arc::clone(&self.ready);
         let (health, health_service) = tonic_health::server::health_reporter();
         for service in [READINESS, ""] {
@@ -179,8 +185,10 @@ impl Servers {
             .route("/livez", get(|| async { "ok\n" }))
             .route("/readyz", get(readyz))
             .with_state(ready)
-            .route("/metrics", get(async move || render(&metrics)));
+            .route("/metrics", get(async move || render(&metrics)))
+            .merge(pages);
         let (listener, bound) = bind("admin", address).await?;
+        let listener = listener.tap_io(|stream| _ = stream.set_nodelay(true));
         self.admin
             .spawn(async move { axum::serve(listener, routes).into_future().await.context("admin server") });
         Ok(bound)

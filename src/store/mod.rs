@@ -13,7 +13,7 @@ pub mod journal;
 mod requests;
 mod spool;
 mod usage;
-mod vault;
+pub mod vault;
 mod virtual_keys;
 mod words;
 

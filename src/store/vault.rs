@@ -34,12 +34,8 @@ pub struct Opened {
 impl Vault {
     /// With the keys of the file, else with one that is kept in `data_dir`, and made there the first time.
     pub fn open(keys: Option<&VaultKeys>, data_dir: &Path) -> Result<Self, CannotOpen> {
-        let cipher = |key: &Arc<[u8; 32]>| XChaCha20Poly1305::new((&**key).into());
         match keys {
-            Some(keys) => Ok(Self {
-                current: cipher(&keys.current),
-                previous: keys.previous.iter().map(cipher).collect(),
-            }),
+            Some(keys) => Ok(Self::with(keys)),
             None => {
                 let path = data_dir.join(KEY_FILE);
                 let key = own_key(&path)
@@ -47,6 +43,16 @@ impl Vault {
                 Ok(Self { current: cipher(&key), previous: Vec::new() })
             }
         }
+    }
+
+    /// With the keys of the file.
+    pub fn with(keys: &VaultKeys) -> Self {
+        Self { current: cipher(&keys.current), previous: keys.previous.iter().map(cipher).collect() }
+    }
+
+    /// With a key that is gone with this process.
+    pub fn of_this_process() -> Self {
+        Self { current: cipher(&new_key().expect("the system has random numbers")), previous: Vec::new() }
     }
 
     /// Seals a text for a place.
@@ -82,6 +88,16 @@ impl fmt::Debug for Opened {
     }
 }
 
+fn cipher(key: &Arc<[u8; 32]>) -> XChaCha20Poly1305 {
+    XChaCha20Poly1305::new((&**key).into())
+}
+
+fn new_key() -> Result<Arc<[u8; 32]>, String> {
+    let mut key = [0; 32];
+    SystemRandom::new().fill(&mut key).map_err(|_| "the system has no random numbers")?;
+    Ok(Arc::new(key))
+}
+
 /// The key in a file, which is made if it is not there.
 fn own_key(path: &Path) -> Result<Arc<[u8; 32]>, String> {
     let read = || {
@@ -91,12 +107,11 @@ fn own_key(path: &Path) -> Result<Arc<[u8; 32]>, String> {
     let mut options = fs::OpenOptions::new();
     match options.write(true).create_new(true).mode(0o600).open(path) {
         Ok(mut file) => {
-            let mut key = [0; 32];
-            SystemRandom::new().fill(&mut key).map_err(|_| "the system has no random numbers")?;
-            let text = base64_simd::STANDARD.encode_to_string(key);
+            let key = new_key()?;
+            let text = base64_simd::STANDARD.encode_to_string(*key);
             let written = file.write_all(text.as_bytes()).and_then(|()| file.sync_all());
             written.map_err(|error| error.to_string())?;
-            Ok(Arc::new(key))
+            Ok(key)
         }
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => read(),
         Err(error) => Err(error.to_string()),

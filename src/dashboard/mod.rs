@@ -1,0 +1,84 @@
+//! Pages for a browser: what the gateway does, and what it remembers.
+//!
+//! They hold the router and its memory as any other caller does, and ask with the credential of whoever is signed in: who may
+//! see or change something is decided there, and nowhere here.
+
+mod assets;
+mod failure;
+mod filter;
+mod guard;
+mod layout;
+mod live;
+mod logs;
+mod replay;
+mod request;
+mod session;
+mod sign_in;
+mod waterfall;
+
+use std::{net::SocketAddr, sync::Arc};
+
+use axum::{
+    Router,
+    http::Uri,
+    middleware,
+    response::Redirect,
+    routing::{get, post},
+};
+
+pub use self::session::Sessions;
+use self::{failure::Failure, session::Visitor};
+use crate::{
+    admin::SharedAdmin,
+    error::{Error, ErrorKind},
+    router::SharedRouter,
+};
+
+/// What the pages share.
+#[derive(Clone)]
+pub struct Dashboard {
+    router: SharedRouter,
+    admin: SharedAdmin,
+    sessions: Arc<Sessions>,
+    /// The pages can be reached from other machines.
+    is_exposed: bool,
+}
+
+impl Dashboard {
+    /// Pages in front of a router and its memory, at this address.
+    pub fn new(router: SharedRouter, admin: SharedAdmin, sessions: Sessions, address: SocketAddr) -> Self {
+        let is_exposed = !address.ip().is_loopback();
+        Self { router, admin, sessions: Arc::new(sessions), is_exposed }
+    }
+
+    /// All routes.
+    pub fn routes(self) -> Router {
+        let pages = Router::new()
+            .route("/", get(|| async { Redirect::to("/logs") }))
+            .route("/logs", get(logs::list))
+            .route("/logs/live", get(logs::live))
+            .route("/logs/{id}", get(request::show))
+            .route("/logs/{id}/images/{index}", get(request::image))
+            .route("/logs/{id}/replay", post(replay::replay))
+            .route("/logs/{id}/feedback", post(request::feedback))
+            .fallback(not_found)
+            .layer(middleware::from_fn_with_state(self.clone(), session::enter));
+        Router::new()
+            .route("/assets/{name}", get(assets::get))
+            .route("/sign-in", get(sign_in::form).post(sign_in::sign_in))
+            .route("/sign-out", post(sign_in::sign_out))
+            .merge(pages)
+            .layer(middleware::from_fn(guard::guard))
+            .with_state(self)
+    }
+}
+
+async fn not_found(_: Visitor, uri: Uri) -> Failure {
+    Error::new(ErrorKind::NotFound, format!("there is no page {}", uri.path())).into()
+}
+
+impl std::fmt::Debug for Dashboard {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Dashboard").finish_non_exhaustive()
+    }
+}
