@@ -78,9 +78,9 @@ pub enum LogFormat {
     Json,
 }
 
-/// Starts logging to standard error. `RUST_LOG` says how much.
-pub fn init_logs(format: LogFormat) {
-    let mut filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+/// Starts logging to standard error. `RUST_LOG` says how much, and `level` where that says nothing.
+pub fn init_logs(format: LogFormat, level: &str) {
+    let mut filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
     if !filter.to_string().contains("sqlx") {
         // What the store's driver says of an outage is said by us, once; so is what a database says through it, whose
         // target is `sqlx::postgres::notice`.

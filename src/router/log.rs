@@ -141,6 +141,9 @@ impl RequestLog {
             fallback: answer.is_some()
                 && report.attempts.iter().any(|attempt| attempt.target != report.target),
             refused: !report.refused_by.is_empty(),
+            retried: report.is_retried(),
+            hedged: report.is_hedged(),
+            adjusted: report.is_adjusted(),
             cache_status: report.cache_status,
             calls: u32::try_from(ctx.record.calls()).unwrap_or(u32::MAX),
             cost_usd: is_known.then(|| amounts.clone().flatten().sum()),
