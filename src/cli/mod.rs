@@ -17,6 +17,7 @@ pub(crate) mod json;
 mod keys;
 mod logs;
 mod man;
+mod person;
 mod preview;
 mod progress;
 mod providers;
@@ -34,7 +35,7 @@ mod worker;
 
 use std::{
     ffi::OsString,
-    io::{self, Write as _},
+    io::{self, IsTerminal as _, Write as _},
     path::PathBuf,
     process::ExitCode,
 };
@@ -53,9 +54,10 @@ pub struct Cli {
     #[command(subcommand)]
     command: Command,
 
-    /// How log lines on standard error look; RUST_LOG says how much is logged
-    #[arg(long, global = true, env = "IMAGEGATE_LOG_FORMAT", value_enum, default_value_t)]
-    log_format: LogFormat,
+    /// How log lines on standard error look; without it text, and for `serve` at a terminal a line for each request.
+    /// RUST_LOG says how much is logged
+    #[arg(long, global = true, env = "IMAGEGATE_LOG_FORMAT", value_enum)]
+    log_format: Option<LogFormat>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -169,14 +171,19 @@ impl Command {
 
 impl Cli {
     fn run(self, as_json: bool) -> ExitCode {
+        let for_person = matches!(self.command, Command::Serve(_))
+            && self.log_format.is_none()
+            && io::stderr().is_terminal();
         let level = match self.command.serves() {
+            // Where it listens and that it stops is said in other words.
+            true if for_person => "info,imagegate::serve=warn",
             true => "info",
             // A program reads one error there, and nothing else that it has not asked for.
             false if as_json => "off",
             // Whoever asks a gateway looks at the answer, and at one live line.
             false => "warn",
         };
-        telemetry::init_logs(self.log_format, level);
+        telemetry::init_logs(self.log_format.unwrap_or_default(), level);
         // The one TLS implementation of this process; a second call, in tests, changes nothing.
         _ = rustls::crypto::ring::default_provider().install_default();
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
@@ -186,7 +193,7 @@ impl Cli {
         };
         let outcome = runtime.block_on(async {
             match self.command {
-                Command::Serve(command) => command.run().await?,
+                Command::Serve(command) => command.run(for_person).await?,
                 Command::Router(command) => command.run().await?,
                 Command::Worker(command) => command.run().await?,
                 Command::Shim(command) => command.run().await?,
