@@ -1,10 +1,7 @@
-//! The command line: parses it, starts logging, runs the command, turns its outcome into an exit code.
+//! The binary: hands the command line over, and the exit code back.
 
-use std::process::ExitCode;
-
-use clap::Parser as _;
-use imagegate::cli::Cli;
+use std::{env::args_os, process::ExitCode};
 
 fn main() -> ExitCode {
-    Cli::parse().run()
+    imagegate::cli::run(&args_os().collect::<Vec<_>>())
 }

@@ -2,6 +2,8 @@
 //!
 //! `Debug` of messages that carry prompts, images or credentials is written here: it shows shapes only.
 
+mod record;
+
 use std::{
     fmt,
     time::{SystemTime, UNIX_EPOCH},

@@ -3,6 +3,8 @@
 //! One `info` line per finished request, each attempt at `debug`. Prompts, images and keys are never passed
 //! to anything in here.
 
+pub mod watch;
+
 use std::{
     collections::BTreeSet,
     sync::{Mutex, PoisonError},
@@ -78,9 +80,9 @@ pub enum LogFormat {
     Json,
 }
 
-/// Starts logging to standard error. `RUST_LOG` says how much.
-pub fn init_logs(format: LogFormat) {
-    let mut filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+/// Starts logging to standard error. `RUST_LOG` says how much, and `level` where that says nothing.
+pub fn init_logs(format: LogFormat, level: &str) {
+    let mut filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
     if !filter.to_string().contains("sqlx") {
         // What the store's driver says of an outage is said by us, once; so is what a database says through it, whose
         // target is `sqlx::postgres::notice`.
@@ -227,6 +229,9 @@ pub fn price_unknown(provider: &str, model: &str) {
 pub fn rejected(request_id: &str, trace_id: &str, error: &Error) {
     counter!(REQUESTS, "operation" => "rejected", "outcome" => error.kind.name()).increment(1);
     let (outcome, status, message) = (error.kind.name(), error.status, error.message.as_str());
+    if watch::is_on() {
+        return watch::show_rejected(request_id, error);
+    }
     info!(request_id, trace_id, outcome, status, attempts = 0, error = message, "request");
 }
 
@@ -588,6 +593,10 @@ pub fn request_ends(request: &Finished<'_>) {
     gauge!(IN_FLIGHT).decrement(1.0);
     counter!(REQUESTS, "operation" => request.operation, "outcome" => request.outcome).increment(1);
     histogram!(REQUEST_SECONDS, "operation" => request.operation).record(request.duration.as_secs_f64());
+    if watch::is_on() {
+        // Its record is shown instead.
+        return;
+    }
     info!(
         request_id = request.request_id,
         trace_id = request.trace_id,

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use tonic::{Request, Status};
 
 use super::connect::{self, RouterArgs};
@@ -10,8 +10,7 @@ use crate::{
     config::Origin,
     error::Error,
     gateway::Gateway,
-    params,
-    pb::{self, attempts_text},
+    params, pb,
     router::{Router, SharedRouter, remote::Remote},
 };
 
@@ -89,17 +88,13 @@ impl Ask {
         Ok(request)
     }
 
-    /// A failure in words for a person.
+    /// What became of it, where a router that does not answer is told in words for a person.
     pub fn failed(&self, status: &Status) -> anyhow::Error {
         let error = Error::from_status(status);
-        let attempts =
-            error.report.as_ref().map(|report| attempts_text(&report.attempts)).unwrap_or_default();
-        if !attempts.is_empty() {
-            return anyhow!("{}\n  tried: {attempts}", error.message);
-        }
-        if error.transport && self.config.is_none() {
+        let has_tried = error.report.as_ref().is_some_and(|report| !report.attempts.is_empty());
+        if error.transport && !has_tried && self.config.is_none() {
             return self.router.unreachable(", or run in this process with --config FILE");
         }
-        anyhow!("{}", error.message)
+        error.into()
     }
 }

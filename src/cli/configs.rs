@@ -21,7 +21,7 @@ use super::{
 use crate::{
     admin::remote::Remote,
     config::{
-        Problem,
+        Problem, Rejected,
         file::is_config_id,
         yaml::{self, Document},
     },
@@ -136,7 +136,7 @@ impl Configs {
             Command::Save { name, file, slug, default } => {
                 let document = read(&file)?;
                 let saved = save(&memory, name, &document, slug, default).await?;
-                tell(&saved.map_err(|error| refused(&file, &document, &error))?, self.json)
+                tell(&saved.map_err(|error| refused(&file, &document, error))?, self.json)
             }
             Command::Versions { slug } => versions(&memory, slug, self.json).await,
             Command::Diff { slug, before, after } => {
@@ -258,13 +258,13 @@ async fn versions(memory: &Memory<'_>, slug: String, as_json: bool) -> Result<()
 async fn dry_run(memory: &Memory<'_>, what: &str, args: &DryRunArgs, as_json: bool) -> Result<()> {
     if let Some((slug, version)) = slug_and_version(what) {
         let request = pb::DryRunConfigRequest { slug, version, ..Default::default() };
-        return args.run(memory, request, what, as_json).await?.map_err(|error| anyhow!("{}", error.message));
+        return Ok(args.run(memory, request, what, as_json).await??);
     }
     let file = Path::new(what);
     let document = read(file)?;
     let request = pb::DryRunConfigRequest { config_json: document.value.to_string(), ..Default::default() };
     let done = args.run(memory, request, what, as_json).await?;
-    done.map_err(|error| refused(file, &document, &error))
+    done.map_err(|error| refused(file, &document, error))
 }
 
 /// A slug, with `@` and a version if there is one. None: it is a file.
@@ -298,15 +298,15 @@ fn read(file: &Path) -> Result<Document> {
 }
 
 /// What is wrong with the file, where the router says it line by line.
-fn refused(file: &Path, document: &Document, error: &Error) -> anyhow::Error {
+fn refused(file: &Path, document: &Document, error: Error) -> anyhow::Error {
     if error.violations.is_empty() {
-        return anyhow!("{}", error.message);
+        return error.into();
     }
-    let lines = error.violations.iter().map(|violation| {
+    let problems = error.violations.iter().map(|violation| {
         let problem = Problem::new(&violation.path, &violation.message);
-        format!("\n  {}", document.locate(problem))
+        document.locate(problem)
     });
-    anyhow!("{} is not valid:{}", file.display(), lines.collect::<String>())
+    Rejected { name: file.display().to_string(), problems: problems.collect() }.into()
 }
 
 fn diff(names: &[String; 2], before: &str, after: &str) -> String {
@@ -357,8 +357,8 @@ mod tests {
         let violation = |path: &str| pb::Violation { path: path.into(), message: "wrong".into() };
         let error =
             Error::config("the config is not valid", vec![violation("strategy.mode"), violation("targets")]);
-        let shown = refused(Path::new("hero.yaml"), &document, &error).to_string();
-        assert!(shown.starts_with("hero.yaml is not valid:\n  line 1, "), "{shown}");
+        let shown = refused(Path::new("hero.yaml"), &document, error).to_string();
+        assert!(shown.starts_with("hero.yaml: 2 problems\n  line 1, "), "{shown}");
         assert!(shown.contains("\n  line 2, column 1: targets: wrong"), "{shown}");
     }
 }

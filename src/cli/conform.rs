@@ -8,7 +8,10 @@ use std::{
 
 use anyhow::{Result, anyhow};
 
-use super::connect::{self, TlsArgs};
+use super::{
+    connect::{self, TlsArgs},
+    failure,
+};
 use crate::{
     config,
     conform::{
@@ -66,7 +69,7 @@ impl Conform {
         let report = match self.report().await {
             Ok(report) => report,
             Err(error) => {
-                _ = super::failed(&error);
+                failure::tell(&error, self.json);
                 return Ok(ExitCode::from(UNCHECKED));
             }
         };

@@ -112,18 +112,13 @@ impl RouterArgs {
 }
 
 impl Memory<'_> {
-    /// One call of `AdminService`, with a failure in words for a person.
+    /// One call of `AdminService`.
     pub async fn ask<Q, A>(
         &self,
         message: Q,
         call: impl AsyncFnOnce(&admin::remote::Remote, Request<Q>) -> Result<Response<A>, Status>,
     ) -> Result<A> {
-        let answer = self.try_ask(message, call).await?;
-        answer.map_err(|error| match error.message.as_str() {
-            // A router that is older than the command says nothing.
-            "" => anyhow!("{}", error.kind.name()),
-            message => anyhow!("{message}"),
-        })
+        Ok(self.try_ask(message, call).await??)
     }
 
     /// The same for those who tell more about an error that the router answers.
@@ -136,7 +131,13 @@ impl Memory<'_> {
             Ok(answer) => Ok(Ok(answer.into_inner())),
             Err(status) => match Error::from_status(&status) {
                 error if error.transport => Err(self.args.unreachable("")),
-                error => Ok(Err(error)),
+                mut error => {
+                    if error.message.is_empty() {
+                        // A router that is older than the command says nothing.
+                        error.kind.name().clone_into(&mut error.message);
+                    }
+                    Ok(Err(error))
+                }
             },
         }
     }

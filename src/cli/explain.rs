@@ -1,10 +1,10 @@
-//! `imagegate explain`: what a request would do, for a person. Calls no provider.
+//! `imagegate explain`: what a request would do, for a person or a program. Calls no provider.
 
 use std::io::{Write, stdout};
 
 use anyhow::Result;
 
-use super::ask::Ask;
+use super::{ask::Ask, json};
 use crate::pb::{self, ExplainRouteResponse, PlannedTarget, planned_target::Decision};
 
 /// Show what a request would do: targets in order, with reasons, changes and prices
@@ -12,6 +12,10 @@ use crate::pb::{self, ExplainRouteResponse, PlannedTarget, planned_target::Decis
 pub struct Explain {
     #[command(flatten)]
     ask: Ask,
+
+    /// For programs
+    #[arg(long)]
+    json: bool,
 }
 
 impl Explain {
@@ -19,7 +23,11 @@ impl Explain {
     pub async fn run(self) -> Result<()> {
         let request = self.ask.message(pb::ExplainRouteRequest { image: Some(self.ask.image()?) })?;
         let answer = self.ask.router()?.explain_route(request).await;
-        print(&mut stdout(), &answer.map_err(|status| self.ask.failed(&status))?.into_inner())
+        let plan = answer.map_err(|status| self.ask.failed(&status))?.into_inner();
+        if self.json {
+            return json::print(&json::explanation(&plan));
+        }
+        print(&mut stdout(), &plan)
     }
 }
 

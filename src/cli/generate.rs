@@ -13,12 +13,14 @@ use tonic::{Request, Status};
 
 use super::{
     ask::Ask,
-    json, logs,
+    failure, json,
     preview::{Preview, PreviewMode},
     progress::Progress,
+    report,
     table::plain,
 };
 use crate::{
+    error::{Error, ErrorKind},
     images::{Pieces, gather},
     params,
     pb::{self, ImageResult, stream_image_response::Event},
@@ -65,7 +67,8 @@ impl Generate {
             outcome = self.make() => outcome.map(|()| ExitCode::SUCCESS),
             interrupted = tokio::signal::ctrl_c() => {
                 interrupted?;
-                writeln!(stderr(), "interrupted: the request was cancelled")?;
+                let error = Error::new(ErrorKind::Cancelled, "interrupted: the request was cancelled");
+                failure::tell(&error.into(), self.json);
                 Ok(ExitCode::from(INTERRUPTED))
             }
         }
@@ -94,13 +97,13 @@ impl Generate {
             let file = path.display().to_string();
             files.push(json!({ "file": file, "width": width, "height": height, "format": format }));
         }
-        let report = result.report.unwrap_or_default();
+        let answer = result.report.unwrap_or_default();
         if self.json {
-            let mut document = json::report(&report);
+            let mut document = json::report(&answer);
             document["images"] = files.into();
             return json::print(&document);
         }
-        tell(&report)
+        tell(&answer)
     }
 
     fn is_to_stdout(&self) -> bool {
@@ -156,25 +159,14 @@ impl Generate {
 }
 
 /// Who answered, what was tried and why, what it costs, what was changed.
-fn tell(report: &pb::RouteReport) -> Result<()> {
+fn tell(answer: &pb::RouteReport) -> Result<()> {
     let mut out = stderr();
-    let (provider, model, target) = (plain(&report.provider), plain(&report.model), plain(&report.target));
+    let (provider, model, target) = (plain(&answer.provider), plain(&answer.model), plain(&answer.target));
     writeln!(out, "answered by {provider} {model} ({target})")?;
-    if report.attempts.len() > 1 {
-        writeln!(out, "\nattempts")?;
-        logs::attempts(&report.attempts).print(&mut out)?;
+    if answer.attempts.len() > 1 {
+        report::attempts(&mut out, &answer.attempts)?;
     }
-    if !report.cost_lines.is_empty() {
-        writeln!(out, "\ncost lines")?;
-        logs::cost_lines(&report.cost_lines).print(&mut out)?;
-    }
-    if !report.warnings.is_empty() {
-        writeln!(out, "\nwarnings")?;
-    }
-    for warning in &report.warnings {
-        writeln!(out, "{}: {}", plain(&warning.field), plain(&warning.detail))?;
-    }
-    Ok(())
+    report::costs_and_changes(&mut out, answer)
 }
 
 fn write(path: &Path, pieces: &Pieces) -> std::io::Result<()> {

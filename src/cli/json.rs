@@ -97,15 +97,6 @@ pub fn api_key(key: &pb::ApiKey) -> Value {
 
 /// Targets and workers elsewhere.
 pub fn targets(listed: &pb::ListTargetsResponse) -> Value {
-    let state = |state: &pb::TargetState| {
-        json!({
-            "breaker": state.breaker,
-            "ejected": state.ejected,
-            "warmth": state.warmth,
-            "latency_s": state.latency_s,
-            "calls_in_flight": state.calls_in_flight,
-        })
-    };
     let target = |target: &pb::ListedTarget| {
         json!({
             "config": target.config,
@@ -114,7 +105,7 @@ pub fn targets(listed: &pb::ListTargetsResponse) -> Value {
             "virtual_key": target.virtual_key,
             "model": target.model,
             "problem": target.problem,
-            "state": target.state.as_ref().map(state),
+            "state": target.state.as_ref().map(standing),
         })
     };
     let endpoint = |endpoint: &pb::WorkerEndpoint| {
@@ -210,6 +201,9 @@ pub fn request(record: &pb::RequestRecord) -> Value {
         "target": record.target,
         "fallback": record.fallback,
         "refused": record.refused,
+        "retried": record.retried,
+        "hedged": record.hedged,
+        "adjusted": record.adjusted,
         "cache_status": record.cache_status().name(),
         "calls": record.calls,
         "cost_usd": record.cost_usd,
@@ -355,6 +349,32 @@ fn planned(target: &pb::PlannedTarget) -> Value {
     })
 }
 
+fn standing(state: &pb::TargetState) -> Value {
+    json!({
+        "breaker": state.breaker,
+        "ejected": state.ejected,
+        "warmth": state.warmth,
+        "latency_s": state.latency_s,
+        "calls_in_flight": state.calls_in_flight,
+    })
+}
+
+/// What a request would do.
+pub fn explanation(plan: &pb::ExplainRouteResponse) -> Value {
+    let target = |target: &pb::PlannedTarget| {
+        let mut shown = planned(target);
+        shown["cached"] = target.cached.into();
+        shown["state"] = target.state.as_ref().map(standing).into();
+        shown
+    };
+    json!({
+        "route": plan.route,
+        "targets": plan.targets.iter().map(target).collect::<Vec<_>>(),
+        "min_cost_usd": plan.min_cost_usd,
+        "max_cost_usd": plan.max_cost_usd,
+    })
+}
+
 /// A key's status as a word.
 pub fn status(status: pb::KeyStatus) -> &'static str {
     status.name().unwrap_or_default()
@@ -365,7 +385,8 @@ pub fn cost_source(source: pb::CostSource) -> &'static str {
     source.name().unwrap_or("unknown")
 }
 
-fn attempt(attempt: &pb::Attempt) -> Value {
+/// One try, or why there was none.
+pub fn attempt(attempt: &pb::Attempt) -> Value {
     json!({
         "number": attempt.number,
         "target": attempt.target,

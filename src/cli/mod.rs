@@ -9,17 +9,20 @@ mod conform;
 mod connect;
 mod dry_run;
 mod explain;
+mod failure;
 pub(crate) mod filter;
 mod generate;
 mod images;
 pub(crate) mod json;
 mod keys;
-pub(crate) mod logs;
+mod logs;
 mod man;
+mod person;
 mod preview;
 mod progress;
 mod providers;
 mod quota;
+mod report;
 mod router;
 mod secret;
 mod serve;
@@ -31,7 +34,8 @@ mod usage;
 mod worker;
 
 use std::{
-    io::{self, Write as _},
+    ffi::OsString,
+    io::{self, IsTerminal as _, Write as _},
     path::PathBuf,
     process::ExitCode,
 };
@@ -50,9 +54,10 @@ pub struct Cli {
     #[command(subcommand)]
     command: Command,
 
-    /// How log lines on standard error look; RUST_LOG says how much is logged
-    #[arg(long, global = true, env = "IMAGEGATE_LOG_FORMAT", value_enum, default_value_t)]
-    log_format: LogFormat,
+    /// How log lines on standard error look; without it text, and for `serve` at a terminal a line for each request.
+    /// RUST_LOG says how much is logged
+    #[arg(long, global = true, env = "IMAGEGATE_LOG_FORMAT", value_enum)]
+    log_format: Option<LogFormat>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -144,20 +149,51 @@ impl ConfigArg {
     }
 }
 
+/// Reads the command line and does what it says. 0 if that was done, 1 if not, 2 if it says nothing that can be done;
+/// `conform` and `generate` tell more.
+pub fn run(args: &[OsString]) -> ExitCode {
+    let as_json = failure::wants_json(args);
+    match Cli::try_parse_from(args) {
+        Ok(cli) => cli.run(as_json),
+        Err(error) => {
+            failure::tell_usage(&error, as_json);
+            u8::try_from(error.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from)
+        }
+    }
+}
+
+impl Command {
+    /// Whether it serves others until it is told to stop.
+    fn serves(&self) -> bool {
+        matches!(self, Self::Serve(_) | Self::Router(_) | Self::Worker(_) | Self::Shim(_))
+    }
+}
+
 impl Cli {
-    /// Runs the command. 0 if it did what it was asked to, 1 if not; `conform` tells more.
-    pub fn run(self) -> ExitCode {
-        telemetry::init_logs(self.log_format);
+    fn run(self, as_json: bool) -> ExitCode {
+        let for_person = matches!(self.command, Command::Serve(_))
+            && self.log_format.is_none()
+            && io::stderr().is_terminal();
+        let level = match self.command.serves() {
+            // Where it listens and that it stops is said in other words.
+            true if for_person => "info,imagegate::serve=warn",
+            true => "info",
+            // A program reads one error there, and nothing else that it has not asked for.
+            false if as_json => "off",
+            // Whoever asks a gateway looks at the answer, and at one live line.
+            false => "warn",
+        };
+        telemetry::init_logs(self.log_format.unwrap_or_default(), level);
         // The one TLS implementation of this process; a second call, in tests, changes nothing.
         _ = rustls::crypto::ring::default_provider().install_default();
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
         let runtime = match runtime {
             Ok(runtime) => runtime,
-            Err(error) => return failed(&error.into()),
+            Err(error) => return failed(&error.into(), as_json),
         };
         let outcome = runtime.block_on(async {
             match self.command {
-                Command::Serve(command) => command.run().await?,
+                Command::Serve(command) => command.run(for_person).await?,
                 Command::Router(command) => command.run().await?,
                 Command::Worker(command) => command.run().await?,
                 Command::Shim(command) => command.run().await?,
@@ -183,7 +219,7 @@ impl Cli {
             Ok(code) => code,
             // Whoever reads has seen enough.
             Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
-            Err(error) => failed(&error),
+            Err(error) => failed(&error, as_json),
         }
     }
 }
@@ -202,8 +238,7 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
-#[expect(clippy::print_stderr, reason = "the command's last word to a person")]
-fn failed(error: &anyhow::Error) -> ExitCode {
-    eprintln!("error: {error:#}");
+fn failed(error: &anyhow::Error, as_json: bool) -> ExitCode {
+    failure::tell(error, as_json);
     ExitCode::FAILURE
 }

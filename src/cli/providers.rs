@@ -6,7 +6,13 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use super::ConfigArg;
-use crate::{gateway::Gateway, pb::Provider, prices::Book, provider::shown};
+use crate::{
+    error::{Error, ErrorKind},
+    gateway::Gateway,
+    pb::Provider,
+    prices::Book,
+    provider::shown,
+};
 
 /// Show providers and models with what they can do
 #[derive(Debug, clap::Args)]
@@ -41,7 +47,8 @@ impl Providers {
         }
         if let (Some(wanted), true) = (wanted, records.is_empty() && unreachable.is_empty()) {
             let known: Vec<String> = workers.providers().into_iter().collect();
-            anyhow::bail!("there is no provider \"{wanted}\"; known: {}", known.join(", "));
+            let message = format!("there is no provider \"{wanted}\"; known: {}", known.join(", "));
+            return Err(Error::new(ErrorKind::NotFound, message).into());
         }
         let mut out = stdout();
         if self.json {
@@ -54,7 +61,8 @@ impl Providers {
             writeln!(out, "Prices of built-in providers are as of {}.", Book::embedded().as_of())?;
         }
         if !unreachable.is_empty() {
-            anyhow::bail!("not every worker answers: {}", unreachable.join("; "));
+            let message = format!("not every worker answers: {}", unreachable.join("; "));
+            return Err(Error::new(ErrorKind::Unavailable, message).into());
         }
         Ok(())
     }

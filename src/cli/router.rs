@@ -6,8 +6,12 @@ use std::{
 };
 
 use anyhow::{Result, anyhow};
+use tokio::sync::Mutex;
 
-use super::ConfigArg;
+use super::{
+    ConfigArg,
+    person::{self, Person},
+};
 use crate::{
     admin::Admin,
     config::{Origin, file::Listen, memory::StoreChoice},
@@ -33,12 +37,13 @@ impl Router {
     /// Runs until it is asked to stop.
     pub async fn run(self) -> Result<()> {
         let local = |port| Some(SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
-        serve(self.config.origin(), Listen { http: None, grpc: local(50051), admin: local(9090) }).await
+        let defaults = Listen { http: None, grpc: local(50051), admin: local(9090) };
+        serve(self.config.origin(), defaults, None).await
     }
 }
 
-/// Runs the router and all that the configuration wants beside it.
-pub async fn serve(origin: Origin, defaults: Listen) -> Result<()> {
+/// Runs the router and all that the configuration wants beside it, and shows a person what happens, if there is one.
+pub async fn serve(origin: Origin, defaults: Listen, person: Option<Person>) -> Result<()> {
     let metrics = telemetry::init_metrics().map_err(anyhow::Error::msg)?;
     let (gateway, settings) = Gateway::try_new(origin)?;
     let gateway = Arc::new(gateway);
@@ -67,19 +72,20 @@ pub async fn serve(origin: Origin, defaults: Listen) -> Result<()> {
     }
     let admin = Admin::new(Arc::clone(&gateway), router.clone(), Arc::clone(&gallery));
     let mut servers = Servers::new(settings.shutdown);
+    let mut bound = Listen::default();
     if let Some(address) = listen.admin {
         let sessions = Sessions::new(settings.memory.vault.as_ref());
         let (dispatch, memory) = (Arc::new(router.clone()), Arc::new(admin.clone()));
         let pages = Dashboard::new(dispatch, memory, sessions, address).routes();
         let asked = router.clone();
         let pages = shim::only_from_here(pages, move || asked.is_open());
-        servers.admin(address, metrics, pages).await?;
+        bound.admin = Some(servers.admin(address, metrics, pages).await?);
     }
     if let Some(address) = listen.grpc {
         let served = Served(Arc::new(router.clone()));
         let service =
             Grpc::<_, worker::remote::Served>::Router(served, admin.clone(), settings.limits.max_body_bytes);
-        servers.grpc("grpc", address, service, gateway.tls()).await?;
+        bound.grpc = Some(servers.grpc("grpc", address, service, gateway.tls()).await?);
     }
     if let Some(address) = listen.http {
         let files = Arc::new(Files::new(Arc::clone(&objects), settings.image_lifetime));
@@ -89,7 +95,7 @@ pub async fn serve(origin: Origin, defaults: Listen) -> Result<()> {
         let shim = Shim::new(Arc::new(router.clone()), memory, Arc::clone(&files), public_url, limit);
         let asked = router.clone();
         let routes = shim::only_from_here(shim.routes(), move || asked.is_open());
-        servers.http("http", address, routes).await?;
+        bound.http = Some(servers.http("http", address, routes).await?);
         servers.background(async move { files.keep_swept().await });
     }
     let jobs = router.clone();
@@ -125,7 +131,19 @@ pub async fn serve(origin: Origin, defaults: Listen) -> Result<()> {
     let trusting = Arc::clone(&gateway);
     servers.until_the_end(async move { trusting.keep_issuers().await });
     servers.background(Arc::clone(&gateway).watch(Some((router.clone(), listen))));
+    let person = person.map(|person| Arc::new(Mutex::new(person)));
+    if let Some(person) = person.clone() {
+        person::welcome(&router.known().0, bound);
+        servers.until_the_end(async move { person.lock().await.watch().await });
+        servers.until_drained(|draining| async move {
+            draining.cancelled().await;
+            person::farewell();
+        });
+    }
     let outcome = servers.run().await;
+    if let Some(person) = person {
+        person.lock().await.catch_up().await;
+    }
     router.leave_fleet().await;
     if let Some(journal) = &journal {
         journal.flush(gateway.store()).await;

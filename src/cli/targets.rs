@@ -1,6 +1,6 @@
 //! `imagegate targets`: how the targets of saved configs stand.
 
-use std::io::stdout;
+use std::io::{Write, stdout};
 
 use anyhow::Result;
 
@@ -32,21 +32,27 @@ impl Targets {
         if self.json {
             return json::print(&json::targets(&listed));
         }
-        for table in tables(&listed) {
-            table.print(&mut stdout())?;
-        }
-        Ok(())
+        print(&mut stdout(), &listed)
     }
 }
 
-fn tables(listed: &ListTargetsResponse) -> Vec<Table> {
-    let mut targets =
+fn print(out: &mut impl Write, listed: &ListTargetsResponse) -> Result<()> {
+    targets(&listed.targets).print(out)?;
+    if !listed.endpoints.is_empty() {
+        writeln!(out)?;
+        endpoints(&listed.endpoints).print(out)?;
+    }
+    Ok(())
+}
+
+fn targets(targets: &[ListedTarget]) -> Table {
+    let mut table =
         Table::of_texts(&["CONFIG", "TARGET", "PROVIDER", "MODEL", "STATE", "LATENCY", "IN FLIGHT"]);
-    for target in &listed.targets {
+    for target in targets {
         let state = target.state.as_ref();
         let of_request =
             |text: &str| if text.is_empty() { "(the request's)".to_owned() } else { text.to_owned() };
-        targets.row([
+        table.row([
             target.config.clone(),
             target.target.clone(),
             of_request(&target.provider),
@@ -58,20 +64,20 @@ fn tables(listed: &ListTargetsResponse) -> Vec<Table> {
             state.map_or_else(String::new, |state| state.calls_in_flight.to_string()),
         ]);
     }
-    let mut tables = vec![targets];
-    if !listed.endpoints.is_empty() {
-        let mut endpoints = Table::of_texts(&["WORKER", "ADDRESS", "STATE", "IN FLIGHT"]);
-        for endpoint in &listed.endpoints {
-            endpoints.row([
-                endpoint.provider.clone(),
-                endpoint.address.clone(),
-                endpoint.state().name().to_owned(),
-                endpoint.calls_in_flight.to_string(),
-            ]);
-        }
-        tables.push(endpoints);
+    table
+}
+
+fn endpoints(endpoints: &[pb::WorkerEndpoint]) -> Table {
+    let mut table = Table::of_texts(&["WORKER", "ADDRESS", "STATE", "IN FLIGHT"]);
+    for endpoint in endpoints {
+        table.row([
+            endpoint.provider.clone(),
+            endpoint.address.clone(),
+            endpoint.state().name().to_owned(),
+            endpoint.calls_in_flight.to_string(),
+        ]);
     }
-    tables
+    table
 }
 
 /// How a target stands in a few words.
@@ -126,8 +132,9 @@ mod tests {
         };
         let listed = ListTargetsResponse { targets: vec![target("", None)], endpoints: vec![endpoint] };
         let mut out = Vec::new();
-        tables(&listed).iter().for_each(|table| table.print(&mut out).unwrap());
+        print(&mut out, &listed).unwrap();
         let text = String::from_utf8(out).unwrap();
+        assert!(text.contains("\n\nWORKER "), "{text}");
         let last: Vec<&str> = text.lines().last().unwrap().split_whitespace().collect();
         assert_eq!(last, ["fal", "10.0.0.7:50061", "ejected", "2"]);
         assert!(text.contains("(the request's)"), "{text}");

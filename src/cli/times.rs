@@ -71,9 +71,17 @@ pub fn length(text: &str) -> Result<Duration, String> {
 pub fn date(unix_ms: i64) -> String {
     shown(unix_ms, |at| {
         let (year, month, day) = (at.year(), u8::from(at.month()), at.day());
-        let (hour, minute, second) = (at.hour(), at.minute(), at.second());
-        format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}Z")
+        format!("{year:04}-{month:02}-{day:02} {}", time_of_day(at))
     })
+}
+
+/// `10:30:00Z`.
+pub fn clock(unix_ms: i64) -> String {
+    shown(unix_ms, time_of_day)
+}
+
+fn time_of_day(at: OffsetDateTime) -> String {
+    format!("{:02}:{:02}:{:02}Z", at.hour(), at.minute(), at.second())
 }
 
 /// A moment that need not come.
@@ -152,7 +160,7 @@ mod tests {
     #[test]
     fn times_are_shown_in_utc() {
         assert_eq!(date(NOON + 999), "2026-11-27 12:00:00Z");
-        assert_eq!(date(-1), "1969-12-31 23:59:59Z");
+        assert_eq!((date(-1), clock(-1)), ("1969-12-31 23:59:59Z".into(), "23:59:59Z".into()));
         assert_eq!(date(i64::MAX), i64::MAX.to_string());
         assert_eq!(date_or_never(None), "never");
     }

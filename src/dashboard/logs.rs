@@ -17,7 +17,6 @@ use super::{
 };
 use crate::{
     cli::{
-        logs::badges,
         table::usd,
         times::{date, short},
     },
@@ -156,5 +155,5 @@ pub fn status(record: &RequestRecord) -> Markup {
 
 /// What is worth a second look.
 pub fn marks(record: &RequestRecord) -> Markup {
-    html! { @for badge in badges(record) { span class="badge" { (badge) } " " } }
+    html! { @for badge in record.badges() { span class="badge" { (badge) } " " } }
 }

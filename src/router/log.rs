@@ -11,7 +11,7 @@ use crate::{
     error::{Error, ErrorKind},
     pb::{self, RequestRecord},
     store::{Logged, Pictures, journal::Journal},
-    telemetry::{self, Finished},
+    telemetry::{self, Finished, watch},
 };
 
 /// A request in progress. Dropped unfinished, the caller went away.
@@ -95,15 +95,20 @@ impl RequestLog {
             duration: self.started.elapsed(),
             message: outcome.message,
         });
+        if self.journal.is_none() && !watch::is_on() {
+            return;
+        }
+        let report = report.cloned().unwrap_or_else(|| report::of_context(ctx));
+        let record = self.record(outcome, report);
+        let images: Vec<_> = match outcome.answer {
+            Some(answer) if !ctx.overrides.keep_nothing => {
+                answer.reply.images.iter().map(|(_, pieces)| pieces.clone()).collect()
+            }
+            _ => Vec::new(),
+        };
+        watch::show(&record, images.first());
         if let Some(journal) = &self.journal {
-            let report = report.cloned().unwrap_or_else(|| report::of_context(ctx));
-            let logged = Logged { tenant: ctx.tenant.clone(), record: self.record(outcome, report) };
-            let images = match outcome.answer {
-                Some(answer) if !ctx.overrides.keep_nothing => {
-                    answer.reply.images.iter().map(|(_, pieces)| pieces.clone()).collect()
-                }
-                _ => Vec::new(),
-            };
+            let logged = Logged { tenant: ctx.tenant.clone(), record };
             journal.note(logged, Pictures { images, kept: ctx.keeps.images });
         }
     }
@@ -141,6 +146,9 @@ impl RequestLog {
             fallback: answer.is_some()
                 && report.attempts.iter().any(|attempt| attempt.target != report.target),
             refused: !report.refused_by.is_empty(),
+            retried: report.is_retried(),
+            hedged: report.is_hedged(),
+            adjusted: report.is_adjusted(),
             cache_status: report.cache_status,
             calls: u32::try_from(ctx.record.calls()).unwrap_or(u32::MAX),
             cost_usd: is_known.then(|| amounts.clone().flatten().sum()),

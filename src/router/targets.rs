@@ -8,7 +8,7 @@ use crate::{
         identity::Identity,
         plan::{Credential, Source, Target},
     },
-    error::{Error, ErrorKind, Result},
+    error::{Error, Result},
     pb::{ListedTarget, TargetState},
 };
 
@@ -24,8 +24,7 @@ impl Router {
         let mut ids: BTreeSet<&str> = settings.configs.keys().chain(own).map(String::as_str).collect();
         if !config.is_empty() {
             if !ids.contains(config) {
-                let message = format!("there is no config '{config}'");
-                return Err(Error::new(ErrorKind::NotFound, message).with_code("config_not_found"));
+                return Err(Error::missing("config", config));
             }
             ids = BTreeSet::from([config]);
         }

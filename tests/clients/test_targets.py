@@ -53,7 +53,7 @@ def test_what_has_no_model_of_its_own_is_shown_by_the_models_that_were_asked_for
 
 def test_who_may_not_read_the_log_sees_no_targets(founding, tmp_path):
     assert "scope" in targets(founding, tmp_path, key=TEAM_KEY, code=1)
-    assert "there is no config 'nope'" in targets(founding, tmp_path, "--config-id", "nope", code=1)
+    assert 'config "nope" does not exist' in targets(founding, tmp_path, "--config-id", "nope", code=1)
 
 
 @pytest.fixture

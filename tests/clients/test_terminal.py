@@ -12,9 +12,16 @@ import termios
 import threading
 
 import pytest
+import requests
 
 from emulators.pictures import look
 from gateway import binary, eventually, run
+
+def needs(program):
+    """`./test` installs it where it can."""
+    if not shutil.which(program):
+        pytest.skip(f"{program} is not installed")
+
 
 FREE_PORTS = {f"IMAGEGATE_LISTEN_{role}": "127.0.0.1:0" for role in ("HTTP", "GRPC", "ADMIN")}
 
@@ -43,6 +50,10 @@ class Terminal:
 
     def shown(self):
         return self._bytes.decode(errors="replace")
+
+    def lines(self):
+        """What is shown, without its colours."""
+        return re.sub("\x1b\\[[\\d;]*m", "", self.shown()).splitlines()
 
     def interrupt(self):
         self._process.send_signal(signal.SIGINT)
@@ -135,9 +146,7 @@ def test_without_a_terminal_there_is_no_escape(offline, tmp_path):
     router = "http://" + offline.address("grpc")
     made = run(["generate", "a red fox", "-o", "fox.png", "--preview", "kitty", "--router", router], tmp_path)
     assert made.returncode == 0 and "\x1b" not in made.stdout
-    # The log has colours of its own.
-    told = [line for line in made.stderr.splitlines() if "endpoint found" not in line]
-    assert "answered by" in told[0] and not any("\x1b" in line or "\r" in line for line in told)
+    assert made.stderr.startswith("answered by") and "\x1b" not in made.stderr and "\r" not in made.stderr
 
 
 def test_a_fallback_is_shown_with_its_cause_and_billing(generated):
@@ -150,11 +159,15 @@ def test_a_fallback_is_shown_with_its_cause_and_billing(generated):
 def test_ctrl_c_cancels_the_request(terminal, offline):
     made = terminal("generate", "a red fox", "--model", "sandbox-slow-60000", "-o", "fox.png")
     eventually(lambda: "asking" in made.shown() or "%" in made.shown(), what="the progress line")
+    metrics = f"http://{offline.address('admin')}/metrics"
+    in_flight = lambda: "\nimagegate_requests_in_flight 1\n" in requests.get(metrics, timeout=10).text
+    eventually(in_flight, what="the request at the router")
     made.interrupt()
     assert made.end() == 130
     assert "cancelled" in made.shown()
     hidden, seen = made.shown().rfind("\x1b[?25l"), made.shown().rfind("\x1b[?25h")
     assert seen >= hidden, "the cursor is hidden"
+    offline.wait_for_log(lambda fields: fields.get("message") == "request" and fields.get("outcome") == "cancelled")
 
 
 def test_generate_tells_programs_what_happened(offline, tmp_path):
@@ -199,6 +212,73 @@ def test_following_the_log_outlives_the_routers_restart(start, tmp_path):
         follower.kill()
 
 
+@pytest.fixture
+def served(tmp_path):
+    """A gateway without a file at a terminal: `served("--preview")`. With its address for HTTP once it is there."""
+    opened = []
+
+    def served(*args, **env):
+        opened.append(Terminal(["serve", *args], tmp_path, {"TERM": "xterm-256color", **FREE_PORTS, **env}))
+        shown = lambda: "\n".join(opened[-1].lines())
+        found = eventually(lambda: re.search(r"OpenAI API +(http://[\d.:]+)/v1\n|listening role=.http.", shown()), what="its address")
+        return opened[-1], found[1]
+
+    yield served
+    for one in opened:
+        one.kill()
+
+
+def ask(url, **headers):
+    headers = {name.replace("_", "-"): value for name, value in headers.items()}
+    body = {"prompt": "a red fox", "size": "256x256"}
+    return requests.post(url + "/v1/images/generations", json=body, headers=headers, timeout=30)
+
+
+def test_serve_shows_a_person_where_it_is_and_each_request_as_it_ends(served):
+    gateway, url = served()
+    row = lambda status: [line for line in gateway.lines() if re.match(rf"\d\d:\d\d:\d\dZ  {status}  ", line)]
+    assert "demo (default), demo-fallback" in gateway.shown() and f"curl {url}/v1/images" in gateway.shown()
+    assert ask(url, x_portkey_config="demo-fallback").ok
+    assert ask(url, x_portkey_config="nowhere").status_code == 404
+    assert ask(url, x_portkey_config='{"provider": "sandbox", "override_params": {"model": "sandbox-fail-503"}}').status_code == 503
+    eventually(lambda: row(503), what="the last request")
+    [rescued], [missing], [failed] = row(200), row(404), row(503)
+    words = ["200", "generate", "256x256", "sandbox/sandbox-1"]
+    assert rescued.split()[1:5] == words and rescued.endswith("  unknown  fallback calls:2"), rescued
+    assert missing.split()[1:5] == ["404", "-", "-", "-"] and missing.endswith('config "nowhere" does not exist'), missing
+    assert "sandbox/sandbox-fail-503" in failed, failed
+    assert any("WARN" in line and "another target answered" in line for line in gateway.lines())
+    assert "INFO" not in gateway.shown() and "▀" not in gateway.shown()
+    gateway.interrupt()
+    assert gateway.end() == 0
+    assert "stopping" in gateway.lines()[-1], gateway.shown()
+
+
+def test_serve_shows_a_person_small_images_who_wants_them(served):
+    gateway, url = served("--preview")
+    assert ask(url).ok
+    # Six lines, below the line of the request.
+    eventually(lambda: gateway.shown().count("▀") == 6 * 12, what="the image")
+    assert gateway.shown().index("256x256") < gateway.shown().index("▀")
+
+
+def test_serve_writes_log_lines_at_a_terminal_too_if_somebody_wants_them(served):
+    gateway, _ = served("--log-format", "text")
+    assert "INFO" in gateway.shown() and "OpenAI API" not in gateway.shown()
+
+
+def test_serve_writes_log_lines_where_there_is_no_terminal(tmp_path):
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LLVM_PROFILE_FILE") if name in os.environ}
+    pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "stdin": subprocess.DEVNULL}
+    served = subprocess.Popen([binary(), "serve"], cwd=tmp_path, env={**kept, **FREE_PORTS}, text=True, **pipes)
+    try:
+        line = served.stderr.readline()
+    finally:
+        served.kill()
+        out, rest = served.communicate(timeout=10)
+    assert "INFO" in line and "listening" in line and "OpenAI API" not in line + rest and out == ""
+
+
 def test_bash_completes_commands_and_flags(tmp_path):
     script = tmp_path / "imagegate.bash"
     script.write_text(run(["completions", "bash"], tmp_path).stdout)
@@ -219,8 +299,7 @@ def test_bash_completes_commands_and_flags(tmp_path):
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])
 def test_other_shells_read_their_scripts(shell, tmp_path):
-    if not shutil.which(shell):
-        pytest.skip(f"{shell} is not installed")
+    needs(shell)
     script = tmp_path / "script"
     script.write_text(run(["completions", shell], tmp_path).stdout)
     assert subprocess.run([shell, "-n", script], capture_output=True, text=True).returncode == 0
@@ -231,3 +310,11 @@ def test_there_is_a_manual_page_for_every_command(tmp_path):
     assert run(["man", "--dir", "man1"], tmp_path).returncode == 0
     pages = {page.name for page in (tmp_path / "man1").iterdir()}
     assert {"imagegate.1", "imagegate-generate.1", "imagegate-logs.1", "imagegate-keys-api-create.1"} <= pages
+
+
+def test_groff_has_nothing_to_say_about_the_manual_pages(tmp_path):
+    needs("groff")
+    assert run(["man", "--dir", "man1"], tmp_path).returncode == 0
+    for page in sorted((tmp_path / "man1").iterdir()):
+        checked = subprocess.run(["groff", "-man", "-ww", "-z", "-Tutf8", page], capture_output=True, text=True, timeout=30)
+        assert (checked.returncode, checked.stderr) == (0, ""), page.name

@@ -150,6 +150,28 @@ async fn the_first_preview_has_its_time() {
     assert_eq!((timings.first_preview_us.map(millis), millis(timings.total_us)), (Some(700), 1000));
 }
 
+#[tokio::test]
+async fn lists_tell_of_retries_hedges_and_adjusted_parameters() {
+    let worker = Worker::paint().script("a", [fails(503), slow(100)]).script("b", [slow(5000)]);
+    let retry = with(target("a"), &json!({"retry": {"attempts": 1, "on_status_codes": [503]}}));
+    let strategy = json!({"mode": "hedge", "after_ms": 1000, "budget": 1});
+    let hedge = json!({"strategy": strategy, "targets": [target("b"), target("c")]});
+    let yaml =
+        format!("configs: {{it: {}, retry: {retry}, hedge: {hedge}}}\ndefault_config: it\n", target("c"));
+    let house = House::new(&worker, &yaml).await;
+    pause();
+    for (config, asked) in
+        [("it", json!({})), ("retry", json!({})), ("hedge", json!({})), ("it", json!({"guidance": 7}))]
+    {
+        house.gateway.generate_with(&asked, &[("x-portkey-config", config)]).await.unwrap();
+    }
+    resume();
+    house.records().await;
+    let listed = house.store.list_requests("default", &pb::RequestFilter::default(), 10, "").await.unwrap();
+    let badges: Vec<_> = listed.requests.iter().rev().map(|record| record.badges().join(" ")).collect();
+    assert_eq!(badges, ["", "retry calls:2", "fallback hedge calls:2", "adjusted"]);
+}
+
 fn saved_caller(key: &str, scope: Scope) -> SavedCaller {
     let (id, scopes) = (format!("id of {key}"), [scope].into());
     let metadata = json!({"team": "red"}).as_object().unwrap().clone();

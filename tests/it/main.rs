@@ -11,6 +11,8 @@ mod caching;
 #[cfg(test)]
 mod callers;
 #[cfg(test)]
+mod commands;
+#[cfg(test)]
 mod compat;
 #[cfg(test)]
 mod connections;

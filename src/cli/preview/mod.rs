@@ -40,6 +40,9 @@ enum Protocol {
     Blocks { true_colour: bool },
 }
 
+/// Lines of a small preview.
+const SMALL_ROWS: u16 = 6;
+
 /// Shows images on standard output, one below the other, and previews of an image in its place.
 #[derive(Debug)]
 pub struct Preview {
@@ -57,6 +60,13 @@ impl Preview {
         }
         let protocol = detect::protocol(mode, config::environment)?;
         Some(Self { protocol, room: Room::of_terminal(), to_replace: 0 })
+    }
+
+    /// The same in a few lines, beside other things.
+    pub fn small(mode: PreviewMode) -> Option<Self> {
+        let mut preview = Self::new(mode)?;
+        preview.room.rows = preview.room.rows.min(SMALL_ROWS * 2);
+        Some(preview)
     }
 
     /// Shows an image that is not finished: the next one replaces it. What cannot be decoded is not shown.

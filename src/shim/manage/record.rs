@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// What an export as CSV has of each request.
-const COLUMNS: [&str; 27] = [
+const COLUMNS: [&str; 30] = [
     "id",
     "trace_id",
     "created_at",
@@ -32,6 +32,9 @@ const COLUMNS: [&str; 27] = [
     "last_used_option_index",
     "fallback",
     "refused",
+    "retried",
+    "hedged",
+    "adjusted",
     "cache_status",
     "calls",
     "cost",
@@ -66,6 +69,9 @@ pub fn describe(record: &RequestRecord) -> Value {
         "last_used_option_index": some(&record.target),
         "fallback": record.fallback,
         "refused": record.refused,
+        "retried": record.retried,
+        "hedged": record.hedged,
+        "adjusted": record.adjusted,
         "cache_status": record.cache_status().name(),
         "calls": record.calls,
         "cost": record.cost_usd,
