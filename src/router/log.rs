@@ -7,8 +7,8 @@ use tokio::time::Instant;
 use super::{recorded, replay::Answered, report, resolve::Route};
 use crate::{
     call::{Call, Reply},
-    config::plan::Source,
     error::{Error, ErrorKind},
+    otlp::Ended,
     pb::{self, RequestRecord},
     store::{Logged, Pictures, journal::Journal},
     telemetry::{self, Finished},
@@ -95,6 +95,12 @@ impl RequestLog {
             duration: self.started.elapsed(),
             message: outcome.message,
         });
+        if let Some(traced) = &ctx.traced {
+            let so_far = report.is_none().then(|| report::of_context(ctx));
+            if let Some(report) = report.or(so_far.as_ref()) {
+                traced.end(&self.ended(outcome, report));
+            }
+        }
         if let Some(journal) = &self.journal {
             let report = report.cloned().unwrap_or_else(|| report::of_context(ctx));
             let logged = Logged { tenant: ctx.tenant.clone(), record: self.record(outcome, report) };
@@ -105,6 +111,24 @@ impl RequestLog {
                 _ => Vec::new(),
             };
             journal.note(logged, Pictures { images, kept: ctx.keeps.images });
+        }
+    }
+
+    fn ended<'a>(&'a self, outcome: &'a Outcome<'_>, report: &'a pb::RouteReport) -> Ended<'a> {
+        let answer = outcome.answer;
+        let last = report.attempts.iter().rev().find(|attempt| attempt.is_call());
+        let providers =
+            [outcome.provider, &report.provider, last.map_or("", |attempt| attempt.provider.as_str())];
+        Ended {
+            call: &self.call,
+            route: &self.route,
+            operation: self.operation,
+            status: outcome.status,
+            failure: answer.is_none().then_some((outcome.name, outcome.message)),
+            provider: providers.into_iter().find(|provider| !provider.is_empty()).unwrap_or_default(),
+            report,
+            reply: answer.map(|answer| &answer.reply),
+            duration: self.started.elapsed(),
         }
     }
 
@@ -136,7 +160,10 @@ impl RequestLog {
             error_message: if keeps_nothing { String::new() } else { outcome.message.to_owned() },
             provider: or_last(outcome.provider, last.map(|last| &last.provider)),
             model: or_last(outcome.model, last.map(|last| &last.model)),
-            virtual_key: self.virtual_key(&report.target),
+            virtual_key: {
+                let upstream = self.route.upstream(&report.target, &self.call);
+                upstream.and_then(|upstream| upstream.virtual_key.clone()).unwrap_or_default()
+            },
             target: report.target.clone(),
             fallback: answer.is_some()
                 && report.attempts.iter().any(|attempt| attempt.target != report.target),
@@ -166,22 +193,6 @@ impl RequestLog {
                 recorded::subject(&self.call.request, &ctx.metadata, named, streamed)
             }),
         }
-    }
-
-    /// Of the target that answered, or failed last.
-    fn virtual_key(&self, path: &str) -> String {
-        let mut found = None;
-        self.route.plan.visit(&mut |target| {
-            if target.path == path {
-                found = match &target.source {
-                    Source::Fixed(upstream) => upstream.virtual_key.as_ref(),
-                    Source::Request => {
-                        self.call.ctx.upstream.as_ref().and_then(|own| own.virtual_key.as_ref())
-                    }
-                };
-            }
-        });
-        found.cloned().unwrap_or_default()
     }
 }
 
