@@ -58,7 +58,7 @@ type Measured = Option<Arc<ExportMetricsServiceRequest>>;
 
 /// A provider call that ended.
 #[derive(Debug)]
-pub struct Called<'a> {
+pub struct ProviderCall<'a> {
     /// Whom.
     pub provider: &'a str,
     /// The entry of the provider's record: callers can name any number of models.
@@ -108,7 +108,7 @@ impl Meters {
     }
 
     /// Counts a call.
-    pub fn called(&self, call: &Called<'_>) {
+    pub fn called(&self, call: &ProviderCall<'_>) {
         let common = || {
             let mut attributes = Attributes::default();
             attributes.put(attributes::OPERATION_NAME, attributes::operation_name(call.operation));

@@ -31,7 +31,7 @@ use self::{
     meters::Meters,
     queue::{Queue, Waiting},
 };
-pub use self::{meters::Called, spans::Ended, traced::Traced};
+pub use self::{meters::ProviderCall, spans::Ended, traced::Traced};
 use crate::{
     config::otlp::{OtlpSettings, Sampling},
     telemetry::{self, OtlpSignal},

@@ -152,7 +152,7 @@ impl Ended<'_> {
             attributes.put(names::CONFIG_VERSION, i64::from(self.route.version));
         }
         attributes.put_text(names::TARGET, &report.target);
-        put_upstream(&mut attributes, self.route.upstream(&report.target, self.call), None);
+        put_virtual_key(&mut attributes, self.route.upstream(&report.target, self.call));
         attributes.put_some(names::CACHE_STATUS, report.cache_status().name());
         attributes.put_text(names::REPLAY_OF, &report.replay_of);
         if !report.refused_by.is_empty() {
@@ -187,8 +187,9 @@ impl Ended<'_> {
         attributes.put(names::ATTEMPT_NUMBER, i64::from(attempt.number));
         why.put(&mut attributes);
         attributes.put_text(names::TARGET, &attempt.target);
-        let custom_host = self.call.ctx.overrides.custom_host.as_ref().map(|host| host.url.as_str());
-        put_upstream(&mut attributes, self.route.upstream(&attempt.target, self.call), custom_host);
+        let upstream = self.route.upstream(&attempt.target, self.call);
+        put_virtual_key(&mut attributes, upstream);
+        self.put_server(&mut attributes, upstream);
         attributes.put(names::BILLING, attempt.billing().name());
         let retry_after = self.call.ctx.record.retry_after(attempt.number);
         attributes.put_some(names::RETRY_AFTER_S, retry_after.map(|after| after.as_secs_f64()));
@@ -212,6 +213,14 @@ impl Ended<'_> {
             status: is_failure.then(|| failed(self.shown(&attempt.message))),
             ..Default::default()
         }
+    }
+
+    /// The provider's host, as far as this router knows it.
+    fn put_server(&self, attributes: &mut Attributes, upstream: Option<&Upstream>) {
+        let base = upstream.and_then(|upstream| upstream.base_url.as_ref());
+        let base = self.call.ctx.overrides.custom_host.as_ref().or(base);
+        let url = base.and_then(|base| Url::parse(&base.url).ok());
+        attributes.put_text(names::SERVER_ADDRESS, url.as_ref().and_then(Url::host_str).unwrap_or_default());
     }
 
     /// What was passed over, and what was changed.
@@ -353,13 +362,10 @@ fn put_asked(attributes: &mut Attributes, operation: Operation, image: &ImageReq
     attributes.put(names::OPERATION, operation.name());
 }
 
-/// The credential by its name, and the host as far as this router knows it.
-fn put_upstream(attributes: &mut Attributes, upstream: Option<&Upstream>, custom_host: Option<&str>) {
+/// The credential by its name.
+fn put_virtual_key(attributes: &mut Attributes, upstream: Option<&Upstream>) {
     let named = upstream.and_then(|upstream| upstream.virtual_key.as_deref());
     attributes.put_text(names::VIRTUAL_KEY, named.unwrap_or_default());
-    let base = upstream.and_then(|upstream| upstream.base_url.as_ref()).map(|base| base.url.as_str());
-    let url = custom_host.or(base).and_then(|url| Url::parse(url).ok());
-    attributes.put_text(names::SERVER_ADDRESS, url.as_ref().and_then(Url::host_str).unwrap_or_default());
 }
 
 /// What is known of the cost. An unknown price is not 0.

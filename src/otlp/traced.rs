@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::{
     Exporter,
     attributes::{PARENT_SPAN_ID, SPAN_ID},
-    meters::Called,
+    meters::ProviderCall,
     spans::{self, Ended},
 };
 use crate::{
@@ -108,7 +108,7 @@ impl Traced {
     }
 
     /// A provider call ended.
-    pub fn called(&self, call: &Called<'_>) {
+    pub fn called(&self, call: &ProviderCall<'_>) {
         if let Some(meters) = self.exporter.meters() {
             meters.called(call);
         }

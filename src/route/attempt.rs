@@ -13,7 +13,7 @@ use crate::{
     error::{Error, ErrorKind, Result},
     images::made::Made,
     images::{Pieces, convert, probe},
-    otlp::Called,
+    otlp::ProviderCall,
     pb::{self, BillingClass, FinishReason, generate_response::Event},
     quota::{Hold, Payment, nanos},
     telemetry, transport,
@@ -136,7 +136,7 @@ impl<'a> Attempt<'a> {
             duration,
         );
         if let Some(traced) = &self.ctx.traced {
-            traced.called(&Called {
+            traced.called(&ProviderCall {
                 provider: self.ready.provider(),
                 model: &self.ready.fitted.capability().model,
                 operation: request.effective_operation(),

@@ -222,23 +222,28 @@ def test_the_references_headers_name_a_request_and_its_place(serve, collector, s
     has(root, imagegate__trace_id="my trace", imagegate__span_id="my span", imagegate__parent_span_id="0" * 16)
 
 
-def test_hedges_overlap_and_what_was_not_called_is_no_call(serve, collector, stability_api, openai_api):
+def test_hedges_overlap_and_what_was_not_called_is_no_call(serve, collector, stability_api, openai_api, image_files):
     settings = config(stability_api, openai_api, collector)
     stability, dalle = settings["configs"]["pc-sdxl-dalle"]["targets"]
-    settings["configs"]["pc-sdxl-dalle"] = {
-        "strategy": {"mode": "hedge", "after_ms": 50, "budget": 1.0},
-        "targets": [stability, dalle],
+    hedge = {"mode": "hedge", "after_ms": 50, "budget": 1.0}
+    settings["configs"]["pc-sdxl-dalle"] = {"strategy": hedge, "targets": [stability, dalle]}
+    # DALL-E 3 makes no variations: it is passed over.
+    settings["configs"]["kept"] = {
+        "strategy": {"mode": "fallback"},
+        "targets": [dalle, {**dalle, "override_params": {"model": "dall-e-2"}}],
         "cache": {"mode": "simple", "max_age": 600},
     }
     gateway = serve(settings, {"COLLECTOR_KEY": SECRET})
     stability_api.always = faults.hang()
-    late, hit = generate(gateway), generate(gateway)
-    refused = gateway.post(body={"prompt": "x", "n": 0})
-    assert refused.status_code == 400
+    late = generate(gateway)
     nobody = gateway.post(body={"prompt": "x"}, key="wrong")
-    assert nobody.status_code == 401
-    request = generate(gateway, **{"x-portkey-cache-force-refresh": "true"})
-    spans = collector.wait_for_spans(8)
+    refused = gateway.post(body={"prompt": "x"}, headers={"x-portkey-config": "no-such"})
+    assert (nobody.status_code, refused.status_code) == (401, 404)
+    vary = lambda: gateway.post(
+        "/images/variations", files={"image": image_files["a"].read_bytes()}, headers={"x-portkey-config": "kept"}
+    )
+    varied, hit = [answer.headers["x-imagegate-request-id"] for answer in (vary(), vary())]
+    spans = collector.wait_for_spans(7)
 
     root, (first, second) = of_request(spans, late)
     assert first.start < second.start < first.end
@@ -246,13 +251,17 @@ def test_hedges_overlap_and_what_was_not_called_is_no_call(serve, collector, sta
     has(second, imagegate__attempt__reason="hedge")
     assert [name for name, _ in root.events if name == "imagegate.hedge"]
     assert [span.status for span in (root, first, second)] == ["unset"] * 3
+    root, (call,) = of_request(spans, varied)
+    assert (root.name, call.name) == ("image_variation", "image_variation dall-e-2")
+    (skipped,) = [said for name, said in root.events if name == "imagegate.target_skipped"]
+    assert (skipped["imagegate.target"], skipped["imagegate.reason"]) == ("config.targets[0]", "unsupported")
+    has(call, imagegate__attempt__number=2, imagegate__attempt__reason=None)
     root, calls = of_request(spans, hit)
     assert calls == []
     has(root, imagegate__cache_status="hit", imagegate__cost_usd=None)
     root, calls = of_request(spans, refused.headers["x-imagegate-request-id"])
     assert calls == [] and root.status == "error"
-    has(root, error__type="invalid_request", http__response__status_code=400)
-    assert of_request(spans, request)
+    has(root, error__type="not_found", http__response__status_code=404)
     known = {span.attributes["imagegate.request_id"] for span in spans}
     assert nobody.headers["x-imagegate-request-id"] not in known
 
