@@ -237,7 +237,7 @@ fn parse_pairs(text: &str) -> Option<Map<String, Value>> {
     let pair = |pair: &str| {
         let (name, value) = pair.split_once('=')?;
         let (name, value) = (decoded(name.trim())?, decoded(value.trim())?);
-        (!name.is_empty()).then(|| (name, Value::String(value)))
+        (!name.is_empty()).then_some((name, Value::String(value)))
     };
     text.split(',').filter(|part| !part.trim().is_empty()).map(pair).collect()
 }

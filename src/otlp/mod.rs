@@ -9,6 +9,7 @@ mod meters;
 mod queue;
 mod spans;
 mod traced;
+mod why;
 
 use std::{
     fmt,

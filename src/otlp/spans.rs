@@ -16,6 +16,7 @@ use url::Url;
 use super::{
     attributes::{self as names, Attributes},
     traced::Traced,
+    why::{self, Why},
 };
 use crate::{
     call::{Call, Reply},
@@ -28,9 +29,6 @@ use crate::{
 
 /// The flag of a trace that is recorded.
 const SAMPLED: u32 = 1;
-
-/// The outcome of a call that gave images.
-const OK: &str = "ok";
 
 /// The outcome of what was given up for something else. Nothing was wrong with it.
 const CANCELLED: ErrorKind = ErrorKind::Cancelled;
@@ -64,18 +62,6 @@ pub struct Ended<'a> {
 struct Clock {
     start: u64,
     end: u64,
-}
-
-/// Why there is a provider call.
-enum Why<'a> {
-    /// It is the first, or one of several that make up one answer.
-    Planned,
-    /// The same target again, after this one.
-    Retry(&'a Attempt),
-    /// Another target, after this one.
-    Fallback(&'a Attempt),
-    /// Another target, beside this one, which is late.
-    Hedge(&'a Attempt),
 }
 
 /// All spans of a request, its own first.
@@ -176,7 +162,7 @@ impl Ended<'_> {
         if attempt.outcome == ErrorKind::ContentRejected.name() {
             attributes.put(names::FINISH_REASONS, texts(["content_filter".to_owned()]));
         }
-        let is_ok = attempt.outcome == OK;
+        let is_ok = attempt.outcome == why::OK;
         if attempt.status > 0 {
             attributes.put(names::STATUS_CODE, i64::from(attempt.status));
         }
@@ -259,50 +245,6 @@ impl Ended<'_> {
     /// A text that may be about the content of the request.
     fn shown<'a>(&self, text: &'a str) -> &'a str {
         if self.call.ctx.overrides.keep_nothing { "" } else { text }
-    }
-}
-
-impl<'a> Why<'a> {
-    fn of(attempt: &Attempt, earlier: &[&'a Attempt]) -> Self {
-        let has_ended = |one: &Attempt| one.started_ms.saturating_add(one.duration_ms) <= attempt.started_ms;
-        let has_failed = |one: &Attempt| has_ended(one) && one.outcome != OK;
-        let last =
-            |is_wanted: &dyn Fn(&Attempt) -> bool| earlier.iter().rev().copied().find(|one| is_wanted(one));
-        let is_same = |one: &Attempt| one.target == attempt.target;
-        if let Some(failed) = last(&|one| is_same(one) && has_failed(one)) {
-            Self::Retry(failed)
-        } else if earlier.iter().any(|one| is_same(one)) {
-            Self::Planned
-        } else if let Some(late) = last(&|one| !has_ended(one)) {
-            Self::Hedge(late)
-        } else {
-            last(&has_failed).map_or(Self::Planned, |failed| Self::Fallback(failed))
-        }
-    }
-
-    fn put(&self, attributes: &mut Attributes) {
-        let (reason, other) = match self {
-            Self::Planned => return,
-            Self::Retry(failed) => ("retry", Some(failed)),
-            Self::Fallback(failed) => ("fallback", Some(failed)),
-            Self::Hedge(_) => ("hedge", None),
-        };
-        attributes.put(names::ATTEMPT_REASON, reason);
-        attributes.put_some(names::ATTEMPT_CAUSE, other.map(|failed| failed.outcome.clone()));
-    }
-
-    /// What the request's span says of it.
-    fn event(&self, attempt: &Attempt, at: u64) -> Option<Event> {
-        let (name, other) = match self {
-            Self::Planned | Self::Retry(_) => return None,
-            Self::Fallback(failed) => (names::FALLBACK_EVENT, failed),
-            Self::Hedge(late) => (names::HEDGE_EVENT, late),
-        };
-        let mut attributes = Attributes::default();
-        attributes.put_text(names::FROM_TARGET, &other.target);
-        attributes.put_text(names::TARGET, &attempt.target);
-        self.put(&mut attributes);
-        Some(event(name, at, attributes))
     }
 }
 
@@ -404,7 +346,8 @@ fn failed(message: &str) -> Status {
     Status { message: message.to_owned(), code: StatusCode::Error.into() }
 }
 
-fn event(name: &str, at: u64, attributes: Attributes) -> Event {
+/// Something that happened during a span.
+pub fn event(name: &str, at: u64, attributes: Attributes) -> Event {
     Event {
         time_unix_nano: at,
         name: name.to_owned(),
@@ -416,55 +359,6 @@ fn event(name: &str, at: u64, attributes: Attributes) -> Event {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn call(target: &str, outcome: &str, started_ms: u64, duration_ms: u64) -> Attempt {
-        let (target, outcome) = (target.to_owned(), outcome.to_owned());
-        Attempt { target, outcome, started_ms, duration_ms, ..Default::default() }
-    }
-
-    fn reasons(calls: &[Attempt]) -> Vec<String> {
-        let calls: Vec<&Attempt> = calls.iter().collect();
-        let why = |(i, attempt): (usize, &&Attempt)| match Why::of(attempt, &calls[..i]) {
-            Why::Planned => "planned".to_owned(),
-            Why::Retry(other) => format!("retry after {}", other.outcome),
-            Why::Fallback(other) => format!("fallback from {} after {}", other.target, other.outcome),
-            Why::Hedge(other) => format!("hedge beside {}", other.target),
-        };
-        calls.iter().enumerate().map(why).collect()
-    }
-
-    #[test]
-    fn every_call_has_a_reason() {
-        let one_after_the_other = [
-            call("a", "timeout", 0, 10),
-            call("a", "unavailable", 30, 10),
-            call("b", "rate_limited", 40, 0),
-            call("c", "ok", 40, 5),
-        ];
-        let expected = [
-            "planned",
-            "retry after timeout",
-            "fallback from a after unavailable",
-            "fallback from b after rate_limited",
-        ];
-        assert_eq!(reasons(&one_after_the_other), expected);
-        let side_by_side = [call("a", "cancelled", 0, 50), call("b", "ok", 20, 30)];
-        assert_eq!(reasons(&side_by_side), ["planned", "hedge beside a"]);
-        // Three images by three calls, tried twice, and then elsewhere.
-        let together = [
-            call("a", "ok", 0, 9),
-            call("a", "unavailable", 0, 10),
-            call("a", "cancelled", 0, 10),
-            call("a", "ok", 20, 9),
-            call("a", "timeout", 20, 10),
-            call("b", "ok", 30, 10),
-            call("b", "ok", 30, 10),
-        ];
-        let again = "retry after cancelled";
-        let elsewhere = "fallback from a after timeout";
-        let expected = ["planned", "planned", "planned", again, again, elsewhere, "planned"];
-        assert_eq!(reasons(&together), expected);
-    }
 
     #[test]
     fn a_prompt_has_the_form_of_the_conventions() {
