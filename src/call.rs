@@ -28,6 +28,7 @@ use crate::{
     error::{Error, Result},
     health::{Elsewhere, Health},
     images::Pieces,
+    otlp::Traced,
     pb::{self, BillingClass, stream_image_response::Event},
     phases::{Phase, Phases},
     quota::{Ledger, Metered},
@@ -62,8 +63,10 @@ pub struct RequestContext {
     pub request_id: String,
     /// The caller's, else the request id. Never empty.
     pub trace_id: String,
-    /// What goes along with every call.
+    /// What goes along with every call, unless spans are made.
     pub trace: TraceContext,
+    /// Where spans of it go, if they are wanted.
+    pub traced: Option<Traced>,
     /// When the caller stops waiting. Never extended; strategies only shorten what they pass on.
     pub deadline: Instant,
     /// The caller's headers, for `forward_headers`.
@@ -133,6 +136,8 @@ struct Happened {
     attempts: Vec<pb::Attempt>,
     /// What each attempt is expected to cost, as far as prices are known.
     prices: Vec<Option<f64>>,
+    /// What pauses were asked for, by attempt.
+    retry_after: BTreeMap<u32, Duration>,
     at_risk: AtRisk,
     cost_lines: Vec<pb::CostLine>,
     warnings: Vec<pb::Warning>,
@@ -248,6 +253,11 @@ impl RequestContext {
             / (1_u64 << 53) as f64
     }
 
+    /// What goes along with the call of an attempt.
+    pub fn trace_of(&self, attempt: u32) -> TraceContext {
+        self.traced.as_ref().map_or_else(|| self.trace.clone(), |traced| traced.attempt(attempt))
+    }
+
     /// Whether the caller has already seen part of an answer.
     pub fn is_committed(&self) -> bool {
         self.committed.load(Ordering::Relaxed)
@@ -349,6 +359,7 @@ impl Record {
             phases: Phases::new(arrived),
             attempts: Vec::new(),
             prices: Vec::new(),
+            retry_after: BTreeMap::new(),
             at_risk: AtRisk::default(),
             cost_lines: Vec::new(),
             warnings: Vec::new(),
@@ -385,6 +396,11 @@ impl Record {
     /// How many provider calls there were so far.
     pub fn calls(&self) -> usize {
         self.lock().attempts.iter().filter(|attempt| attempt.is_call()).count()
+    }
+
+    /// What pause an attempt was answered with, if with any.
+    pub fn retry_after(&self, attempt: u32) -> Option<Duration> {
+        self.lock().retry_after.get(&attempt).copied()
     }
 
     /// Cost lines so far.
@@ -479,6 +495,8 @@ impl Running {
         happened.cost_lines.extend(cost_lines);
         if let Err(error) = outcome {
             happened.note_risk(self.index, error.billing);
+            let number = self.number();
+            happened.retry_after.extend(error.retry_after.map(|pause| (number, pause)));
         }
         let attempt = &mut happened.attempts[self.index];
         attempt.duration_ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);

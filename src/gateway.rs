@@ -19,6 +19,7 @@ use crate::{
     },
     egress::Egress,
     issuers::Issuers,
+    otlp::Exporter,
     pb::{WorkerEndpoint, unix_now_ms},
     pool::{Address, Pool, Service},
     provider::{self, sandbox::Sandbox},
@@ -268,6 +269,15 @@ impl Gateway {
     pub fn endpoints(&self) -> Vec<WorkerEndpoint> {
         let remotes = self.remote.lock().unwrap_or_else(PoisonError::into_inner);
         remotes.iter().flat_map(|((provider, _), elsewhere)| elsewhere.pool.endpoints(provider)).collect()
+    }
+
+    /// Where spans and metrics go, if the configuration names a collector.
+    ///
+    /// # Errors
+    /// The system's CAs cannot be had.
+    pub fn exporter(&self, settings: &Settings) -> Result<Option<Arc<Exporter>>> {
+        let exporter = settings.otlp.as_ref().map(|otlp| Exporter::try_new(otlp, &self.http));
+        exporter.transpose().context("otlp")
     }
 
     /// The certificates of this process, if it has any.

@@ -34,6 +34,7 @@
 //! - `disk`: files that are there as a whole or not at all, and only for so long
 //! - [`egress`]: what hosts that come with a request may reach
 //! - [`transport`]: gRPC connections and their limits
+//! - [`otlp`]: spans and metrics of requests that have ended, for a collector
 //! - [`telemetry`]: logs and metrics, the only list of their names
 //! - [`trace`]: where a request stands in a trace of several services
 //! - `moment`: moments as texts
@@ -43,13 +44,14 @@
 //! Invariants:
 //!
 //! - `provider` does no IO. `worker::drive` is the only upstream caller, through `worker::http`. The embeddings
-//!   endpoint of `cache`, the webhooks of `jobs` and the keys of `issuers` are the only other hosts that are called,
-//!   through the same.
+//!   endpoint of `cache`, the webhooks of `jobs`, the keys of `issuers` and the collector of `otlp` are the only other
+//!   hosts that are called, through the same; a collector that speaks gRPC through `pool`.
 //! - `config` is the only reader of configuration files and of the environment behind them.
 //! - `shim` knows nothing about strategies: it only calls the `RouterService` and `AdminService` traits. Nor does
 //!   `dashboard`, which asks in the name of whoever is signed in.
 //! - A deadline never grows. After the first preview of an image there is no retry and no fallback.
-//! - Prompts, images and keys never reach a log, an error message or a metric label.
+//! - Prompts, images and keys never reach a log, an error message or a metric label; a prompt reaches a span only where
+//!   the operator wants it.
 //! - Only `serve`, for jobs `jobs`, and for connections `pool` spawn tasks: dropping a request's future stops
 //!   everything below it.
 //! - `pool` repeats a call only if it was not sent or its endpoint has not begun; nothing waits long for Redis.
@@ -73,6 +75,7 @@ pub mod jobs;
 mod merge;
 mod moment;
 pub mod objects;
+pub mod otlp;
 pub mod params;
 pub mod pb;
 pub mod phases;

@@ -3,6 +3,7 @@
 //! One `info` line per finished request, each attempt at `debug`. Prompts, images and keys are never passed
 //! to anything in here.
 
+mod otlp;
 pub mod watch;
 
 use std::{
@@ -16,6 +17,7 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tracing::{debug, error, info, warn};
 use tracing_subscriber::EnvFilter;
 
+pub use self::otlp::*;
 use crate::{
     error::Error,
     pb,
@@ -160,6 +162,9 @@ pub fn init_metrics() -> Result<PrometheusHandle, String> {
     );
     describe_counter!(UNKNOWN_PRICES, "Calls of whose cost a part is unknown for want of a price, by model.");
     describe_counter!(TLS_REFUSALS, "Connections whose TLS handshake failed, by reason.");
+    describe_gauge!(otlp::OTLP_UP, "Whether the OTLP collector answers: 1 or 0.");
+    describe_counter!(otlp::SPANS_SENT, "Spans that the OTLP collector has taken.");
+    describe_counter!(otlp::SPANS_LOST, "Spans that the OTLP collector will not have, by reason.");
     describe_gauge!(ISSUER_UP, "Whether an issuer's keys could be had the last time: 1 or 0.");
     describe_counter!(ISSUER_FETCHES, "How often keys of an issuer were asked for, by outcome.");
     Ok(handle)

@@ -1,10 +1,16 @@
 //! Traces over several services, as W3C Trace Context spells them (<https://www.w3.org/TR/trace-context/>).
 //!
-//! The context goes along: from the caller through shim, router and worker to the provider.
+//! The context goes along: from the caller through shim, router and worker to the provider. Where spans are made of
+//! requests (`otlp`), each attempt goes on under its own span; else as it came.
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use crate::digest::unhex;
+use crate::digest::{hex, unhex};
+
+/// The number of a trace. Not all zeros.
+pub type TraceId = [u8; 16];
+/// The number of a span in its trace. Not all zeros.
+pub type SpanId = [u8; 8];
 
 /// Trace, parent and flags.
 pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
@@ -16,6 +22,11 @@ const LENGTH: usize = 55;
 
 /// Longest `tracestate` that is handed on, in bytes: what everybody has to be able to take.
 const STATE_AT_MOST: usize = 512;
+
+/// Flags that are known: whether the trace is recorded, and whether its number is random. Others are not handed on by
+/// whoever makes a context of his own.
+const SAMPLED: u8 = 1;
+const RANDOM: u8 = 2;
 
 /// Where a request stands in a trace.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,14 +50,57 @@ impl TraceContext {
     /// The one of a request that brings none. Its trace has the request's own number: whoever knows one finds the other.
     /// Nobody has asked for it to be recorded.
     pub fn begin(request: uuid::Uuid) -> Self {
-        let trace = request.simple().to_string();
-        let text = format!("00-{trace}-{}-00", &trace[16..]);
-        Self { parent: HeaderValue::try_from(text).expect("digits are a value"), state: None }
+        Self::begin_in(request.into_bytes(), request)
+    }
+
+    /// The one of a request that brings none and names its trace otherwise.
+    pub fn begin_in(trace: TraceId, request: uuid::Uuid) -> Self {
+        Self::of(&hex(&trace), request_span(request), 0, None)
+    }
+
+    /// The same trace, for what a span does. Whether it is recorded has been decided.
+    #[must_use]
+    pub fn under(&self, span: SpanId, is_sampled: bool) -> Self {
+        let flags = self.flags() & RANDOM | if is_sampled { SAMPLED } else { 0 };
+        Self::of(self.trace_id(), span, flags, self.state.clone())
+    }
+
+    fn of(trace: &str, parent: SpanId, flags: u8, state: Option<HeaderValue>) -> Self {
+        let text = format!("00-{trace}-{}-{flags:02x}", hex(&parent));
+        Self { parent: HeaderValue::try_from(text).expect("digits are a value"), state }
     }
 
     /// The id of the trace, 32 digits.
     pub fn trace_id(&self) -> &str {
-        self.parent.to_str().ok().and_then(|text| text.get(3..35)).unwrap_or_default()
+        self.part(3..35)
+    }
+
+    /// The id of the trace.
+    pub fn trace(&self) -> TraceId {
+        unhex(self.trace_id()).unwrap_or_default()
+    }
+
+    /// The span that the request is part of.
+    pub fn parent(&self) -> SpanId {
+        unhex(self.part(36..52)).unwrap_or_default()
+    }
+
+    /// Whether whoever sent it records the trace.
+    pub fn is_sampled(&self) -> bool {
+        self.flags() & SAMPLED != 0
+    }
+
+    /// What tracing systems have added, as they write it.
+    pub fn state(&self) -> &str {
+        self.state.as_ref().and_then(|state| state.to_str().ok()).unwrap_or_default()
+    }
+
+    fn flags(&self) -> u8 {
+        unhex(self.part(53..55)).map_or(0, |[flags]| flags)
+    }
+
+    fn part(&self, place: std::ops::Range<usize>) -> &str {
+        self.parent.to_str().ok().and_then(|text| text.get(place)).unwrap_or_default()
     }
 
     /// Hands it on with a request or a call, in the place of whatever is there.
@@ -57,6 +111,11 @@ impl TraceContext {
             None => _ = headers.remove(TRACESTATE),
         }
     }
+}
+
+/// The span of a request: the end of its number, of which two bits are always set and the rest is chance.
+pub fn request_span(request: uuid::Uuid) -> SpanId {
+    *request.into_bytes().last_chunk().expect("a number has more bytes")
 }
 
 fn is_valid(text: &str) -> bool {
@@ -148,6 +207,21 @@ mod tests {
             let context =
                 TraceContext::read(&headers(&[("traceparent", VALID), ("tracestate", &long)])).unwrap();
             assert_eq!(context.state.is_some(), goes_on);
+        }
+    }
+
+    #[test]
+    fn a_span_goes_on_in_the_same_trace_under_its_own_number() {
+        let later = format!("cc{}7-what-there-will-be", &VALID[2..54]);
+        let context =
+            TraceContext::read(&headers(&[("traceparent", &later), ("tracestate", "a=1")])).unwrap();
+        assert_eq!(context.parent(), [0x00, 0xf0, 0x67, 0xaa, 0x0b, 0xa9, 0x02, 0xb7]);
+        assert!(context.is_sampled());
+        for (is_sampled, flags) in [(true, "03"), (false, "02")] {
+            let mut handed = HeaderMap::new();
+            context.under([0x11; 8], is_sampled).put(&mut handed);
+            assert_eq!(handed[TRACEPARENT], format!("00-{}-1111111111111111-{flags}", &VALID[3..35]));
+            assert_eq!(handed[TRACESTATE], "a=1");
         }
     }
 

@@ -65,7 +65,8 @@ pub async fn serve(origin: Origin, defaults: Listen, person: Option<Person>) -> 
     if let Some(fleet) = &fleet {
         fleet.begin().await;
     }
-    let router = router::Router::in_fleet(gateway.state(&settings)?, fleet, journal.clone());
+    let otlp = gateway.exporter(&settings)?;
+    let router = router::Router::in_fleet(gateway.state(&settings)?, fleet, journal.clone(), otlp.clone());
     if let Some(store) = gateway.store() {
         let kept = store.counters().await.map_err(|error| anyhow::anyhow!("{}", error.message))?;
         router.ledger().load(kept);
@@ -101,6 +102,9 @@ pub async fn serve(origin: Origin, defaults: Listen, person: Option<Person>) -> 
     let jobs = router.clone();
     servers.until_drained(|draining| async move { jobs.run_jobs(draining.cancelled()).await });
     servers.until_the_end(router.clone().run_fleet());
+    if let Some(otlp) = otlp.clone() {
+        servers.until_the_end(async move { otlp.run().await });
+    }
     servers.background(gateway.give_up_jobs());
     if let Some(tls) = gateway.tls() {
         servers.background(Arc::clone(tls).watch());
@@ -145,6 +149,9 @@ pub async fn serve(origin: Origin, defaults: Listen, person: Option<Person>) -> 
         person.lock().await.catch_up().await;
     }
     router.leave_fleet().await;
+    if let Some(otlp) = &otlp {
+        otlp.flush().await;
+    }
     if let Some(journal) = &journal {
         journal.flush(gateway.store()).await;
     }

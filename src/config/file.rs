@@ -8,6 +8,7 @@ use super::{
     callers::{Callers, check_config_id, read_callers},
     images::ImagesSettings,
     memory::MemorySettings,
+    otlp::OtlpSettings,
     plan::{self, Credential, Known, Plan, Upstream},
     providers::Providers,
     quota::{Quota, Rule},
@@ -57,6 +58,8 @@ pub struct Settings {
     pub tenants: BTreeMap<String, Realm>,
     /// What several routers share.
     pub redis: Option<RedisSettings>,
+    /// Where spans and metrics of requests go.
+    pub otlp: Option<OtlpSettings>,
     /// Who compares prompts for `cache.mode: semantic`.
     pub embeddings: Option<Embeddings>,
     /// What a model that its provider has retired does.
@@ -173,6 +176,7 @@ impl Settings {
         let quotas = Rule::read_all(&mut file, &callers).into();
         let limits = read_limits(file.object("limits"));
         let redis = file.object("redis").and_then(RedisSettings::read);
+        let otlp = OtlpSettings::read(&mut file);
         let memory = MemorySettings::read(&mut file);
         let embeddings = file.object("embeddings").and_then(read_embeddings);
         let public_url = file.text("public_url").map(|url| url.trim_end_matches('/').to_owned());
@@ -208,6 +212,7 @@ impl Settings {
             memory,
             tenants: BTreeMap::new(),
             redis,
+            otlp,
             embeddings,
             retired_models,
             webhook_key,

@@ -11,6 +11,7 @@ pub mod identity;
 pub mod images;
 pub mod issuers;
 pub mod memory;
+pub mod otlp;
 pub mod plan;
 pub mod policies;
 mod prices;
@@ -131,6 +132,7 @@ fn read_in(
         }
     }
     secrets::fill_in(&mut document.value, "", environment, &problems);
+    otlp::fill_in(&mut document.value, environment, &problems);
     let beside = prices::take_in(&mut document.value, folder, &problems);
     let settings = Settings::read(&document.value, built_in, &problems);
     let locate = |problem| match &beside {

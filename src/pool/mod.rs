@@ -69,6 +69,8 @@ pub enum Service {
     Worker(String),
     /// The router.
     Router,
+    /// Who is sent spans and metrics by OTLP.
+    Collector,
 }
 
 /// A service in other processes. Cheap to clone; with the last clone its connections end.
@@ -317,6 +319,7 @@ impl Service {
         match self {
             Self::Worker(provider) => provider,
             Self::Router => "router",
+            Self::Collector => "collector",
         }
     }
 
@@ -366,6 +369,7 @@ impl fmt::Display for Service {
         match self {
             Self::Worker(provider) => write!(f, "the worker of {provider}"),
             Self::Router => f.write_str("the router"),
+            Self::Collector => f.write_str("the OTLP collector"),
         }
     }
 }

@@ -13,6 +13,7 @@ use crate::{
     error::{Error, ErrorKind, Result},
     images::made::Made,
     images::{Pieces, convert, probe},
+    otlp::ProviderCall,
     pb::{self, BillingClass, FinishReason, generate_response::Event},
     quota::{Hold, Payment, nanos},
     telemetry, transport,
@@ -134,6 +135,16 @@ impl<'a> Attempt<'a> {
             &outcome,
             duration,
         );
+        if let Some(traced) = &self.ctx.traced {
+            traced.called(&ProviderCall {
+                provider: self.ready.provider(),
+                model: &self.ready.fitted.capability().model,
+                operation: request.effective_operation(),
+                duration,
+                error: outcome.as_ref().err(),
+                usage: outcome.as_ref().ok().and_then(|answer| answer.done.usage.as_ref()),
+            });
+        }
         outcome
     }
 
@@ -212,7 +223,7 @@ impl<'a> Attempt<'a> {
             request_id: self.ctx.request_id.clone(),
             announce_answer: self.target.first_byte_timeout.is_some(),
         });
-        self.ctx.trace.put(message.metadata_mut().as_mut());
+        self.ctx.trace_of(running.number()).put(message.metadata_mut().as_mut());
         message.set_timeout(deadline.saturating_duration_since(Instant::now()));
         let begun = async {
             let mut events = self.ready.worker.generate(message).await?.into_inner();

@@ -17,7 +17,7 @@ mod hedge;
 mod prepare;
 mod retry;
 pub mod size;
-mod standing;
+pub mod standing;
 mod target;
 mod tries;
 

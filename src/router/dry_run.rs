@@ -188,6 +188,7 @@ impl DryRun {
             request_id: record.id.clone(),
             trace_id: record.trace_id.clone(),
             trace: TraceContext::begin(uuid::Uuid::default()),
+            traced: None,
             deadline: Instant::now() + settings.limits.total_timeout,
             headers: HeaderMap::new(),
             metadata: request.metadata.clone(),

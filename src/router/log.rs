@@ -1,14 +1,14 @@
 //! What is left of a request: its log line, its metrics, and its record in the request log.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use tokio::time::Instant;
 
 use super::{recorded, replay::Answered, report, resolve::Route};
 use crate::{
     call::{Call, Reply},
-    config::plan::Source,
     error::{Error, ErrorKind},
+    otlp::Ended,
     pb::{self, RequestRecord},
     store::{Logged, Pictures, journal::Journal},
     telemetry::{self, Finished, watch},
@@ -81,6 +81,7 @@ impl RequestLog {
     fn finish(&mut self, outcome: &Outcome<'_>, report: Option<&pb::RouteReport>) {
         self.finished = true;
         let ctx = &self.call.ctx;
+        let report = report.map_or_else(|| Cow::Owned(report::of_context(ctx)), Cow::Borrowed);
         telemetry::request_ends(&Finished {
             request_id: &ctx.request_id,
             trace_id: &ctx.trace_id,
@@ -95,11 +96,13 @@ impl RequestLog {
             duration: self.started.elapsed(),
             message: outcome.message,
         });
+        if let Some(traced) = &ctx.traced {
+            traced.end(&self.ended(outcome, &report));
+        }
         if self.journal.is_none() && !watch::is_on() {
             return;
         }
-        let report = report.cloned().unwrap_or_else(|| report::of_context(ctx));
-        let record = self.record(outcome, report);
+        let record = self.record(outcome, report.into_owned());
         let images: Vec<_> = match outcome.answer {
             Some(answer) if !ctx.overrides.keep_nothing => {
                 answer.reply.images.iter().map(|(_, pieces)| pieces.clone()).collect()
@@ -110,6 +113,24 @@ impl RequestLog {
         if let Some(journal) = &self.journal {
             let logged = Logged { tenant: ctx.tenant.clone(), record };
             journal.note(logged, Pictures { images, kept: ctx.keeps.images });
+        }
+    }
+
+    fn ended<'a>(&'a self, outcome: &'a Outcome<'_>, report: &'a pb::RouteReport) -> Ended<'a> {
+        let answer = outcome.answer;
+        let last = report.attempts.iter().rev().find(|attempt| attempt.is_call());
+        let providers =
+            [outcome.provider, &report.provider, last.map_or("", |attempt| attempt.provider.as_str())];
+        Ended {
+            call: &self.call,
+            route: &self.route,
+            operation: self.operation,
+            status: outcome.status,
+            failure: answer.is_none().then_some((outcome.name, outcome.message)),
+            provider: providers.into_iter().find(|provider| !provider.is_empty()).unwrap_or_default(),
+            report,
+            reply: answer.map(|answer| &answer.reply),
+            duration: self.started.elapsed(),
         }
     }
 
@@ -141,7 +162,10 @@ impl RequestLog {
             error_message: if keeps_nothing { String::new() } else { outcome.message.to_owned() },
             provider: or_last(outcome.provider, last.map(|last| &last.provider)),
             model: or_last(outcome.model, last.map(|last| &last.model)),
-            virtual_key: self.virtual_key(&report.target),
+            virtual_key: {
+                let upstream = self.route.upstream(&report.target, &self.call);
+                upstream.and_then(|upstream| upstream.virtual_key.clone()).unwrap_or_default()
+            },
             target: report.target.clone(),
             fallback: answer.is_some()
                 && report.attempts.iter().any(|attempt| attempt.target != report.target),
@@ -174,22 +198,6 @@ impl RequestLog {
                 recorded::subject(&self.call.request, &ctx.metadata, named, streamed)
             }),
         }
-    }
-
-    /// Of the target that answered, or failed last.
-    fn virtual_key(&self, path: &str) -> String {
-        let mut found = None;
-        self.route.plan.visit(&mut |target| {
-            if target.path == path {
-                found = match &target.source {
-                    Source::Fixed(upstream) => upstream.virtual_key.as_ref(),
-                    Source::Request => {
-                        self.call.ctx.upstream.as_ref().and_then(|own| own.virtual_key.as_ref())
-                    }
-                };
-            }
-        });
-        found.cloned().unwrap_or_default()
     }
 }
 

@@ -45,6 +45,7 @@ use crate::{
     health::Health,
     issuers::Issuers,
     jobs::{JobStream, Jobs},
+    otlp::Exporter,
     pb::{self, router_service_server::RouterService},
     quota::Ledger,
     store::journal::Journal,
@@ -86,6 +87,8 @@ struct Shared {
     fleet: Option<Arc<Fleet>>,
     /// Where finished requests are noted.
     journal: Option<Arc<Journal>>,
+    /// Where spans of finished requests go.
+    otlp: Option<Arc<Exporter>>,
     refusals: Refusals,
     /// Where chance comes from: the next seed, or the system's own.
     seeds: Option<AtomicU64>,
@@ -129,26 +132,32 @@ impl State {
 impl Router {
     /// A router with its first state.
     pub fn new(state: State) -> Self {
-        Self::with(state, None, None, None)
+        Self::with(state, None, None, None, None)
     }
 
-    /// A router that shares what it can with others, and notes what it has done.
-    pub fn in_fleet(state: State, fleet: Option<Arc<Fleet>>, journal: Option<Arc<Journal>>) -> Self {
-        Self::with(state, fleet, journal, None)
+    /// A router that shares what it can with others, notes what it has done, and makes spans of it.
+    pub fn in_fleet(
+        state: State,
+        fleet: Option<Arc<Fleet>>,
+        journal: Option<Arc<Journal>>,
+        otlp: Option<Arc<Exporter>>,
+    ) -> Self {
+        Self::with(state, fleet, journal, otlp, None)
     }
 
     /// A router that leaves nothing to chance: the same requests in the same order, the same choices.
     pub fn seeded(state: State, seed: u64) -> Self {
-        Self::with(state, None, None, Some(AtomicU64::new(seed)))
+        Self::with(state, None, None, None, Some(AtomicU64::new(seed)))
     }
 
     fn with(
         state: State,
         fleet: Option<Arc<Fleet>>,
         journal: Option<Arc<Journal>>,
+        otlp: Option<Arc<Exporter>>,
         seeds: Option<AtomicU64>,
     ) -> Self {
-        let shared = Arc::new(Shared { journal, ..Shared::new(&state, fleet, seeds) });
+        let shared = Arc::new(Shared { journal, otlp, ..Shared::new(&state, fleet, seeds) });
         Self { state: Arc::new(ArcSwap::from_pointee(state)), shared }
     }
 
@@ -271,6 +280,7 @@ impl Shared {
             ledger: Ledger::new(fleet.clone()),
             fleet,
             journal: None,
+            otlp: None,
             refusals: Refusals::default(),
             jobs: Jobs::new(&state.settings.data_dir),
             seeds,

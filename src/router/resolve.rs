@@ -6,7 +6,7 @@ use http::HeaderMap;
 use serde_json::Value;
 
 use crate::{
-    call::Overrides,
+    call::{Call, Overrides},
     config::{
         Settings,
         callers::{Caller, Scope},
@@ -21,6 +21,7 @@ use crate::{
     issuers::Issuers,
     pb,
     provider::canonical_name,
+    route::standing,
 };
 
 /// What a request's headers mean.
@@ -72,6 +73,19 @@ pub struct Route {
     pub name: String,
     /// Of a config that was saved; else 0.
     pub version: u32,
+}
+
+impl Route {
+    /// The provider and credential of the target at this place.
+    pub fn upstream<'a>(&'a self, path: &str, call: &'a Call) -> Option<&'a Upstream> {
+        let mut found = None;
+        self.plan.visit(&mut |target| {
+            if target.path == path {
+                found = standing::upstream(target, call);
+            }
+        });
+        found
+    }
 }
 
 /// What the Python SDK of the reference sends as bearer when it has no provider key.

@@ -23,6 +23,7 @@ use crate::{
     config::{plan::Plan, saved::DEFAULT_TENANT},
     error::{Error, Result},
     images::Pieces,
+    otlp::Traced,
     pb::{self, Operation, planned_target::Decision, stream_image_response::Event},
     phases::Phase,
     quota::{Exceeded, Metered},
@@ -63,6 +64,9 @@ impl Router {
         error: Error,
     ) -> Error {
         let error = ids.reject(error);
+        if let Some(traced) = self.traced(headers, ids) {
+            traced.refuse(image, &ids.trace_id, &error, ids.arrived.elapsed());
+        }
         if let Some(journal) = &self.shared.journal {
             let State { settings, providers, issuers, .. } = &**self.state.load();
             self.shared
@@ -70,6 +74,12 @@ impl Router {
                 .note(journal, &Refusal { ids, headers, image, error: &error, settings, providers, issuers });
         }
         error
+    }
+
+    /// The request's place in its trace, where spans are made.
+    fn traced(&self, headers: &HeaderMap, ids: &Ids) -> Option<Traced> {
+        let exporter = self.shared.otlp.as_ref()?;
+        Some(Traced::begin(exporter, headers, ids.id, ids.context.as_ref()))
     }
 
     /// Who calls, which plan, and the request at its top.
@@ -87,12 +97,14 @@ impl Router {
         let metadata = resolved.metadata(incoming::metadata(headers));
         let caller = resolved.caller.as_deref();
         let tenant = caller.map_or(DEFAULT_TENANT, |caller| &caller.tenant).to_owned();
+        let traced = self.traced(headers, ids);
         let ctx = Arc::new(RequestContext {
             metered: Metered::of_request(caller, &tenant, &metadata, &state.settings.quotas),
             ledger: Arc::clone(&self.shared.ledger),
             request_id: ids.request_id.clone(),
             trace_id: ids.trace_id.clone(),
-            trace: ids.trace.clone(),
+            trace: ids.context.clone().unwrap_or_else(|| TraceContext::begin(ids.id)),
+            traced,
             deadline: Instant::now() + incoming::time_limit(headers, state.settings.limits.total_timeout)?,
             headers: resolve::without_credentials(headers, settings, issuers),
             metadata,
@@ -126,9 +138,11 @@ pub fn asked_for(image: Option<pb::ImageRequest>, operation: Operation) -> Arc<p
 
 /// How a request is known.
 pub struct Ids {
+    pub id: uuid::Uuid,
     pub request_id: String,
     pub trace_id: String,
-    pub trace: TraceContext,
+    /// The caller's.
+    pub context: Option<TraceContext>,
     pub arrived: Instant,
 }
 
@@ -139,8 +153,7 @@ impl Ids {
         let context = TraceContext::read(headers);
         let of_caller = incoming::trace_id(headers).or(context.as_ref().map(TraceContext::trace_id));
         let trace_id = of_caller.unwrap_or(&request_id).to_owned();
-        let trace = context.unwrap_or_else(|| TraceContext::begin(id));
-        Self { request_id, trace_id, trace, arrived: Instant::now() }
+        Self { id, request_id, trace_id, context, arrived: Instant::now() }
     }
 
     /// Counts a request that was refused before anything was tried.

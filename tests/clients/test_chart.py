@@ -786,6 +786,10 @@ REFUSALS = {
         "write { env: NAME } and name its Secret in workers.sandbox.credentials",
     ),
     "a webhook secret in plain text": (at("config.webhooks.secret", "whsec_a"), "config.webhooks.secret: a secret"),
+    "a collector's key in plain text": (
+        at("config.otlp.headers", {"x-tenant": "a", "Authorization": "Bearer a"}),
+        "config.otlp.headers.Authorization: a secret",
+    ),
     "a variable that nobody sets": (
         OPENAI_KEY,
         "config.virtual_keys.openai.api_key: reads the variable OPENAI, which neither",

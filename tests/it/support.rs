@@ -530,7 +530,7 @@ impl Gateway {
 
     /// The same in one process, with a journal for what is done.
     pub fn logging(worker: &Arc<Worker>, yaml: &str, saved: &Saved, journal: &Arc<Journal>) -> Self {
-        let router = |state| Router::in_fleet(state, None, Some(Arc::clone(journal)));
+        let router = |state| Router::in_fleet(state, None, Some(Arc::clone(journal)), None);
         Self::start(Mode::OneProcess, yaml, &[worker], saved, router)
     }
 

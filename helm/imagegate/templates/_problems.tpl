@@ -237,6 +237,13 @@ What a single value may be is the business of values.schema.json.
 {{- end -}}
 {{- $_ := set $fields "webhooks.secret" (get (.file.webhooks | default dict) "secret") -}}
 {{- $_ := set $fields "embeddings.api_key" (get (.file.embeddings | default dict) "api_key") -}}
+{{- if kindIs "map" .file.otlp -}}
+{{- range $name, $value := (.file.otlp.headers | default dict) -}}
+{{- if regexMatch "(?i)(auth|key|token|secret|cookie)" $name -}}
+{{- $_ := set $fields (printf "otlp.headers.%s" $name) $value -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- range $field := keys $fields | sortAlpha -}}
 {{- $value := get $fields $field -}}
 {{- if and $value (kindIs "string" $value) (not (contains "${" $value)) (ne $value "none") }}
