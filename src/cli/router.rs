@@ -73,6 +73,8 @@ pub async fn serve(origin: Origin, defaults: Listen) -> Result<()> {
         let pages = Dashboard::new(dispatch, memory, sessions, address).routes();
         let asked = router.clone();
         let pages = shim::only_from_here(pages, move || asked.is_open());
+        let counting = router.clone();
+        let metrics = metrics.looking(move || counting.count_breakers());
         servers.admin(address, metrics, pages).await?;
     }
     if let Some(address) = listen.grpc {

@@ -1,6 +1,6 @@
 //! What is left of a request: its log line, its metrics, and its record in the request log.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use tokio::time::Instant;
 
@@ -81,6 +81,8 @@ impl RequestLog {
     fn finish(&mut self, outcome: &Outcome<'_>, report: Option<&pb::RouteReport>) {
         self.finished = true;
         let ctx = &self.call.ctx;
+        let report = report.map_or_else(|| Cow::Owned(report::of_context(ctx)), Cow::Borrowed);
+        let timings = ctx.record.timings();
         telemetry::request_ends(&Finished {
             request_id: &ctx.request_id,
             trace_id: &ctx.trace_id,
@@ -92,12 +94,14 @@ impl RequestLog {
             provider: outcome.provider,
             model: outcome.model,
             calls: ctx.record.calls(),
+            report: &report,
+            timings: &timings,
             duration: self.started.elapsed(),
             message: outcome.message,
         });
         if let Some(journal) = &self.journal {
-            let report = report.cloned().unwrap_or_else(|| report::of_context(ctx));
-            let logged = Logged { tenant: ctx.tenant.clone(), record: self.record(outcome, report) };
+            let record = self.record(outcome, report.into_owned(), timings);
+            let logged = Logged { tenant: ctx.tenant.clone(), record };
             let images = match outcome.answer {
                 Some(answer) if !ctx.overrides.keep_nothing => {
                     answer.reply.images.iter().map(|(_, pieces)| pieces.clone()).collect()
@@ -108,7 +112,12 @@ impl RequestLog {
         }
     }
 
-    fn record(&self, outcome: &Outcome<'_>, mut report: pb::RouteReport) -> RequestRecord {
+    fn record(
+        &self,
+        outcome: &Outcome<'_>,
+        mut report: pb::RouteReport,
+        timings: pb::Timings,
+    ) -> RequestRecord {
         let ctx = &self.call.ctx;
         let keeps_nothing = ctx.overrides.keep_nothing;
         if keeps_nothing {
@@ -160,7 +169,7 @@ impl RequestLog {
             report: Some(report),
             feedback: Vec::new(),
             images_made: answer.map(|answer| images_made(&answer.reply)).unwrap_or_default(),
-            timings: Some(ctx.record.timings()),
+            timings: Some(timings),
             subject: (!keeps_nothing).then(|| {
                 let (named, streamed) = (ctx.upstream.as_deref(), ctx.events.is_some());
                 recorded::subject(&self.call.request, &ctx.metadata, named, streamed)

@@ -1,25 +1,26 @@
 //! Who calls: limits, budgets, issuers of tokens.
 
-use metrics::{counter, describe_counter, describe_gauge, gauge};
+use metrics::{counter, gauge};
 use tracing::{error, info, warn};
 
-use crate::quota::{Kind, Subject};
+use super::{Metric, labels};
+use crate::quota::Subject;
 
 const OVER_QUOTA: &str = "imagegate_over_quota_total";
 const BUDGET_USED: &str = "imagegate_budget_used_ratio";
 const ISSUER_UP: &str = "imagegate_jwt_issuer_up";
 const ISSUER_FETCHES: &str = "imagegate_jwt_key_fetches_total";
 
-/// Says what each metric is.
-pub(super) fn describe() {
-    describe_counter!(OVER_QUOTA, "What limits did not allow, by whose they are and of what.");
-    describe_gauge!(
+/// What there is.
+pub(super) const METRICS: &[Metric] = &[
+    Metric::counter(OVER_QUOTA, "What limits did not allow, by whose they are and of what."),
+    Metric::gauge(
         BUDGET_USED,
-        "The used part of budgets in the period that runs, when something of it was used last."
-    );
-    describe_gauge!(ISSUER_UP, "Whether an issuer's keys could be had the last time: 1 or 0.");
-    describe_counter!(ISSUER_FETCHES, "How often keys of an issuer were asked for, by outcome.");
-}
+        "The used part of budgets in the period that runs, when something of it was used last.",
+    ),
+    Metric::gauge(ISSUER_UP, "Whether an issuer's keys could be had the last time: 1 or 0."),
+    Metric::counter(ISSUER_FETCHES, "How often keys of an issuer were asked for, by outcome."),
+];
 
 /// Notes a request or a call that a limit did not allow.
 pub fn over_quota(subject: &Subject, is_budget: bool) {
@@ -27,9 +28,9 @@ pub fn over_quota(subject: &Subject, is_budget: bool) {
     counter!(OVER_QUOTA, "subject" => subject.kind.name(), "limit" => limit).increment(1);
 }
 
-/// Notes how much of a budget is used. Values of metadata are without number, and are left out.
+/// Notes how much of a budget is used, if there is room for it.
 pub fn budget_used(subject: &Subject, used: i64, nanos: i64) {
-    if subject.kind != Kind::Metadata {
+    if labels::shows_budget(subject) {
         let (tenant, id) = (subject.tenant.clone(), subject.id.clone());
         gauge!(BUDGET_USED, "subject" => subject.kind.name(), "tenant" => tenant, "name" => id)
             .set(used as f64 / nanos.max(1) as f64);

@@ -1,7 +1,9 @@
 //! Other processes: endpoints, certificates, Redis.
 
-use metrics::{counter, describe_counter, describe_gauge, gauge};
+use metrics::{counter, gauge};
 use tracing::{debug, error, info, warn};
+
+use super::Metric;
 
 const ENDPOINTS: &str = "imagegate_endpoints";
 const ENDPOINT_EJECTIONS: &str = "imagegate_endpoint_ejections_total";
@@ -10,15 +12,15 @@ const TLS_REFUSALS: &str = "imagegate_tls_refusals_total";
 const REDIS_UP: &str = "imagegate_redis_up";
 const REDIS_ERRORS: &str = "imagegate_redis_errors_total";
 
-/// Says what each metric is.
-pub(super) fn describe() {
-    describe_gauge!(ENDPOINTS, "Endpoints of the processes behind this one, by service and state.");
-    describe_counter!(ENDPOINT_EJECTIONS, "Endpoints that were left alone for a while, by service.");
-    describe_gauge!(CERTIFICATE_EXPIRES, "When this process's certificate ends.");
-    describe_counter!(TLS_REFUSALS, "Connections whose TLS handshake failed, by reason.");
-    describe_gauge!(REDIS_UP, "Whether Redis answers in time: 1 or 0.");
-    describe_counter!(REDIS_ERRORS, "What was asked of Redis in vain, by operation.");
-}
+/// What there is.
+pub(super) const METRICS: &[Metric] = &[
+    Metric::gauge(ENDPOINTS, "Endpoints of the processes behind this one, by service and state."),
+    Metric::counter(ENDPOINT_EJECTIONS, "Endpoints that were left alone for a while, by service."),
+    Metric::gauge(CERTIFICATE_EXPIRES, "When this process's certificate ends."),
+    Metric::counter(TLS_REFUSALS, "Connections whose TLS handshake failed, by reason."),
+    Metric::gauge(REDIS_UP, "Whether Redis answers in time: 1 or 0."),
+    Metric::counter(REDIS_ERRORS, "What was asked of Redis in vain, by operation."),
+];
 
 /// Notes how many endpoints of a service stand so, more than before.
 pub fn endpoints(service: &str, state: &'static str, more: f64) {

@@ -1,29 +1,44 @@
 //! Requests and jobs: how they ended.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
-use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics::{counter, gauge, histogram};
 use tracing::{info, warn};
 
-use super::{in_flight, millis};
-use crate::error::Error;
+use super::{Metric, in_flight, labels, millis, routing};
+use crate::{
+    error::{Error, ErrorKind},
+    pb,
+};
 
 const REQUESTS: &str = "imagegate_requests_total";
 const REQUEST_SECONDS: &str = "imagegate_request_duration_seconds";
-const FALLBACKS: &str = "imagegate_rescued_requests_total";
+const RESCUED: &str = "imagegate_rescued_requests_total";
+const FALLBACKS: &str = "imagegate_fallbacks_total";
+/// Has buckets of its own.
+pub(super) const PHASE_SECONDS: &str = "imagegate_phase_duration_seconds";
 const JOBS_RUNNING: &str = "imagegate_jobs_running";
 const JOBS: &str = "imagegate_jobs_total";
 const WEBHOOKS: &str = "imagegate_webhooks_total";
 
-/// Says what each metric is.
-pub(super) fn describe() {
-    describe_counter!(REQUESTS, "Finished requests by operation and outcome.");
-    describe_histogram!(REQUEST_SECONDS, "Time from a request's arrival to its outcome.");
-    describe_counter!(FALLBACKS, "Requests that a later target answered after an earlier one failed.");
-    describe_gauge!(JOBS_RUNNING, "Jobs being worked on.");
-    describe_counter!(JOBS, "Jobs that are over, by state.");
-    describe_counter!(WEBHOOKS, "Webhooks, by whether they were taken in the end.");
-}
+/// Seconds: most phases take next to nothing, a call as long as an image.
+pub(super) const PHASE_BUCKETS: &[f64] =
+    &[0.0005, 0.005, 0.05, 0.25, 1.0, 2.5, 5.12, 10.24, 20.48, 40.96, 81.92, 163.84, 327.68, 655.36];
+
+/// What there is.
+pub(super) const METRICS: &[Metric] = &[
+    Metric::counter(REQUESTS, "Finished requests by operation and outcome."),
+    Metric::histogram(REQUEST_SECONDS, "Time from a request's arrival to its outcome."),
+    Metric::histogram(PHASE_SECONDS, "Time that finished requests spent in a phase, if they came to it."),
+    Metric::counter(RESCUED, "Requests that a later target answered after an earlier one failed."),
+    Metric::counter(
+        FALLBACKS,
+        "Targets that failed before another one answered, by provider and kind of error.",
+    ),
+    Metric::gauge(JOBS_RUNNING, "Jobs being worked on."),
+    Metric::counter(JOBS, "Jobs that are over, by state."),
+    Metric::counter(WEBHOOKS, "Webhooks, by whether they were taken in the end."),
+];
 
 /// A request that ended.
 #[derive(Debug)]
@@ -48,6 +63,10 @@ pub struct Finished<'a> {
     pub model: &'a str,
     /// Provider calls.
     pub calls: usize,
+    /// What was tried.
+    pub report: &'a pb::RouteReport,
+    /// Where its time went.
+    pub timings: &'a pb::Timings,
     /// From its arrival.
     pub duration: Duration,
     /// The error's text.
@@ -59,6 +78,11 @@ pub fn request_ends(request: &Finished<'_>) {
     in_flight::request_is_over();
     counter!(REQUESTS, "operation" => request.operation, "outcome" => request.outcome).increment(1);
     histogram!(REQUEST_SECONDS, "operation" => request.operation).record(request.duration.as_secs_f64());
+    phases(request.timings);
+    request.report.attempts.iter().for_each(routing::cancelled);
+    if request.outcome == "ok" {
+        fallbacks(request.report);
+    }
     info!(
         request_id = request.request_id,
         trace_id = request.trace_id,
@@ -83,9 +107,37 @@ pub fn rejected(request_id: &str, trace_id: &str, error: &Error) {
     info!(request_id, trace_id, outcome, status, attempts = 0, error = message, "request");
 }
 
+fn phases(timings: &pb::Timings) {
+    let phases = [
+        ("routing", timings.routing_us),
+        ("cache", timings.cache_us),
+        ("waiting", timings.waiting_us),
+        ("upstream", timings.upstream_us),
+        ("verifying", timings.verifying_us),
+    ];
+    for (phase, us) in phases.into_iter().filter(|(_, us)| *us > 0) {
+        histogram!(PHASE_SECONDS, "phase" => phase).record(Duration::from_micros(us).as_secs_f64());
+    }
+}
+
+/// Each target that was called in vain counts once, for its last failure.
+fn fallbacks(report: &pb::RouteReport) {
+    let in_vain =
+        report.attempts.iter().filter(|attempt| attempt.target != report.target && attempt.is_call());
+    let failed: BTreeMap<&str, (&str, ErrorKind)> = in_vain
+        .filter_map(|attempt| {
+            let kind = ErrorKind::from_name(&attempt.outcome).filter(|kind| *kind != ErrorKind::Cancelled)?;
+            Some((attempt.target.as_str(), (attempt.provider.as_str(), kind)))
+        })
+        .collect();
+    for (provider, cause) in failed.into_values() {
+        counter!(FALLBACKS, "provider" => labels::provider(provider), "cause" => cause.name()).increment(1);
+    }
+}
+
 /// Notes a request that a later target answered after an earlier one had failed.
 pub fn rescued(request_id: &str, provider: &str, attempts: &str) {
-    counter!(FALLBACKS, "provider" => provider.to_owned()).increment(1);
+    counter!(RESCUED, "provider" => labels::provider(provider)).increment(1);
     warn!(request_id, attempts, "another target answered");
 }
 

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
-use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics::{counter, gauge, histogram};
 use tracing::{debug, error, info, warn};
+
+use super::Metric;
 
 const STORE_ERRORS: &str = "imagegate_store_errors_total";
 const STORE_UP: &str = "imagegate_store_up";
@@ -17,29 +19,23 @@ const REFUSALS_NOT_LOGGED: &str = "imagegate_refused_requests_not_logged_total";
 const IMAGES_UP: &str = "imagegate_images_up";
 const IMAGES_ERRORS: &str = "imagegate_images_errors_total";
 
-/// Says what each metric is.
-pub(super) fn describe() {
-    describe_counter!(STORE_ERRORS, "What was asked of the store in vain.");
-    describe_gauge!(STORE_UP, "Whether the store answers and takes what is written: 1 or 0.");
-    describe_counter!(LOG_WRITTEN, "Requests that were written to the request log.");
-    describe_histogram!(LOG_WRITE_SECONDS, "Time of writing one batch to the request log.");
-    describe_counter!(LOG_RECOVERED, "Requests that a process left unwritten and a later one took over.");
-    describe_counter!(LOG_LOST, "Requests that are missing in the request log, by reason.");
-    describe_counter!(
-        DIGESTS_SKIPPED,
-        "Images that the request log has no digest of: too many came at once."
-    );
-    describe_counter!(LOGGED_IMAGES_LOST, "Images that the request log should have kept, by reason.");
-    describe_counter!(
+/// What there is.
+pub(super) const METRICS: &[Metric] = &[
+    Metric::counter(STORE_ERRORS, "What was asked of the store in vain."),
+    Metric::gauge(STORE_UP, "Whether the store answers and takes what is written: 1 or 0."),
+    Metric::counter(LOG_WRITTEN, "Requests that were written to the request log."),
+    Metric::histogram(LOG_WRITE_SECONDS, "Time of writing one batch to the request log."),
+    Metric::counter(LOG_RECOVERED, "Requests that a process left unwritten and a later one took over."),
+    Metric::counter(LOG_LOST, "Requests that are missing in the request log, by reason."),
+    Metric::counter(DIGESTS_SKIPPED, "Images that the request log has no digest of: too many came at once."),
+    Metric::counter(LOGGED_IMAGES_LOST, "Images that the request log should have kept, by reason."),
+    Metric::counter(
         REFUSALS_NOT_LOGGED,
-        "Requests refused before their route was known that the request log had no room for."
-    );
-    describe_gauge!(IMAGES_UP, "Whether the folder or bucket of images takes them: 1 or 0.");
-    describe_counter!(
-        IMAGES_ERRORS,
-        "What was asked of the folder or bucket of images in vain, by operation."
-    );
-}
+        "Requests refused before their route was known that the request log had no room for.",
+    ),
+    Metric::gauge(IMAGES_UP, "Whether the folder or bucket of images takes them: 1 or 0."),
+    Metric::counter(IMAGES_ERRORS, "What was asked of the folder or bucket of images in vain, by operation."),
+];
 
 /// Notes what was asked of the store in vain.
 pub fn store_failed(reason: &str) {
