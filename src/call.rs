@@ -32,6 +32,7 @@ use crate::{
     pb::{self, BillingClass, stream_image_response::Event},
     phases::{Phase, Phases},
     quota::{Ledger, Metered},
+    telemetry::Held,
     trace::TraceContext,
     worker::Workers,
 };
@@ -105,6 +106,8 @@ pub struct RequestContext {
     pub committed: AtomicBool,
     /// What happened so far.
     pub record: Record,
+    /// The request's bytes, and those of its answer as far as it has come.
+    pub held: Held,
 }
 
 /// Headers that beat the config at every level, as the reference has it.

@@ -23,6 +23,7 @@ use crate::{
     pb::{WorkerEndpoint, unix_now_ms},
     pool::{Address, Pool, Service},
     provider::{self, sandbox::Sandbox},
+    quota,
     router::{Router, State},
     serve::Hangups,
     store::{CannotOpen, Store},
@@ -118,6 +119,7 @@ impl Gateway {
         let providers = self.built_in.clone().with_all_own(workers.providers());
         let joined = Arc::new(settings.joined(&self.saved.load(), &providers, unix_now_ms()));
         let issuers = self.issuers(settings);
+        name_in_metrics(&joined, &workers);
         Ok(State::new(joined, workers, &self.built_in).reaching(&self.http).trusting(issuers))
     }
 
@@ -410,6 +412,18 @@ pub fn client_tls(addresses: &[Address], configured: Option<&Arc<Tls>>) -> Resul
 pub fn built_in() -> Providers {
     let http = provider::all().into_iter().fold(Providers::default(), |all, one| all.with(one.record()));
     http.with_own(Sandbox::NAME)
+}
+
+/// What metrics may call by name.
+fn name_in_metrics(settings: &Settings, workers: &Workers) {
+    for upstream in settings.virtual_keys.values() {
+        let models = upstream.models.iter().map(|model| model.model.as_str());
+        telemetry::know_provider(&upstream.provider, models);
+    }
+    for provider in workers.providers() {
+        telemetry::know_provider(&provider, []);
+    }
+    telemetry::know_budgets(&quota::budgets(settings));
 }
 
 fn local_workers(http: &Arc<Http>, secrets: &Arc<ArcSwap<Secrets>>) -> BTreeMap<String, SharedWorker> {

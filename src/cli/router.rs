@@ -80,6 +80,8 @@ pub async fn serve(origin: Origin, defaults: Listen, person: Option<Person>) -> 
         let pages = Dashboard::new(dispatch, memory, sessions, address).routes();
         let asked = router.clone();
         let pages = shim::only_from_here(pages, move || asked.is_open());
+        let counting = router.clone();
+        let metrics = metrics.looking(move || counting.count_breakers());
         bound.admin = Some(servers.admin(address, metrics, pages).await?);
     }
     if let Some(address) = listen.grpc {

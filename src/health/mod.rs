@@ -19,7 +19,7 @@ pub use self::{
     node::NodeHealth,
     target::{Permit, Standing, TargetHealth, Trouble, Verdict},
 };
-use crate::config::identity::Identity;
+use crate::{config::identity::Identity, telemetry};
 
 /// The health of every target and strategy of a router.
 #[derive(Debug, Default)]
@@ -63,6 +63,15 @@ impl Health {
     /// Calls in flight, over all targets.
     pub fn in_flight(&self) -> u64 {
         self.targets.read(|entries| entries.values().map(|entry| u64::from(entry.in_flight())).sum())
+    }
+
+    /// Counts how the breakers stand of targets that were called lately.
+    pub fn count_breakers(&self) {
+        self.targets.read(|entries| {
+            let standing =
+                entries.values().filter_map(|entry| Some((entry.provider(), entry.breaker_lately()?)));
+            telemetry::breakers(standing);
+        });
     }
 
     /// How often breakers have opened and closed, over all targets that are remembered.

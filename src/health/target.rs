@@ -28,6 +28,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 const RETRIES_AT_ONCE: f64 = 20.0;
 const RETRIES_PER_SECOND: f64 = 0.2;
 
+/// A target that nobody has called for so long is not among those whose breakers are counted: its config may be gone.
+const LATELY: Duration = Duration::from_secs(3600);
+
 /// What is known about one target.
 #[derive(Debug)]
 pub struct TargetHealth {
@@ -195,6 +198,15 @@ impl TargetHealth {
         self.breaker_changes.load(Ordering::Relaxed)
     }
 
+    /// The state of its breaker; none if nobody has called it for so long that this tells nothing of now.
+    pub fn breaker_lately(&self) -> Option<&'static str> {
+        let (now, state) = (Instant::now(), self.lock());
+        let is_known = !state.running.is_empty()
+            || now.saturating_duration_since(state.used) < LATELY
+            || state.breaker.open_until().is_some_and(|until| until > now);
+        is_known.then(|| state.breaker.state())
+    }
+
     /// How it stands, changing nothing. Without a policy it has no breaker.
     pub fn standing(&self, policy: Option<&Policy>) -> Standing {
         let now = Instant::now();
@@ -268,14 +280,6 @@ impl TargetHealth {
 impl Forgettable for TargetHealth {
     fn idle_since(&self) -> Option<Instant> {
         (self.in_flight() == 0).then(|| self.lock().used)
-    }
-}
-
-impl Drop for TargetHealth {
-    fn drop(&mut self) {
-        if self.lock().breaker.state() != "closed" {
-            telemetry::breaker_forgotten(&self.provider);
-        }
     }
 }
 

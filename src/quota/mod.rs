@@ -11,7 +11,7 @@ mod ledger;
 mod sharing;
 mod window;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
 
 use serde_json::Value;
 
@@ -23,8 +23,10 @@ pub use self::{
 };
 use crate::{
     config::{
+        Settings,
         callers::Caller,
         quota::{Limit, Quota, Rule},
+        saved::DEFAULT_TENANT,
     },
     error::{Error, ErrorKind},
     moment, telemetry,
@@ -83,6 +85,31 @@ pub struct Exceeded {
     pub window: Window,
     /// As the router's clock has it, in ms since 1970.
     pub now: i64,
+}
+
+/// Who has a budget, as far as the configuration tells: tenants, virtual keys, callers.
+pub fn budgets(settings: &Settings) -> Vec<Arc<Subject>> {
+    let mut callers: Vec<&Arc<Caller>> = settings.callers.iter().collect();
+    callers.sort_unstable_by(|a, b| (&a.tenant, &a.id).cmp(&(&b.tenant, &b.id)));
+    let tenants: BTreeSet<&str> = settings
+        .tenants
+        .keys()
+        .chain(callers.iter().map(|caller| &caller.tenant))
+        .map(String::as_str)
+        .chain([DEFAULT_TENANT])
+        .collect();
+    let realms = settings.tenants.values().flat_map(|realm| realm.virtual_keys.values());
+    let keys = settings.virtual_keys.values().chain(realms);
+    let of_tenants = tenants.into_iter().flat_map(|tenant| {
+        let rules = settings.quotas.iter().filter(move |rule| rule.is_for(tenant));
+        rules.filter_map(move |rule| Metered::of_rule(rule, tenant))
+    });
+    of_tenants
+        .chain(keys.filter_map(|key| key.metered.clone()))
+        .chain(callers.into_iter().filter_map(|caller| Metered::of_caller(caller)))
+        .filter(|metered| metered.quota.0.iter().any(|limit| matches!(limit, Limit::Budget { .. })))
+        .map(|metered| metered.subject)
+        .collect()
 }
 
 impl Kind {

@@ -16,7 +16,8 @@ use crate::{
     otlp::ProviderCall,
     pb::{self, BillingClass, FinishReason, generate_response::Event},
     quota::{Hold, Payment, nanos},
-    telemetry, transport,
+    telemetry::{self, Called, Held},
+    transport,
 };
 
 /// How far timers of the same deadline may be apart: `grpc-timeout` is rounded to milliseconds, and so are timers.
@@ -123,18 +124,21 @@ impl<'a> Attempt<'a> {
             Err(_) => ("", Vec::new()),
         };
         self.settle(payment, request, price, &outcome, &cost_lines);
-        if cost_lines.iter().any(|line| line.amount_usd.is_none()) {
-            telemetry::price_unknown(self.ready.provider(), &self.ready.fitted.capability().model);
-        }
+        let usd = cost_lines.iter().filter_map(|line| line.amount_usd).sum();
+        let is_unpriced = cost_lines.iter().any(|line| line.amount_usd.is_none());
         let duration = running.finish(&outcome, request_id, cost_lines);
-        telemetry::attempt(
-            &self.ctx.request_id,
-            &self.target.path,
-            self.ready.provider(),
-            &request.model,
-            &outcome,
+        telemetry::attempt(&Called {
+            request_id: &self.ctx.request_id,
+            target: &self.target.path,
+            provider: self.ready.provider(),
+            model: &request.model,
+            entry: &self.ready.fitted.capability().model,
+            error: outcome.as_ref().err(),
+            images: outcome.as_ref().map_or(0, |answer| answer.images.len()),
+            usd,
+            is_unpriced,
             duration,
-        );
+        });
         if let Some(traced) = &self.ctx.traced {
             traced.called(&ProviderCall {
                 provider: self.ready.provider(),
@@ -240,6 +244,7 @@ impl<'a> Attempt<'a> {
         };
         let wanted = request.wanted();
         let mut pieces = vec![Pieces::default(); wanted];
+        let arriving = Held::default();
         loop {
             let event = match first.take() {
                 Some(event) => event,
@@ -258,13 +263,18 @@ impl<'a> Attempt<'a> {
                 Some(Event::ImageChunk(chunk)) => {
                     // More images than asked for are not our caller's.
                     if let Some(image) = pieces.get_mut(chunk.image_index as usize) {
+                        arriving.add(chunk.data.len());
                         image.push(chunk.data);
                     }
                 }
                 Some(Event::Done(mut done)) => {
                     transport::end(events).await;
                     running.answered();
-                    return Ok(Answer { images: self.verify(&mut done, pieces).await?, done });
+                    let images = self.verify(&mut done, pieces).await?;
+                    // From here on they are the request's.
+                    drop(arriving);
+                    self.ctx.held.add(images.iter().map(|(_, image)| image.len()).sum());
+                    return Ok(Answer { images, done });
                 }
                 None => {}
             }

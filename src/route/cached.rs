@@ -48,6 +48,9 @@ pub async fn run(ready: &Ready<'_>, call: &Call) -> Result<Reply> {
     telemetry::cache_lookup(status);
     match outcome {
         Ok(tried) => {
+            if matches!(status, CacheStatus::Hit | CacheStatus::SemanticHit) {
+                telemetry::cache_saved(ready.provider(), &ready.fitted.capability().model, ready.price());
+            }
             let mut reply = answer::reply(ready, call, tried, status);
             reply.warnings.extend(notice);
             Ok(reply)

@@ -29,6 +29,7 @@ use crate::{
     pb::{self, RequestRecord, dry_run_request::Verdict, planned_target::Decision},
     quota::Ledger,
     route,
+    telemetry::Held,
     trace::TraceContext,
 };
 
@@ -210,6 +211,7 @@ impl DryRun {
             events: request.streamed.then(|| mpsc::channel(1).0),
             committed: AtomicBool::new(false),
             record: Record::new(Instant::now()),
+            held: Held::default(),
         };
         Call::new(Arc::new(request.image.clone()), Arc::new(ctx))
     }

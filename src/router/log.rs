@@ -82,6 +82,7 @@ impl RequestLog {
         self.finished = true;
         let ctx = &self.call.ctx;
         let report = report.map_or_else(|| Cow::Owned(report::of_context(ctx)), Cow::Borrowed);
+        let timings = ctx.record.timings();
         telemetry::request_ends(&Finished {
             request_id: &ctx.request_id,
             trace_id: &ctx.trace_id,
@@ -93,6 +94,8 @@ impl RequestLog {
             provider: outcome.provider,
             model: outcome.model,
             calls: ctx.record.calls(),
+            report: &report,
+            timings: &timings,
             duration: self.started.elapsed(),
             message: outcome.message,
         });
@@ -102,7 +105,7 @@ impl RequestLog {
         if self.journal.is_none() && !watch::is_on() {
             return;
         }
-        let record = self.record(outcome, report.into_owned());
+        let record = self.record(outcome, report.into_owned(), timings);
         let images: Vec<_> = match outcome.answer {
             Some(answer) if !ctx.overrides.keep_nothing => {
                 answer.reply.images.iter().map(|(_, pieces)| pieces.clone()).collect()
@@ -134,7 +137,12 @@ impl RequestLog {
         }
     }
 
-    fn record(&self, outcome: &Outcome<'_>, mut report: pb::RouteReport) -> RequestRecord {
+    fn record(
+        &self,
+        outcome: &Outcome<'_>,
+        mut report: pb::RouteReport,
+        timings: pb::Timings,
+    ) -> RequestRecord {
         let ctx = &self.call.ctx;
         let keeps_nothing = ctx.overrides.keep_nothing;
         if keeps_nothing {
@@ -192,7 +200,7 @@ impl RequestLog {
             report: Some(report),
             feedback: Vec::new(),
             images_made: answer.map(|answer| images_made(&answer.reply)).unwrap_or_default(),
-            timings: Some(ctx.record.timings()),
+            timings: Some(timings),
             subject: (!keeps_nothing).then(|| {
                 let (named, streamed) = (ctx.upstream.as_deref(), ctx.events.is_some());
                 recorded::subject(&self.call.request, &ctx.metadata, named, streamed)

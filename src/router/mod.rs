@@ -171,6 +171,11 @@ impl Router {
         self.shared.health.in_flight()
     }
 
+    /// Counts how circuit breakers stand, for metrics.
+    pub fn count_breakers(&self) {
+        self.shared.health.count_breakers();
+    }
+
     /// How often circuit breakers have opened and closed.
     pub fn breaker_changes(&self) -> u64 {
         self.shared.health.breaker_changes()

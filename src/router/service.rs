@@ -132,8 +132,12 @@ impl RouterService for Router {
         let started = self.start(request.metadata().as_ref(), image, Operation::Unspecified, Some(sender))?;
         let started = started.admit().await?;
         let ctx = Arc::clone(&started.call.ctx);
-        let events = merge(receiver, started.run_to_events())
-            .map(|event| Ok(pb::StreamImageResponse { event: Some(event?) }));
+        // Its bytes are held until the last of them is on its way.
+        let until_the_end = Arc::clone(&ctx);
+        let events = merge(receiver, started.run_to_events()).map(move |event| {
+            _ = &until_the_end;
+            Ok(pb::StreamImageResponse { event: Some(event?) })
+        });
         let mut response: Response<EventStream> = Response::new(Box::pin(events));
         // Known at once, for those who have to send headers before the first preview.
         for (name, id) in [(REQUEST_ID, &ctx.request_id), (TRACE_ID, &ctx.trace_id)] {

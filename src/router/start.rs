@@ -7,6 +7,7 @@ use std::{
 };
 
 use http::HeaderMap;
+use prost::Message as _;
 use tokio::time::Instant;
 use tonic::Status;
 
@@ -27,7 +28,8 @@ use crate::{
     pb::{self, Operation, planned_target::Decision, stream_image_response::Event},
     phases::Phase,
     quota::{Exceeded, Metered},
-    route, telemetry,
+    route,
+    telemetry::{self, Held},
     trace::TraceContext,
 };
 
@@ -122,6 +124,7 @@ impl Router {
             events,
             committed: AtomicBool::new(false),
             record: Record::new(ids.arrived),
+            held: Held::new(image.encoded_len()),
         });
         Ok((Call::new(Arc::clone(image), ctx), resolved))
     }

@@ -12,6 +12,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -24,7 +25,6 @@ use axum::{
     routing::get,
     serve::ListenerExt as _,
 };
-use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::{
     net::TcpListener,
     signal::unix::{Signal, SignalKind, signal},
@@ -43,7 +43,7 @@ use crate::{
         router_service_server::{RouterService, SERVICE_NAME as ROUTER},
         worker_service_server::{SERVICE_NAME as WORKER, WorkerService},
     },
-    telemetry,
+    telemetry::{self, Metrics},
     tls::Tls,
     transport,
 };
@@ -51,6 +51,9 @@ use crate::{
 /// Services that a probe can ask for: whether to send requests here, and whether to let this process live.
 const READINESS: &str = "readiness";
 const LIVENESS: &str = "liveness";
+
+/// How often what histograms hold is put together.
+const TIDY_EVERY: Duration = Duration::from_secs(30);
 
 /// Descriptors of the health service, so that reflection can show it.
 const HEALTH_DESCRIPTORS: &[u8] = tonic_health::pb::FILE_DESCRIPTOR_SET;
@@ -170,7 +173,7 @@ impl Servers {
     pub async fn admin(
         &mut self,
         address: SocketAddr,
-        metrics: PrometheusHandle,
+        metrics: Metrics,
         pages: Router,
     ) -> Result<SocketAddr> {
         let ready = Arc::clone(&self.ready);
@@ -180,17 +183,26 @@ impl Servers {
         }
         health.set_service_status(LIVENESS, ServingStatus::Serving).await;
         self.probes = Some(health);
+        let metrics = Arc::new(metrics);
+        let rendered = Arc::clone(&metrics);
         let routes = Router::new()
             .route_service(&health_path(&health_service), health_service)
             .route("/livez", get(|| async { "ok\n" }))
             .route("/readyz", get(readyz))
             .with_state(ready)
-            .route("/metrics", get(async move || render(&metrics)))
+            .route("/metrics", get(async move || render(&rendered)))
             .merge(pages);
         let (listener, bound) = bind("admin", address).await?;
         let listener = listener.tap_io(|stream| _ = stream.set_nodelay(true));
         self.admin
             .spawn(async move { axum::serve(listener, routes).into_future().await.context("admin server") });
+        // Also where nobody comes for them.
+        self.until_the_end(async move {
+            loop {
+                tokio::time::sleep(TIDY_EVERY).await;
+                metrics.tidy();
+            }
+        });
         Ok(bound)
     }
 
@@ -315,9 +327,7 @@ async fn readyz(State(ready): State<Arc<AtomicBool>>) -> (StatusCode, &'static s
     }
 }
 
-fn render(metrics: &PrometheusHandle) -> impl IntoResponse + use<> {
-    // Histograms keep every sample until they are rendered or swept.
-    metrics.run_upkeep();
+fn render(metrics: &Metrics) -> impl IntoResponse + use<> {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], metrics.render())
 }
 

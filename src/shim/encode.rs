@@ -10,7 +10,7 @@ use std::{
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
-use crate::images::Pieces;
+use crate::{images::Pieces, telemetry::Held};
 
 /// Bytes encoded at a time: a multiple of 3, so that only an image's end needs padding.
 const STEP: usize = 192 << 10;
@@ -30,6 +30,8 @@ pub struct EncodedBody {
     segments: VecDeque<Segment>,
     image: Option<Encoder>,
     remaining: u64,
+    /// The images, until they have been written.
+    _held: Held,
 }
 
 /// An image's base64, piece by piece.
@@ -48,7 +50,12 @@ impl EncodedBody {
             Segment::Image(image) => image.len().div_ceil(3) * 4,
         };
         let remaining = segments.iter().map(length).sum::<usize>() as u64;
-        Self { segments: segments.into(), image: None, remaining }
+        let images = segments.iter().map(|segment| match segment {
+            Segment::Text(_) => 0,
+            Segment::Image(image) => image.len(),
+        });
+        let held = Held::new(images.sum());
+        Self { segments: segments.into(), image: None, remaining, _held: held }
     }
 
     fn next(&mut self) -> Option<Bytes> {

@@ -3,9 +3,17 @@
 use metrics::{counter, gauge};
 use tracing::{info, warn};
 
-pub(super) const OTLP_UP: &str = "imagegate_otlp_up";
-pub(super) const SPANS_SENT: &str = "imagegate_otlp_spans_sent_total";
-pub(super) const SPANS_LOST: &str = "imagegate_otlp_spans_lost_total";
+use super::Metric;
+
+const OTLP_UP: &str = "imagegate_otlp_up";
+const SPANS_SENT: &str = "imagegate_otlp_spans_sent_total";
+const SPANS_LOST: &str = "imagegate_otlp_spans_lost_total";
+
+pub(super) const METRICS: &[Metric] = &[
+    Metric::gauge(OTLP_UP, "Whether the OTLP collector answers: 1 or 0."),
+    Metric::counter(SPANS_SENT, "Spans that the OTLP collector has taken."),
+    Metric::counter(SPANS_LOST, "Spans that the OTLP collector will not have, by reason."),
+];
 
 /// What is sent by OTLP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

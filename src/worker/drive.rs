@@ -27,6 +27,7 @@ use crate::{
         input_image::Source, worker_service_server::WorkerService,
     },
     provider::{self, Answer, AnswerBody, Job, Output, Provider, Step, Watched},
+    telemetry,
     trace::TraceContext,
 };
 
@@ -342,8 +343,13 @@ impl WorkerService for HttpWorker {
     ) -> std::result::Result<Response<EventStream>, Status> {
         let (sender, receiver) = mpsc::channel(EVENTS_WAITING);
         let name = self.name().to_owned();
+        let held = Arc::new(telemetry::Held::default());
+        let holding = Arc::clone(&held);
         let run = self.clone().run(request, sender).map(move |outcome| match outcome {
-            Ok(output) => finished(output),
+            Ok(output) => {
+                holding.add(output.images.iter().map(|image| image.data.len()).sum());
+                finished(output)
+            }
             Err(mut error) => {
                 if error.provider.is_empty() {
                     error.provider = name;
@@ -351,7 +357,13 @@ impl WorkerService for HttpWorker {
                 vec![Err(error.into())]
             }
         });
-        let events = merge(receiver, run).map(|event| Ok(pb::GenerateResponse { event: Some(event?) }));
+        let events = merge(receiver, run).map(move |event| {
+            if let Ok(Event::ImageChunk(chunk)) = &event {
+                // Whoever gets it holds it now.
+                held.release(chunk.data.len());
+            }
+            Ok(pb::GenerateResponse { event: Some(event?) })
+        });
         Ok(Response::new(Box::pin(events)))
     }
 }

@@ -36,6 +36,7 @@ use crate::{
     },
     pb::{BillingClass, ImageFormat},
     provider::{Answer, AnswerBody},
+    telemetry::Held,
 };
 
 /// Largest answer that is read, in bytes: ten images of 8 MiB in base64, and room.
@@ -83,6 +84,8 @@ pub struct Incoming {
     /// HTTP headers.
     pub headers: HeaderMap,
     response: reqwest::Response,
+    /// What has come of the body.
+    held: Held,
 }
 
 impl Http {
@@ -141,7 +144,8 @@ impl Http {
             *request.body_mut() = Some(reqwest::Body::wrap(PiecesBody::from(body)));
         }
         let response = client.execute(request).await.map_err(|error| unreachable_error(&error, &host))?;
-        Ok(Incoming { status: response.status(), headers: response.headers().clone(), response })
+        let (status, headers) = (response.status(), response.headers().clone());
+        Ok(Incoming { status, headers, response, held: Held::default() })
     }
 
     /// Sends a request when somebody gets to it, for one who cannot wait: see [`Http::send_what_is_left`]. If
@@ -327,12 +331,14 @@ impl Incoming {
     }
 
     async fn next(&mut self) -> Result<Option<Bytes>> {
-        self.response.chunk().await.map_err(|_| {
+        let piece = self.response.chunk().await.map_err(|_| {
             // The provider had begun to answer: a success that broke off may well be billed.
             let billing =
                 if self.status.is_success() { BillingClass::Unknown } else { BillingClass::RejectedUnbilled };
             Error::transport(ErrorKind::BadAnswer, billing, "the provider's answer broke off")
-        })
+        })?;
+        self.held.add(piece.as_ref().map_or(0, Bytes::len));
+        Ok(piece)
     }
 
     fn content_type(&self) -> &str {

@@ -1,6 +1,7 @@
 //! A worker elsewhere, as if it were here; and this one, as others see it through a connection.
 
 use futures::{StreamExt as _, stream};
+use prost::Message as _;
 use tokio::time::{Instant, timeout_at};
 use tonic::{Request, Response, Status};
 
@@ -11,7 +12,8 @@ use crate::{
         worker_service_server::WorkerService,
     },
     pool::Pool,
-    telemetry, transport,
+    telemetry::{self, Held},
+    transport,
 };
 
 /// The adapter of a worker in another process.
@@ -57,7 +59,7 @@ impl WorkerService for Served {
     }
 
     async fn generate(&self, request: Request<pb::GenerateRequest>) -> Result<Response<EventStream>, Status> {
-        let working = Working::begin();
+        let working = Working::begin(request.get_ref().encoded_len());
         let limit = transport::grpc_timeout(request.metadata().as_ref());
         let deadline = limit.and_then(|limit| Instant::now().checked_add(limit));
         let events = match deadline {
@@ -70,13 +72,11 @@ impl WorkerService for Served {
         Ok(events.map(|events| {
             let cut = events.flat_map(move |event| match event {
                 Ok(pb::GenerateResponse { event: Some(Event::ImageChunk(chunk)) }) => {
+                    working.hold(chunk.data.len());
                     let message = |chunk| pb::GenerateResponse { event: Some(Event::ImageChunk(chunk)) };
                     transport::cut(chunk, message).left_stream()
                 }
-                other => {
-                    _ = &working;
-                    stream::iter([other]).right_stream()
-                }
+                other => stream::iter([other]).right_stream(),
             });
             Box::pin(cut) as _
         }))
@@ -84,12 +84,18 @@ impl WorkerService for Served {
 }
 
 /// Counts a call as long as it is worked on.
-struct Working;
+struct Working {
+    held: Held,
+}
 
 impl Working {
-    fn begin() -> Self {
+    fn begin(bytes: usize) -> Self {
         telemetry::call_begins();
-        Self
+        Self { held: Held::new(bytes) }
+    }
+
+    fn hold(&self, bytes: usize) {
+        self.held.add(bytes);
     }
 }
 

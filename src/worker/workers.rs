@@ -14,6 +14,7 @@ use super::SharedWorker;
 use crate::{
     error::{Error, ErrorKind, Result},
     pb::{self, BillingClass},
+    telemetry,
 };
 
 /// How long a worker's record is believed.
@@ -60,7 +61,13 @@ impl Workers {
             return Ok((Arc::clone(&entry.worker), Arc::clone(record)));
         }
         let record = match (entry.describe(provider).await, known) {
-            (Ok(record), _) => Arc::new(record),
+            (Ok(record), _) => {
+                telemetry::know_provider(
+                    &record.name,
+                    record.models.iter().map(|model| model.model.as_str()),
+                );
+                Arc::new(record)
+            }
             // An old record beats none: the call itself will tell whether the worker is there.
             (Err(_), Some((_, old))) => old,
             (Err(error), None) => return Err(error),

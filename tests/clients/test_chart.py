@@ -1152,7 +1152,7 @@ def metrics_used():
     texts = [(chart.CHART / "dashboards" / "imagegate.json").read_text()]
     texts += [json.dumps(render(example="production").objects)]
     found = re.findall(r"\bimagegate_[a-z_]+", " ".join(texts))
-    return {re.sub(r"_seconds_bucket$", "_seconds", name) for name in found}
+    return {re.sub(r"_seconds_(bucket|count)$", "_seconds", name) for name in found}
 
 
 def metrics_counted():

@@ -42,6 +42,15 @@ increased yet, so that the rare ones are compared with whether they were there b
       {{`{{ $value | humanizePercentage }} of the image requests fail`}}
     description: >-
       {{`All targets of these requests failed, for reasons that are not the callers'. imagegate_attempts_total tells by provider and outcome.`}}
+- alert: ImagegateSlow
+  expr: 'histogram_quantile(0.95, sum by (namespace, le) (rate(imagegate_request_duration_seconds_bucket{ {{- $series -}} }[15m]))) > {{ $thresholds.slowSeconds }} and sum by (namespace) (increase(imagegate_request_duration_seconds_count{ {{- $series -}} }[15m])) > 10'
+  for: 15m
+  labels: { severity: warning }
+  annotations:
+    summary: >-
+      {{`One image request in twenty takes {{ $value | humanizeDuration }} or longer`}}
+    description: >-
+      imagegate_phase_duration_seconds tells where the time goes: upstream is the providers', waiting are pauses before retries.
 - alert: ImagegateProviderFails
   expr: 'sum by (namespace, provider) (rate(imagegate_attempts_total{ {{- $series -}} ,outcome=~"unavailable|timeout|bad_answer|internal|rate_limited|quota_exhausted|unauthenticated|permission_denied"}[15m])) / sum by (namespace, provider) (rate(imagegate_attempts_total{ {{- $series -}} }[15m])) > 0.5 and sum by (namespace, provider) (increase(imagegate_attempts_total{ {{- $series -}} }[15m])) > 10'
   for: 15m
@@ -69,6 +78,15 @@ increased yet, so that the rare ones are compared with whether they were there b
       {{`{{ $value | humanizePercentage }} of the image requests need a fallback`}}
     description: >-
       Callers get their images from a later target, after the time and perhaps the money that the first one took.
+- alert: ImagegateProviderDown
+  expr: 'sum by (namespace, provider) (imagegate_breakers{ {{- $series -}} ,state=~"open|half_open"}) > 0 unless sum by (namespace, provider) (imagegate_breakers{ {{- $series -}} ,state="closed"}) > 0'
+  for: 5m
+  labels: { severity: critical }
+  annotations:
+    summary: >-
+      {{`All targets of {{ $labels.provider }} are left alone`}}
+    description: >-
+      {{`For 5 minutes the circuit breakers of all targets of {{ $labels.provider }} that are in use have been open. Requests without another target fail.`}}
 - alert: ImagegateBreakerOpen
   expr: 'max by (namespace, provider) (imagegate_breakers_open{ {{- $series -}} }) > 0'
   for: 15m
@@ -125,7 +143,7 @@ increased yet, so that the rare ones are compared with whether they were there b
       Requests go on with the configs and keys that were loaded before. Nothing can be changed. Requests that wait for the
       request log are in memory and files; those that there is no room for are lost.
 - alert: ImagegateRequestLogLost
-  expr: 'sum by (namespace, pod, reason) (increase(imagegate_request_log_lost_total{ {{- $series -}} }[10m])) > 0'
+  expr: 'sum by (namespace, pod, reason) (increase(imagegate_request_log_lost_total{ {{- $series -}} }[10m]) > 0 or imagegate_request_log_lost_total{ {{- $series -}} } > 0 unless imagegate_request_log_lost_total{ {{- $series -}} } offset 10m) > 0'
   for: 0m
   labels: { severity: warning }
   annotations:
