@@ -3,6 +3,8 @@
 //! The operators are the reference's with their documented meaning (docs/compatibility.md lists where its
 //! implementation differs). A query that could never be true, or never be evaluated, is refused here.
 
+mod words;
+
 use std::{cmp::Ordering, fmt};
 
 use fancy_regex::{Regex, RegexBuilder};
@@ -44,13 +46,26 @@ pub enum Test {
     /// `$ne`. A field that is not there passes no test.
     IsNot(Option<Value>),
     /// `$gt`, `$gte`, `$lt`, `$lte`: both sides as numbers.
-    Compares(f64, fn(Ordering) -> bool),
+    Compares(Comparison, f64),
     /// `$in`
     In(Vec<Option<Value>>),
     /// `$nin`
     NotIn(Vec<Option<Value>>),
     /// `$regex`: unanchored, case-sensitive.
     Matches(Pattern),
+}
+
+/// How two numbers are compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Comparison {
+    /// `$gt`
+    Above,
+    /// `$gte`
+    AtLeast,
+    /// `$lt`
+    Below,
+    /// `$lte`
+    AtMost,
 }
 
 /// A compiled regular expression.
@@ -174,12 +189,24 @@ impl Test {
         match self {
             Self::Is(operand) => is(operand),
             Self::IsNot(operand) => value.is_some() && !is(operand),
-            Self::Compares(operand, wanted) => {
-                value.and_then(number).and_then(|value| value.partial_cmp(operand)).is_some_and(wanted)
-            }
+            Self::Compares(comparison, operand) => value
+                .and_then(number)
+                .and_then(|value| value.partial_cmp(operand))
+                .is_some_and(|ordering| comparison.holds(ordering)),
             Self::In(operands) => operands.iter().any(is),
             Self::NotIn(operands) => value.is_some() && !operands.iter().any(is),
             Self::Matches(pattern) => value.and_then(text).is_some_and(|text| pattern.matches(&text)),
+        }
+    }
+}
+
+impl Comparison {
+    fn holds(self, ordering: Ordering) -> bool {
+        match self {
+            Self::Above => ordering.is_gt(),
+            Self::AtLeast => ordering.is_ge(),
+            Self::Below => ordering.is_lt(),
+            Self::AtMost => ordering.is_le(),
         }
     }
 }
@@ -262,9 +289,9 @@ fn read_operators(
 }
 
 fn read_test(field: &Field, operator: &str, operand: &Value) -> Result<Test, String> {
-    let compares = |wanted| {
+    let compares = |comparison| {
         let operand = number(operand).ok_or_else(|| format!("{operand} is not a number"))?;
-        Ok(Test::Compares(operand, wanted))
+        Ok(Test::Compares(comparison, operand))
     };
     let operands = || -> Result<Vec<Option<Value>>, String> {
         let list =
@@ -274,10 +301,10 @@ fn read_test(field: &Field, operator: &str, operand: &Value) -> Result<Test, Str
     match operator {
         "$eq" => Ok(Test::Is(field.operand(operand)?)),
         "$ne" => Ok(Test::IsNot(field.operand(operand)?)),
-        "$gt" => compares(Ordering::is_gt),
-        "$gte" => compares(Ordering::is_ge),
-        "$lt" => compares(Ordering::is_lt),
-        "$lte" => compares(Ordering::is_le),
+        "$gt" => compares(Comparison::Above),
+        "$gte" => compares(Comparison::AtLeast),
+        "$lt" => compares(Comparison::Below),
+        "$lte" => compares(Comparison::AtMost),
         "$in" => Ok(Test::In(operands()?)),
         "$nin" => Ok(Test::NotIn(operands()?)),
         "$regex" => {
