@@ -4,7 +4,7 @@ use axum::{
     Form,
     extract::{Path, Query, State},
     http::StatusCode,
-    response::{IntoResponse as _, Redirect, Response},
+    response::{IntoResponse, Redirect, Response},
 };
 use maud::{Markup, html};
 use serde::{Deserialize, Deserializer};
@@ -160,21 +160,23 @@ pub async fn show(
 ) -> Result<Response, Failure> {
     let config = match found(&dashboard, &visitor, &slug, which.version).await {
         Ok(config) => config,
-        Err(failure) => {
-            let kind = failure.error().kind;
-            let may_be_another = matches!(kind, ErrorKind::NotFound | ErrorKind::Unavailable);
-            return match of_file(&dashboard, &visitor, &slug).await {
-                Ok(shown) if may_be_another && which.version == 0 => Ok(shown.into_response()),
-                _ => Err(failure),
-            };
+        Err(failure) if which.version == 0 && is_away(&failure) => {
+            // What was not saved may stand in the file.
+            let shown = of_file(&dashboard, &visitor, &slug).await;
+            return shown.map(IntoResponse::into_response).map_err(|_| failure);
         }
+        Err(failure) => return Err(failure),
     };
     let notice = which.saved.map(|_| html! { p class="notice" role="status" { "Saved." } });
     let outcome = Outcome::said(notice.unwrap_or_default());
     page(&dashboard, &visitor, Some(&config), &Draft::of(&config), outcome).await
 }
 
-/// A config that was not saved stands in the file.
+/// Whether a config is not there, or the store is not.
+fn is_away(failure: &Failure) -> bool {
+    matches!(failure.error().kind, ErrorKind::NotFound | ErrorKind::Unavailable)
+}
+
 async fn of_file(dashboard: &Dashboard, visitor: &Visitor, slug: &str) -> Result<Markup, Failure> {
     let request = CheckConfigRequest { slug: slug.to_owned(), ..Default::default() };
     let plan = plan(dashboard, visitor, request).await?;
@@ -194,7 +196,15 @@ pub async fn change(
     Path(slug): Path<String>,
     Form(mut draft): Form<Draft>,
 ) -> Result<Response, Failure> {
-    let config = found(&dashboard, &visitor, &slug, 0).await?;
+    let config = match found(&dashboard, &visitor, &slug, 0).await {
+        Ok(config) => config,
+        Err(failure) if is_away(&failure) => {
+            // What was typed stays; it can be saved as a new config.
+            let outcome = Outcome::refused(failure.error());
+            return page(&dashboard, &visitor, None, &draft, outcome).await;
+        }
+        Err(failure) => return Err(failure),
+    };
     let outcome = if draft.action != Action::Save {
         without_saving(&dashboard, &visitor, &draft).await
     } else if draft.opened != config.version {
@@ -352,7 +362,11 @@ fn form(
     html! {
         form method="post" action=(address) class="editor" {
             input type="hidden" name="opened" value=(draft.opened);
-            @if !is_fixed {
+            @if is_fixed {
+                // Sent all the same, for the page that shows what came of a try.
+                input type="hidden" name="name" value=(draft.name);
+                @if draft.is_default { input type="hidden" name="is_default" value="true"; }
+            } @else {
                 label { span { "Name" } input name="name" value=(draft.name) required maxlength="255" autocomplete="off"; }
                 @if config.is_none() {
                     label {

@@ -64,10 +64,8 @@ async fn list(State(dashboard): State<Dashboard>, visitor: Visitor) -> Result<Ma
             @if visitor.may(Scope::Configs) && away.is_none() { a class="button" href="/configs/new" { "New config" } }
         }
         @if let Some(failure) = &away { (layout::problem(failure.error())) }
-        @else {
-            div class="scroll" tabindex="0" role="region" aria-label="Saved configs" { (table(&saved)) }
-            p class="empty" { "No config has been saved yet." }
-        }
+        @else if saved.is_empty() { p class="faint" { "No config has been saved yet." } }
+        @else { div class="scroll" tabindex="0" role="region" aria-label="Saved configs" { (table(&saved)) } }
         @if !others.is_empty() {
             h2 { "In the file" }
             ul { @for id in &others { li { a href={ "/configs/" (id) } { (id) } } } }
