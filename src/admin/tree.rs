@@ -310,8 +310,8 @@ mod tests {
             shown,
             [
                 "> LOADBALANCE || [in turn; fails at what a target cannot do]",
-                "> TARGET ||x [2 retries; cache: semantic from 0.95, 2 h; 1500 ms a try; sets size]",
-                "> TARGET sandbox|b|y [1 retry on 500; cache: semantic from 0.95, 2 h; 1500 ms a try; no breaker; \
+                " > TARGET ||x [2 retries; cache: semantic from 0.95, 2 h; 1500 ms a try; sets size]",
+                " > TARGET sandbox|b|y [1 retry on 500; cache: semantic from 0.95, 2 h; 1500 ms a try; no breaker; \
                  parameters strictly; sets size; by default sets model; drops style]",
             ]
         );

@@ -287,6 +287,7 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
         #[test]
         fn no_box_lies_on_another_and_children_stand_to_the_right(root in trees()) {
             let boxes = place(&root);

@@ -147,7 +147,7 @@ pub fn list(slug: &str, versions: &[ConfigVersion], may_change: bool) -> Markup 
                         th scope="col" { "First used" }
                         th scope="col" { "Last used" }
                         th scope="col" { "Changes" }
-                        th scope="col" { span class="hidden" { "Go back" } }
+                        @if may_change { th scope="col" { "The way back" } }
                     }
                 }
                 tbody {
@@ -165,7 +165,7 @@ pub fn list(slug: &str, versions: &[ConfigVersion], may_change: bool) -> Markup 
                                     a href={ "/configs/" (slug) "/diff?from=" (number - 1) "&to=" (number) } { "since " (number - 1) }
                                 }
                             }
-                            td { @if may_change && i > 0 { (back(slug, number)) } }
+                            @if may_change { td { @if i > 0 { (back(slug, number)) } } }
                         }
                     }
                 }
