@@ -65,7 +65,7 @@ async fn list(State(dashboard): State<Dashboard>, visitor: Visitor) -> Result<Ma
         }
         @if let Some(failure) = &away { (layout::problem(failure.error())) }
         @else if saved.is_empty() { p class="faint" { "No config has been saved yet." } }
-        @else { div class="scroll" tabindex="0" role="region" aria-label="Saved configs" { (table(&saved)) } }
+        @else { (layout::scroll("Saved configs", &table(&saved))) }
         @if !others.is_empty() {
             h2 { "In the file" }
             ul { @for id in &others { li { a href={ "/configs/" (id) } { (id) } } } }

@@ -8,7 +8,7 @@ use crate::{
         table::{Heading, Table},
         times::date,
     },
-    dashboard::{Dashboard, failure::Failure, session::Visitor},
+    dashboard::{Dashboard, failure::Failure, layout, session::Visitor},
     pb::{DryRunConfigRequest, DryRunConfigResponse, DryRunReason},
 };
 
@@ -56,20 +56,19 @@ fn shown(tried: &DryRunConfigResponse) -> Markup {
 
 fn table(name: &str, table: &Table) -> Markup {
     let class = |heading: &Heading| matches!(heading, Heading::Right(_)).then_some("number");
-    html! {
-        div class="scroll" tabindex="0" role="region" aria-label=(name) {
-            table {
-                thead {
-                    tr { @for heading in table.headings() { th scope="col" class=[class(heading)] { (quiet(heading.text())) } } }
-                }
-                tbody {
-                    @for row in table.rows() {
-                        tr { @for (cell, heading) in row.iter().zip(table.headings()) { td class=[class(heading)] { (cell) } } }
-                    }
+    let cells = html! {
+        table {
+            thead {
+                tr { @for heading in table.headings() { th scope="col" class=[class(heading)] { (quiet(heading.text())) } } }
+            }
+            tbody {
+                @for row in table.rows() {
+                    tr { @for (cell, heading) in row.iter().zip(table.headings()) { td class=[class(heading)] { (cell) } } }
                 }
             }
         }
-    }
+    };
+    layout::scroll(name, &cells)
 }
 
 /// A terminal's heading as a page has it.

@@ -70,18 +70,21 @@ impl Typed {
         error.violations.iter().filter_map(|violation| self.line(&violation.path)).collect()
     }
 
-    /// Everything that is wrong, each with its line.
+    /// Everything that is wrong, each with its line, from top to bottom.
     pub fn problems(&self, error: &Error) -> Markup {
         if error.violations.is_empty() {
             return layout::problem(error);
         }
+        let mut found: Vec<_> =
+            error.violations.iter().map(|violation| (self.line(&violation.path), violation)).collect();
+        found.sort_by_key(|(line, _)| *line);
         html! {
             div class="problem" role="alert" {
                 p { "The config is not valid:" }
                 ul {
-                    @for violation in &error.violations {
+                    @for (line, violation) in found {
                         li {
-                            @if let Some(line) = self.line(&violation.path) {
+                            @if let Some(line) = line {
                                 a href={ "#line-" (line) } data-line=(line) { "line " (line) } ": "
                             }
                             // Without the line, which is told already.
@@ -158,7 +161,8 @@ mod tests {
             shown.contains("\"#line-4\" data-line=\"4\">line 4</a>: targets.0.virtual_key: &lt;wrong&gt;"),
             "{shown}"
         );
-        assert!(shown.contains("line 2</a>: strategy.mode"), "{shown}");
+        let (first, _) = shown.split_once("line 4</a>").unwrap();
+        assert!(first.contains("line 2</a>: strategy.mode"), "{shown}");
         assert_eq!(typed.marked(&error), [4, 2]);
     }
 }

@@ -134,44 +134,42 @@ pub fn old(config: &SavedConfig, newest: u32, may_change: bool) -> Markup {
 /// All versions, the newest first.
 pub fn list(slug: &str, versions: &[ConfigVersion], may_change: bool) -> Markup {
     let moment = |ms: Option<i64>| html! { @if let Some(ms) = ms { (layout::time(ms, &date(ms))) } };
-    html! {
-        h2 { "Versions" }
-        div class="scroll" tabindex="0" role="region" aria-label="Versions" {
-            table {
-                thead {
-                    tr {
-                        th scope="col" { "Version" }
-                        th scope="col" { "Saved" }
-                        th scope="col" { "By" }
-                        th scope="col" class="number" { "Requests" }
-                        th scope="col" { "First used" }
-                        th scope="col" { "Last used" }
-                        th scope="col" { "Changes" }
-                        @if may_change { th scope="col" { "The way back" } }
-                    }
+    let table = html! {
+        table {
+            thead {
+                tr {
+                    th scope="col" { "Version" }
+                    th scope="col" { "Saved" }
+                    th scope="col" { "By" }
+                    th scope="col" class="number" { "Requests" }
+                    th scope="col" { "First used" }
+                    th scope="col" { "Last used" }
+                    th scope="col" { "Changes" }
+                    @if may_change { th scope="col" { "The way back" } }
                 }
-                tbody {
-                    @for (i, version) in versions.iter().enumerate() {
-                        @let number = version.version;
-                        tr {
-                            th scope="row" { a href={ "/configs/" (slug) "?version=" (number) } { "version " (number) } }
-                            td { (moment(Some(version.created_unix_ms))) }
-                            td { (version.created_by) }
-                            td class="number" { (requests(slug, version)) }
-                            td { (moment(version.first_request_unix_ms)) }
-                            td { (moment(version.last_request_unix_ms)) }
-                            td {
-                                @if number > 1 {
-                                    a href={ "/configs/" (slug) "/diff?from=" (number - 1) "&to=" (number) } { "since " (number - 1) }
-                                }
+            }
+            tbody {
+                @for (i, version) in versions.iter().enumerate() {
+                    @let number = version.version;
+                    tr {
+                        th scope="row" { a href={ "/configs/" (slug) "?version=" (number) } { "version " (number) } }
+                        td { (moment(Some(version.created_unix_ms))) }
+                        td { (version.created_by) }
+                        td class="number" { (requests(slug, version)) }
+                        td { (moment(version.first_request_unix_ms)) }
+                        td { (moment(version.last_request_unix_ms)) }
+                        td {
+                            @if number > 1 {
+                                a href={ "/configs/" (slug) "/diff?from=" (number - 1) "&to=" (number) } { "since " (number - 1) }
                             }
-                            @if may_change { td { @if i > 0 { (back(slug, number)) } } }
                         }
+                        @if may_change { td { @if i > 0 { (back(slug, number)) } } }
                     }
                 }
             }
         }
-    }
+    };
+    html! { h2 { "Versions" } (layout::scroll("Versions", &table)) }
 }
 
 fn requests(slug: &str, version: &ConfigVersion) -> Markup {
