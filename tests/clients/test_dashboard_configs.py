@@ -3,7 +3,7 @@
 import json
 import re
 
-from gateway import OPS_KEY, openai_error
+from gateway import OPS_KEY, TEAM_KEY, openai_error
 from grpc_client import Admin
 from memory import answered, image, logged, saved_config, stored_key
 from test_dashboard import LOG, READ_KEY, browse, store, window
@@ -168,3 +168,20 @@ def test_a_reader_sees_configs_and_changes_none(remembering, store, browse):
         answer = page.request.post(gateway.admin + address, form=form, headers=own)
         assert answer.status == 403 and "no scope" in answer.text(), address
     assert Admin(gateway).ask("GetConfig", slug=slug).config.name == "hero"
+
+
+def test_whether_a_config_could_be_saved_is_told_without_saving_it(remembering, store):
+    gateway = remembering(store)
+    admin = Admin(gateway)
+    plan = admin.ask("CheckConfig", slug="pc-sdxl-dalle").plan
+    assert [(target.target, target.model) for target in plan.children] == [
+        ("config.targets[0]", "stable-diffusion-v1-6"),
+        ("config.targets[1]", "dall-e-3"),
+    ]
+    assert admin.ask("CheckConfig", config_json=json.dumps(OPENAI)).plan.provider == "openai"
+    assert admin.refusal("CheckConfig", slug="pc-gone") == (404, "config_not_found")
+    assert admin.refusal("CheckConfig", slug="pc-openai", config_json="{}")[0] == 400
+    with_key = json.dumps({"provider": "openai", "api_key": "sk-secret"})
+    assert admin.refusal("CheckConfig", config_json=with_key) == (400, "invalid_config")
+    assert Admin(gateway, TEAM_KEY).refusal("CheckConfig", slug="pc-openai")[0] == 403
+    assert not admin.ask("ListConfigs").configs
