@@ -3,13 +3,15 @@
 //! The operators are the reference's with their documented meaning (docs/compatibility.md lists where its
 //! implementation differs). A query that could never be true, or never be evaluated, is refused here.
 
+mod comparison;
 mod words;
 
-use std::{cmp::Ordering, fmt};
+use std::fmt;
 
 use fancy_regex::{Regex, RegexBuilder};
 use serde_json::{Map, Value};
 
+pub use self::comparison::Comparison;
 use super::{read::Problems, yaml::join};
 use crate::{params, pb};
 
@@ -53,19 +55,6 @@ pub enum Test {
     NotIn(Vec<Option<Value>>),
     /// `$regex`: unanchored, case-sensitive.
     Matches(Pattern),
-}
-
-/// How two numbers are compared.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Comparison {
-    /// `$gt`
-    Above,
-    /// `$gte`
-    AtLeast,
-    /// `$lt`
-    Below,
-    /// `$lte`
-    AtMost,
 }
 
 /// A compiled regular expression.
@@ -196,17 +185,6 @@ impl Test {
             Self::In(operands) => operands.iter().any(is),
             Self::NotIn(operands) => value.is_some() && !operands.iter().any(is),
             Self::Matches(pattern) => value.and_then(text).is_some_and(|text| pattern.matches(&text)),
-        }
-    }
-}
-
-impl Comparison {
-    fn holds(self, ordering: Ordering) -> bool {
-        match self {
-            Self::Above => ordering.is_gt(),
-            Self::AtLeast => ordering.is_ge(),
-            Self::Below => ordering.is_lt(),
-            Self::AtMost => ordering.is_le(),
         }
     }
 }

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde_json::Value;
 
-use super::{Comparison, Condition, Test};
+use super::{Condition, Test};
 
 /// `metadata.plan = "pro" and (params.n > 1 or params.size = "1024x1024")`
 impl fmt::Display for Condition {
@@ -30,17 +30,6 @@ impl fmt::Display for Test {
             Self::NotIn(operands) => write!(f, "is none of {}", listed(operands)),
             Self::Matches(pattern) => write!(f, "matches {pattern:?}"),
         }
-    }
-}
-
-impl fmt::Display for Comparison {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Above => ">",
-            Self::AtLeast => "≥",
-            Self::Below => "<",
-            Self::AtMost => "≤",
-        })
     }
 }
 
