@@ -89,7 +89,7 @@ fn of_balance(balance: &Balance) -> PlanNode {
         let when = match child.weight {
             weight if weight <= 0.0 => "never: its weight is 0".to_owned(),
             weight if is_drawn => percent(weight / sum),
-            weight if weight == 1.0 => return tree(&child.plan),
+            1.0 => return tree(&child.plan),
             weight => format!("weight {weight}"),
         };
         PlanNode { when: vec![when], never: child.weight <= 0.0, ..tree(&child.plan) }
@@ -221,7 +221,7 @@ fn percent(share: f64) -> String {
 fn length(length: Duration) -> String {
     let ms = length.as_millis();
     let units = [(86_400_000, "d"), (3_600_000, "h"), (60_000, "min"), (1000, "s")];
-    match units.iter().find(|(unit, _)| ms >= *unit && ms % unit == 0) {
+    match units.iter().find(|(unit, _)| ms >= *unit && ms.is_multiple_of(*unit)) {
         Some((unit, name)) => format!("{} {name}", ms / unit),
         None => format!("{ms} ms"),
     }
