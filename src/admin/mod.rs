@@ -10,6 +10,7 @@ mod images;
 mod quotas;
 pub mod remote;
 mod targets;
+mod tree;
 
 /// Hands every call of `AdminService` to a macro that implements it.
 macro_rules! for_each_call {
@@ -21,6 +22,7 @@ macro_rules! for_each_call {
             update_config: UpdateConfigRequest => UpdateConfigResponse,
             delete_config: DeleteConfigRequest => DeleteConfigResponse,
             list_config_versions: ListConfigVersionsRequest => ListConfigVersionsResponse,
+            check_config: CheckConfigRequest => CheckConfigResponse,
             dry_run_config: DryRunConfigRequest => DryRunConfigResponse,
             list_virtual_keys: ListVirtualKeysRequest => ListVirtualKeysResponse,
             get_virtual_key: GetVirtualKeyRequest => GetVirtualKeyResponse,
@@ -56,6 +58,7 @@ use tonic::{Request, Response, Status};
 use crate::{
     config::{
         callers::{Caller, Scope},
+        plan::Plan,
         saved::{DEFAULT_TENANT, KeySecrets, check_key},
         spec::Secret,
     },
@@ -118,7 +121,8 @@ impl Admin {
         _ = timeout(IN_FORCE_WITHIN, self.gateway.refresh(&self.router)).await;
     }
 
-    fn check_config(&self, tenant: &str, text: &str) -> Result<()> {
+    /// What could be saved.
+    fn checked(&self, tenant: &str, text: &str) -> Result<Plan> {
         let value = serde_json::from_str(text)
             .map_err(|error| Error::invalid("config", format!("config: not JSON: {error}")))?;
         check::no_credentials(&value)?;
@@ -153,7 +157,7 @@ impl Admin {
         let new = request.into_inner();
         check::name(&new.name)?;
         check::slug(&new.slug)?;
-        self.check_config(&caller.tenant, &new.config_json)?;
+        self.checked(&caller.tenant, &new.config_json)?;
         let config = self.store()?.create_config(&caller.tenant, &caller.id, &new).await?;
         self.put_in_force().await;
         Ok(pb::CreateConfigResponse { config: Some(config) })
@@ -181,7 +185,7 @@ impl Admin {
             (content, None) => content,
         };
         // A version that was valid once may not be now.
-        content.as_deref().map_or(Ok(()), |text| self.check_config(&caller.tenant, text))?;
+        content.as_deref().map(|text| self.checked(&caller.tenant, text)).transpose()?;
         let change = ConfigChange { name, content, is_default };
         let config = self.store()?.update_config(&caller.tenant, &caller.id, &slug, change).await?;
         self.put_in_force().await;

@@ -309,13 +309,15 @@ fn refused(file: &Path, document: &Document, error: Error) -> anyhow::Error {
     Rejected { name: file.display().to_string(), problems: problems.collect() }.into()
 }
 
-fn diff(names: &[String; 2], before: &str, after: &str) -> String {
+/// What changed, as a unified diff of the two written out.
+pub fn diff(names: &[String; 2], before: &str, after: &str) -> String {
     let [before, after] = [before, after].map(|text| pretty(text) + "\n");
     let [from, to] = names;
     TextDiff::from_lines(&before, &after).unified_diff().header(from, to).to_string()
 }
 
-fn pretty(text: &str) -> String {
+/// A config with a line for each field.
+pub fn pretty(text: &str) -> String {
     let value = serde_json::from_str::<Value>(text).and_then(|value| serde_json::to_string_pretty(&value));
     value.unwrap_or_else(|_| text.to_owned())
 }

@@ -21,7 +21,10 @@ use crate::{
 };
 
 /// Changed requests that are shown one by one.
-const SHOWN: usize = 20;
+pub const SHOWN: usize = 20;
+
+/// What stands above the reasons of an undecided verdict.
+pub const UNDECIDED: &str = "undecided: it depends on what the log does not have";
 
 /// Of which requests, and how much of it.
 #[derive(Debug, clap::Args)]
@@ -76,7 +79,7 @@ fn print(out: &mut impl Write, name: &str, tried: &DryRunConfigResponse, shown: 
     writeln!(out, "\n{}", changes(&summary))?;
     writeln!(out, "{}", costs(&summary))?;
     reasons(out, "refused", &summary.refusals)?;
-    reasons(out, "undecided: it depends on what the log does not have", &summary.open_questions)?;
+    reasons(out, UNDECIDED, &summary.open_questions)?;
     let changed: Vec<_> = tried.requests.iter().filter(|request| request.changed).collect();
     if !changed.is_empty() {
         writeln!(out, "\nchanged")?;
@@ -95,7 +98,7 @@ fn print(out: &mut impl Write, name: &str, tried: &DryRunConfigResponse, shown: 
 }
 
 /// Where requests went first, and where they would go.
-fn shares(summary: &DryRunSummary) -> Table {
+pub fn shares(summary: &DryRunSummary) -> Table {
     let mut table = Table::new([
         Heading::Left("FIRST CALLED"),
         Heading::Right("THEN"),
@@ -124,7 +127,8 @@ fn shares(summary: &DryRunSummary) -> Table {
     table
 }
 
-fn changes(summary: &DryRunSummary) -> String {
+/// How many requests would go another way.
+pub fn changes(summary: &DryRunSummary) -> String {
     let mut text = format!("{} of {} would go another way", summary.changed, summary.requests);
     if summary.adjusted > 0 {
         text.push_str(&format!("; {} with changed parameters", summary.adjusted));
@@ -132,7 +136,8 @@ fn changes(summary: &DryRunSummary) -> String {
     text
 }
 
-fn costs(summary: &DryRunSummary) -> String {
+/// What was paid, and what would be.
+pub fn costs(summary: &DryRunSummary) -> String {
     let recorded = usd(Some(summary.recorded_cost_usd), summary.recorded_cost_unknown > 0);
     let expected = usd(Some(summary.expected_cost_usd), summary.expected_cost_unknown > 0);
     let is_known = summary.recorded_cost_unknown + summary.expected_cost_unknown == 0;
@@ -158,7 +163,8 @@ fn reasons(out: &mut impl Write, title: &str, reasons: &[pb::DryRunReason]) -> R
     Ok(())
 }
 
-fn requests(requests: &[&DryRunRequest]) -> Table {
+/// Where each request went, and where it would go.
+pub fn requests(requests: &[&DryRunRequest]) -> Table {
     let mut table = Table::new([
         Heading::Left("TIME"),
         Heading::Left("REQUEST"),
@@ -195,7 +201,8 @@ fn requests(requests: &[&DryRunRequest]) -> Table {
     table
 }
 
-fn count(number: u64, what: &str) -> String {
+/// `1 request`, `2 requests`.
+pub fn count(number: u64, what: &str) -> String {
     format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 

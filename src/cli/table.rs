@@ -19,7 +19,8 @@ pub enum Heading {
 }
 
 impl Heading {
-    fn text(self) -> &'static str {
+    /// What it says.
+    pub fn text(self) -> &'static str {
         match self {
             Self::Left(text) | Self::Right(text) => text,
         }
@@ -40,6 +41,16 @@ impl Table {
     /// Adds a row with a cell for every heading.
     pub fn row<const N: usize>(&mut self, cells: [String; N]) {
         self.rows.push(cells.iter().map(|cell| plain(cell)).collect());
+    }
+
+    /// Of all columns.
+    pub fn headings(&self) -> &[Heading] {
+        &self.headings
+    }
+
+    /// A cell for every heading in each.
+    pub fn rows(&self) -> &[Vec<String>] {
+        &self.rows
     }
 
     /// Prints it, without blanks at the ends of lines.

@@ -3,11 +3,15 @@
 //! The operators are the reference's with their documented meaning (docs/compatibility.md lists where its
 //! implementation differs). A query that could never be true, or never be evaluated, is refused here.
 
-use std::{cmp::Ordering, fmt};
+mod comparison;
+mod words;
+
+use std::fmt;
 
 use fancy_regex::{Regex, RegexBuilder};
 use serde_json::{Map, Value};
 
+pub use self::comparison::Comparison;
 use super::{read::Problems, yaml::join};
 use crate::{params, pb};
 
@@ -44,7 +48,7 @@ pub enum Test {
     /// `$ne`. A field that is not there passes no test.
     IsNot(Option<Value>),
     /// `$gt`, `$gte`, `$lt`, `$lte`: both sides as numbers.
-    Compares(f64, fn(Ordering) -> bool),
+    Compares(Comparison, f64),
     /// `$in`
     In(Vec<Option<Value>>),
     /// `$nin`
@@ -174,9 +178,10 @@ impl Test {
         match self {
             Self::Is(operand) => is(operand),
             Self::IsNot(operand) => value.is_some() && !is(operand),
-            Self::Compares(operand, wanted) => {
-                value.and_then(number).and_then(|value| value.partial_cmp(operand)).is_some_and(wanted)
-            }
+            Self::Compares(comparison, operand) => value
+                .and_then(number)
+                .and_then(|value| value.partial_cmp(operand))
+                .is_some_and(|ordering| comparison.holds(ordering)),
             Self::In(operands) => operands.iter().any(is),
             Self::NotIn(operands) => value.is_some() && !operands.iter().any(is),
             Self::Matches(pattern) => value.and_then(text).is_some_and(|text| pattern.matches(&text)),
@@ -262,9 +267,9 @@ fn read_operators(
 }
 
 fn read_test(field: &Field, operator: &str, operand: &Value) -> Result<Test, String> {
-    let compares = |wanted| {
+    let compares = |comparison| {
         let operand = number(operand).ok_or_else(|| format!("{operand} is not a number"))?;
-        Ok(Test::Compares(operand, wanted))
+        Ok(Test::Compares(comparison, operand))
     };
     let operands = || -> Result<Vec<Option<Value>>, String> {
         let list =
@@ -274,10 +279,10 @@ fn read_test(field: &Field, operator: &str, operand: &Value) -> Result<Test, Str
     match operator {
         "$eq" => Ok(Test::Is(field.operand(operand)?)),
         "$ne" => Ok(Test::IsNot(field.operand(operand)?)),
-        "$gt" => compares(Ordering::is_gt),
-        "$gte" => compares(Ordering::is_ge),
-        "$lt" => compares(Ordering::is_lt),
-        "$lte" => compares(Ordering::is_le),
+        "$gt" => compares(Comparison::Above),
+        "$gte" => compares(Comparison::AtLeast),
+        "$lt" => compares(Comparison::Below),
+        "$lte" => compares(Comparison::AtMost),
         "$in" => Ok(Test::In(operands()?)),
         "$nin" => Ok(Test::NotIn(operands()?)),
         "$regex" => {

@@ -65,7 +65,7 @@ pub enum CacheMode {
 }
 
 /// Statuses that a retry without `on_status_codes` repeats.
-const RETRY_STATUSES: [u16; 6] = [429, 500, 502, 503, 504, 529];
+pub const RETRY_STATUSES: [u16; 6] = [429, 500, 502, 503, 504, 529];
 
 /// The share of retries in a target's traffic without `retry.budget`, as service proxies have it.
 const RETRY_BUDGET: f64 = 0.2;

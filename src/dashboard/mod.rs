@@ -4,6 +4,7 @@
 //! see or change something is decided there, and nowhere here.
 
 mod assets;
+mod configs;
 mod failure;
 mod filter;
 mod guard;
@@ -61,6 +62,7 @@ impl Dashboard {
             .route("/logs/{id}/images/{index}", get(request::image))
             .route("/logs/{id}/replay", post(replay::replay))
             .route("/logs/{id}/feedback", post(request::feedback))
+            .merge(configs::routes())
             .fallback(not_found)
             .layer(middleware::from_fn_with_state(self.clone(), session::enter));
         Router::new()

@@ -244,9 +244,9 @@ impl Router {
     ///
     /// # Errors
     /// Everything that is wrong with it.
-    pub fn check_config(&self, tenant: &str, config: &Value) -> Result<(), Vec<Problem>> {
+    pub fn check_config(&self, tenant: &str, config: &Value) -> Result<Plan, Vec<Problem>> {
         let state = self.state.load();
-        state.settings.check_config(tenant, config, &state.providers).map(drop)
+        state.settings.check_config(tenant, config, &state.providers)
     }
 
     /// Why a tenant's saved config cannot be run now; empty if it can.
