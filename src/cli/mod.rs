@@ -8,7 +8,7 @@ mod configs;
 mod conform;
 mod connect;
 mod dry_run;
-mod explain;
+pub(crate) mod explain;
 pub(crate) mod filter;
 mod generate;
 mod images;

@@ -17,9 +17,10 @@ struct Asset {
     text: &'static str,
 }
 
-const ASSETS: [Asset; 3] = [
+const ASSETS: [Asset; 4] = [
     Asset { name: "style.css", mime_type: "text/css", text: include_str!("assets/style.css") },
     Asset { name: "script.js", mime_type: "text/javascript", text: include_str!("assets/script.js") },
+    Asset { name: "playground.js", mime_type: "text/javascript", text: include_str!("assets/playground.js") },
     Asset { name: "icon.svg", mime_type: "image/svg+xml", text: include_str!("assets/icon.svg") },
 ];
 

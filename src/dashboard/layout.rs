@@ -10,14 +10,18 @@ use crate::{config::callers::Scope, error::Error, moment};
 pub enum Section {
     /// The request log.
     Logs,
+    /// Requests made by hand.
+    Playground,
 }
 
-const SECTIONS: [(Section, &str, &str); 1] = [(Section::Logs, "Logs", "/logs")];
+const SECTIONS: [(Section, &str, &str); 2] =
+    [(Section::Logs, "Logs", "/logs"), (Section::Playground, "Playground", "/playground")];
 
 impl Section {
     fn is_for(self, visitor: &Visitor) -> bool {
         match self {
             Self::Logs => visitor.may_see(Scope::Logs),
+            Self::Playground => visitor.may(Scope::Generate),
         }
     }
 }

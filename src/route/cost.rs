@@ -51,7 +51,9 @@ pub fn expected(request: &ImageRequest, prices: &[Price]) -> Option<f64> {
 pub fn sum(lines: &[CostLine]) -> (Option<f64>, bool) {
     let amounts = || lines.iter().map(|line| line.amount_usd);
     let is_known = lines.is_empty() || amounts().any(|amount| amount.is_some());
-    (is_known.then(|| amounts().flatten().sum()), amounts().any(|amount| amount.is_none()))
+    // A sum of nothing would be -0.
+    let known = || amounts().flatten().fold(0.0, |sum, amount| sum + amount);
+    (is_known.then(known), amounts().any(|amount| amount.is_none()))
 }
 
 /// The lines for a call that was billed but gave nothing: what was asked for, at list price.
