@@ -37,7 +37,7 @@ fn print(out: &mut impl Write, plan: &ExplainRouteResponse) -> Result<()> {
     for target in &plan.targets {
         if target.decision() == Decision::Tried {
             turn += 1;
-            writeln!(out, "{turn:>3}. {} {}", name(target), tries(target))?;
+            writeln!(out, "{turn:>3}. {} ({})", name(target), notes(target).join(", "))?;
         } else {
             writeln!(out, "  -  {} {}: {}", name(target), target.reason, target.message)?;
         }
@@ -48,13 +48,19 @@ fn print(out: &mut impl Write, plan: &ExplainRouteResponse) -> Result<()> {
             writeln!(out, "       circuit breaker: {}", state.breaker)?;
         }
     }
-    match (turn, plan.min_cost_usd, plan.max_cost_usd) {
-        (0, ..) => writeln!(out, "no target can serve this request")?,
-        (_, Some(min), Some(max)) if min < max => writeln!(out, "an answer costs ${min:.4} to ${max:.4}")?,
-        (_, Some(min), _) => writeln!(out, "an answer costs ${min:.4}")?,
-        (_, None, _) => writeln!(out, "the price of an answer is not known")?,
-    }
+    writeln!(out, "{}", costs(plan))?;
     Ok(())
+}
+
+/// What an answer costs.
+pub fn costs(plan: &ExplainRouteResponse) -> String {
+    let is_tried = |target: &PlannedTarget| target.decision() == Decision::Tried;
+    match (plan.targets.iter().any(is_tried), plan.min_cost_usd, plan.max_cost_usd) {
+        (false, ..) => "no target can serve this request".to_owned(),
+        (_, Some(min), Some(max)) if min < max => format!("an answer costs ${min:.4} to ${max:.4}"),
+        (_, Some(min), _) => format!("an answer costs ${min:.4}"),
+        (_, None, _) => "the price of an answer is not known".to_owned(),
+    }
 }
 
 fn name(target: &PlannedTarget) -> String {
@@ -65,7 +71,8 @@ fn name(target: &PlannedTarget) -> String {
         .join(" ")
 }
 
-fn tries(target: &PlannedTarget) -> String {
+/// What a call of a target costs and takes.
+pub fn notes(target: &PlannedTarget) -> Vec<String> {
     let price = target.price_usd.map_or("price unknown".to_owned(), |price| format!("${price:.4}"));
     let mut notes = vec![price];
     if target.cached {
@@ -80,5 +87,5 @@ fn tries(target: &PlannedTarget) -> String {
     if let Some(millis) = target.hedged_after_ms {
         notes.push(format!("also beside the one before after {millis} ms"));
     }
-    format!("({})", notes.join(", "))
+    notes
 }

@@ -8,7 +8,7 @@ pub(crate) mod configs;
 mod conform;
 mod connect;
 pub(crate) mod dry_run;
-mod explain;
+pub(crate) mod explain;
 mod failure;
 pub(crate) mod filter;
 mod generate;

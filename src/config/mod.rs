@@ -3,6 +3,7 @@
 //! The only reader of configuration files and of the environment. `yaml` parses, `secrets` fills in what the
 //! file only refers to, `file` and `spec` read with all problems at once, `plan` checks routing configs.
 
+mod alone;
 mod build;
 pub mod callers;
 pub mod condition;

@@ -92,7 +92,7 @@ pub struct Hedge {
 }
 
 /// One provider with everything a call needs, inheritance done.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Target {
     /// Its place: `config.targets[1]`.
     pub path: String,

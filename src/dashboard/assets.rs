@@ -17,10 +17,11 @@ struct Asset {
     text: &'static str,
 }
 
-const ASSETS: [Asset; 4] = [
+const ASSETS: [Asset; 5] = [
     Asset { name: "style.css", mime_type: "text/css", text: include_str!("assets/style.css") },
     Asset { name: "script.js", mime_type: "text/javascript", text: include_str!("assets/script.js") },
     Asset { name: "editor.js", mime_type: "text/javascript", text: include_str!("assets/editor.js") },
+    Asset { name: "playground.js", mime_type: "text/javascript", text: include_str!("assets/playground.js") },
     Asset { name: "icon.svg", mime_type: "image/svg+xml", text: include_str!("assets/icon.svg") },
 ];
 

@@ -10,18 +10,24 @@ use crate::{config::callers::Scope, error::Error, moment};
 pub enum Section {
     /// The request log.
     Logs,
+    /// Requests made by hand.
+    Playground,
     /// Saved configs.
     Configs,
 }
 
-const SECTIONS: [(Section, &str, &str); 2] =
-    [(Section::Logs, "Logs", "/logs"), (Section::Configs, "Configs", "/configs")];
+const SECTIONS: [(Section, &str, &str); 3] = [
+    (Section::Logs, "Logs", "/logs"),
+    (Section::Playground, "Playground", "/playground"),
+    (Section::Configs, "Configs", "/configs"),
+];
 
 impl Section {
     fn is_for(self, visitor: &Visitor) -> bool {
         match self {
             Self::Logs => visitor.may_see(Scope::Logs),
             Self::Configs => visitor.may_see(Scope::Configs),
+            Self::Playground => visitor.may(Scope::Generate),
         }
     }
 }

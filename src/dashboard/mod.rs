@@ -11,6 +11,7 @@ mod guard;
 mod layout;
 mod live;
 mod logs;
+mod playground;
 mod replay;
 mod request;
 mod session;
@@ -63,6 +64,7 @@ impl Dashboard {
             .route("/logs/{id}/replay", post(replay::replay))
             .route("/logs/{id}/feedback", post(request::feedback))
             .merge(configs::routes())
+            .merge(playground::routes())
             .fallback(not_found)
             .layer(middleware::from_fn_with_state(self.clone(), session::enter));
         Router::new()

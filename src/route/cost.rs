@@ -47,6 +47,15 @@ pub fn expected(request: &ImageRequest, prices: &[Price]) -> Option<f64> {
     estimate("", request, prices, 0).iter().map(|line| line.amount_usd).sum()
 }
 
+/// What lines come to, as far as their amounts are known, and whether one is not.
+pub fn sum(lines: &[CostLine]) -> (Option<f64>, bool) {
+    let amounts = || lines.iter().map(|line| line.amount_usd);
+    let is_known = lines.is_empty() || amounts().any(|amount| amount.is_some());
+    // A sum of nothing would be -0.
+    let known = || amounts().flatten().fold(0.0, |sum, amount| sum + amount);
+    (is_known.then(known), amounts().any(|amount| amount.is_none()))
+}
+
 /// The lines for a call that was billed but gave nothing: what was asked for, at list price.
 pub fn estimate(provider: &str, request: &ImageRequest, prices: &[Price], attempt: u32) -> Vec<CostLine> {
     let images = vec![pb::Image::default(); request.wanted()];

@@ -10,6 +10,7 @@ use crate::{
     error::{Error, ErrorKind},
     otlp::Ended,
     pb::{self, RequestRecord},
+    route::cost,
     store::{Logged, Pictures, journal::Journal},
     telemetry::{self, Finished, watch},
 };
@@ -153,8 +154,7 @@ impl RequestLog {
             "" => last.cloned().unwrap_or_default(),
             said => said.to_owned(),
         };
-        let amounts = report.cost_lines.iter().map(|line| line.amount_usd);
-        let is_known = report.cost_lines.is_empty() || amounts.clone().any(|amount| amount.is_some());
+        let (cost_usd, cost_unknown) = cost::sum(&report.cost_lines);
         let answer = outcome.answer;
         RequestRecord {
             id: ctx.request_id.clone(),
@@ -183,8 +183,8 @@ impl RequestLog {
             adjusted: report.is_adjusted(),
             cache_status: report.cache_status,
             calls: u32::try_from(ctx.record.calls()).unwrap_or(u32::MAX),
-            cost_usd: is_known.then(|| amounts.clone().flatten().sum()),
-            cost_unknown: amounts.clone().any(|amount| amount.is_none()),
+            cost_usd,
+            cost_unknown,
             metadata: {
                 let user = if keeps_nothing { "" } else { &self.call.request.end_user };
                 recorded::metadata(&ctx.metadata, user)

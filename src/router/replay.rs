@@ -14,6 +14,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
+use super::resolve::TARGET;
 use crate::{
     call::{Call, Reply},
     digest::{Framed, Images},
@@ -42,6 +43,7 @@ const OVERHEAD: usize = 2048;
 /// Headers that decide what a request does. With another of these it is another request.
 const ROUTE: &[&str] = &[
     "x-portkey-config",
+    TARGET,
     "x-portkey-virtual-key",
     "x-portkey-provider",
     "x-portkey-custom-host",

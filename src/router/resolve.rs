@@ -87,6 +87,8 @@ impl Route {
         found
     }
 }
+/// The header that leaves one target of a config.
+pub const TARGET: &str = "x-imagegate-target";
 
 /// What the Python SDK of the reference sends as bearer when it has no provider key.
 const PLACEHOLDER: &str = "OPENAI_API_KEY";
@@ -195,6 +197,7 @@ pub fn resolve(
     let named = text(headers, "x-portkey-config");
     if let Some(caller) = caller.as_ref().filter(|caller| !caller.allow_config_override)
         && (named.is_some_and(|id| caller.default_config.as_deref() != Some(id.trim()))
+            || text(headers, TARGET).is_some()
             || !matches!(upstream, Ok(None)))
     {
         let message = format!("{} may use no other route than its default config", caller.credential());
@@ -227,7 +230,21 @@ pub fn resolve(
     if let Some(caller) = &caller {
         check_grants(caller, &route, upstream.as_deref())?;
     }
+    let route = match text(headers, TARGET) {
+        Some(path) => one_target(route, path)?,
+        None => route,
+    };
     Ok(Resolved { route, caller, upstream, overrides })
+}
+
+/// A route with one of its targets only.
+fn one_target(route: Route, path: &str) -> Result<Route> {
+    let plan = route.plan.alone(path).ok_or_else(|| {
+        let known: Vec<&str> = route.plan.targets().iter().map(|target| target.path.as_str()).collect();
+        let message = format!("{TARGET}: \"{path}\" is not allowed; allowed: {}", known.join(", "));
+        Error::invalid(TARGET, message)
+    })?;
+    Ok(Route { plan: Arc::new(plan), ..route })
 }
 
 /// Whether a caller may use this route and every virtual key on it.

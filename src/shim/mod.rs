@@ -5,7 +5,7 @@
 
 mod answer;
 mod deliver;
-mod encode;
+pub mod encode;
 mod events;
 mod explain;
 mod files;

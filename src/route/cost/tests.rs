@@ -212,6 +212,16 @@ fn what_the_provider_reports_wins() {
 }
 
 #[test]
+fn a_sum_says_what_is_not_known() {
+    let line = |amount_usd| CostLine { amount_usd, ..Default::default() };
+    let (none, is_part) = sum(&[]);
+    assert_eq!((none.map(f64::is_sign_positive), is_part), (Some(true), false));
+    assert_eq!(sum(&[line(Some(0.5)), line(Some(0.25))]), (Some(0.75), false));
+    assert_eq!(sum(&[line(Some(0.5)), line(None)]), (Some(0.5), true));
+    assert_eq!(sum(&[line(None)]), (None, true));
+}
+
+#[test]
 fn a_call_that_gave_nothing_is_charged_as_it_was_asked_for() {
     let prices = prices("[{item: output_pixel, usd: 1, per: 1000000}]");
     let request = ImageRequest { size: Some(pb::Size::pixels(1000, 500)), n: Some(3), ..Default::default() };

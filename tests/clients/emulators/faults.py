@@ -171,6 +171,26 @@ def hold(fault=None):
     return held
 
 
+def hold_last():
+    """A good answer of events, whose last one comes only once the test calls `emulator.release()`."""
+
+    async def fault(emulator, request, connection):
+        reply = emulator.reply_to(request)
+        *first, last = reply.stream
+        connection.write_head(reply.status, reply.headers)
+        for event in first:
+            connection.writer.write(event)
+        await connection.writer.drain()
+        if await _gate_or_gone(emulator, connection):
+            return False
+        connection.writer.write(last)
+        await connection.writer.drain()
+        request.answered = True
+        return False
+
+    return fault
+
+
 def drip(pieces=20, pause=0.01):
     """A good answer in small pieces."""
 
