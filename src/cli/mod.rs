@@ -25,7 +25,7 @@ mod secret;
 mod serve;
 mod shim;
 pub(crate) mod table;
-mod targets;
+pub(crate) mod targets;
 pub(crate) mod times;
 mod usage;
 mod worker;

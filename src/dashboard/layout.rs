@@ -8,18 +8,31 @@ use crate::{config::callers::Scope, error::Error, moment};
 /// A place in the navigation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Section {
+    /// What the gateway did.
+    Overview,
     /// The request log.
     Logs,
+    /// How targets stand.
+    Targets,
 }
 
-const SECTIONS: [(Section, &str, &str); 1] = [(Section::Logs, "Logs", "/logs")];
+const SECTIONS: [(Section, &str, &str); 3] = [
+    (Section::Overview, "Overview", "/"),
+    (Section::Logs, "Logs", "/logs"),
+    (Section::Targets, "Targets", "/targets"),
+];
 
 impl Section {
     fn is_for(self, visitor: &Visitor) -> bool {
         match self {
-            Self::Logs => visitor.may_see(Scope::Logs),
+            Self::Overview | Self::Logs | Self::Targets => visitor.may_see(Scope::Logs),
         }
     }
+}
+
+/// Where the first section is that a visitor may see.
+pub fn first(visitor: &Visitor) -> Option<&'static str> {
+    SECTIONS.iter().find(|(section, ..)| section.is_for(visitor)).map(|(.., address)| *address)
 }
 
 /// A whole page. Without a visitor there is no navigation.

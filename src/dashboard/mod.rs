@@ -4,16 +4,20 @@
 //! see or change something is decided there, and nowhere here.
 
 mod assets;
+mod chart;
 mod failure;
 mod filter;
 mod guard;
 mod layout;
 mod live;
 mod logs;
+mod overview;
+mod range;
 mod replay;
 mod request;
 mod session;
 mod sign_in;
+mod targets;
 mod waterfall;
 
 use std::{net::SocketAddr, sync::Arc};
@@ -22,7 +26,6 @@ use axum::{
     Router,
     http::Uri,
     middleware,
-    response::Redirect,
     routing::{get, post},
 };
 
@@ -42,25 +45,35 @@ pub struct Dashboard {
     sessions: Arc<Sessions>,
     /// The pages can be reached from other machines.
     is_exposed: bool,
+    /// Where the shim of this process listens.
+    http: Option<SocketAddr>,
 }
 
 impl Dashboard {
-    /// Pages in front of a router and its memory, at this address.
-    pub fn new(router: SharedRouter, admin: SharedAdmin, sessions: Sessions, address: SocketAddr) -> Self {
+    /// Pages in front of a router and its memory, at the first of these addresses, beside a shim at the other.
+    pub fn new(
+        router: SharedRouter,
+        admin: SharedAdmin,
+        sessions: Sessions,
+        address: SocketAddr,
+        http: Option<SocketAddr>,
+    ) -> Self {
         let is_exposed = !address.ip().is_loopback();
-        Self { router, admin, sessions: Arc::new(sessions), is_exposed }
+        Self { router, admin, sessions: Arc::new(sessions), is_exposed, http }
     }
 
     /// All routes.
     pub fn routes(self) -> Router {
         let pages = Router::new()
-            .route("/", get(|| async { Redirect::to("/logs") }))
+            .route("/", get(overview::show))
             .route("/logs", get(logs::list))
             .route("/logs/live", get(logs::live))
             .route("/logs/{id}", get(request::show))
             .route("/logs/{id}/images/{index}", get(request::image))
             .route("/logs/{id}/replay", post(replay::replay))
             .route("/logs/{id}/feedback", post(request::feedback))
+            .route("/targets", get(targets::list))
+            .route("/targets/live", get(targets::live))
             .fallback(not_found)
             .layer(middleware::from_fn_with_state(self.clone(), session::enter));
         Router::new()
