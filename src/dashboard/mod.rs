@@ -66,6 +66,7 @@ impl Dashboard {
     pub fn routes(self) -> Router {
         let pages = Router::new()
             .route("/", get(overview::show))
+            .route("/overview/answerers", get(overview::answerers))
             .route("/logs", get(logs::list))
             .route("/logs/live", get(logs::live))
             .route("/logs/{id}", get(request::show))

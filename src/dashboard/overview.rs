@@ -1,4 +1,6 @@
 //! What a gateway did in a time: how requests ended, how long they took, what they cost, and who answered.
+//!
+//! Each sum is read from the requests of that time. Who answered comes after the page, so that a month is not waited for.
 
 use axum::{
     extract::{Query, State},
@@ -38,6 +40,8 @@ const QUANTILES: [(&str, f64, Hue); 3] =
 #[serde(default)]
 pub struct Time {
     range: String,
+    /// Everything at once, whatever it says: for readers without script.
+    whole: String,
 }
 
 /// `GET /`
@@ -55,21 +59,21 @@ pub async fn show(
     let range = Range::read(&time.range)?;
     let period = range.period(unix_now_ms());
     let asked = Asked { dashboard: &dashboard, visitor: &visitor };
-    let (numbers, before) = try_join(
-        try_join(asked.usage(period, range.unit), asked.usage(range.before(period), "")),
-        try_join(asked.usage(period, "provider"), asked.usage(period, "model")),
-    )
-    .await
-    .map(|((parts, before), (providers, models))| {
-        (Numbers { parts: by_part(range, period, &parts), providers, models }, total(&before))
-    })?;
+    let parts = asked.usage(period, range.unit);
+    let (parts, before) = try_join(parts, asked.usage(range.before(period), "")).await?;
+    let parts = by_part(range, period, &parts);
     let body = html! {
         div class="head" { h1 { "Overview" } (range.links("/")) }
-        @if total(&numbers.parts).requests > 0 {
-            (tiles(&numbers, &before, range, period))
-            (charts(&numbers, range, period)?)
-            (whom("Providers", "provider", &numbers.providers, period))
-            (whom("Models", "model", &numbers.models, period))
+        @if parts.iter().any(|part| part.requests > 0) {
+            (tiles(&total(&parts), &total(&before), range, period))
+            (charts(&parts, range, period)?)
+            @if time.whole.is_empty() {
+                div data-load={ "/overview/answerers?range=" (time.range) } {
+                    p { a href={ "/?whole=yes&range=" (time.range) } { "Providers and models" } }
+                }
+            } @else {
+                (asked.answerers(period).await?)
+            }
         } @else if asked.is_empty().await? {
             (first_steps(&dashboard, &visitor, &headers))
         } @else {
@@ -80,18 +84,20 @@ pub async fn show(
     Ok(layout::page(Some(&visitor), Some(Section::Overview), "Overview", &body).into_response())
 }
 
+/// `GET /overview/answerers`: a part of the page.
+pub async fn answerers(
+    State(dashboard): State<Dashboard>,
+    visitor: Visitor,
+    Query(time): Query<Time>,
+) -> Result<Markup, Failure> {
+    let period = Range::read(&time.range)?.period(unix_now_ms());
+    Asked { dashboard: &dashboard, visitor: &visitor }.answerers(period).await
+}
+
 /// Who asks for numbers.
 struct Asked<'a> {
     dashboard: &'a Dashboard,
     visitor: &'a Visitor,
-}
-
-/// What there is to see of a time.
-struct Numbers {
-    /// One for each part of it.
-    parts: Vec<UsageGroup>,
-    providers: Vec<UsageGroup>,
-    models: Vec<UsageGroup>,
 }
 
 /// What answers from a cache would have cost.
@@ -116,6 +122,23 @@ impl Asked<'_> {
             ..Default::default()
         };
         Ok(self.dashboard.admin.get_usage(self.visitor.ask(request)).await?.into_inner().groups)
+    }
+
+    /// Who answered, and what caches saved.
+    async fn answerers(&self, period: Period) -> Result<Markup, Failure> {
+        let providers = self.usage(period, "provider");
+        let (providers, models) = try_join(providers, self.usage(period, "model")).await?;
+        let saved = saved(&models);
+        Ok(html! {
+            @if models.iter().any(|model| model.cache_hits > 0) {
+                p {
+                    "Answers from caches saved about " strong { (usd(Some(saved.usd), saved.unknown > 0)) }
+                    ": what an answer of the same model cost on average, for each."
+                }
+            }
+            (whom("Providers", "provider", &providers, period))
+            (whom("Models", "model", &models, period))
+        })
     }
 
     /// Whether there never was a request.
@@ -152,21 +175,19 @@ fn logs(period: Period, filters: &[(&str, &str)]) -> String {
     format!("/logs?{}", query.finish())
 }
 
-fn tiles(numbers: &Numbers, before: &UsageGroup, range: &Range, period: Period) -> Markup {
-    let now = total(&numbers.parts);
+fn tiles(now: &UsageGroup, before: &UsageGroup, range: &Range, period: Period) -> Markup {
     let tile = |name: &str, value: &dyn Fn(&UsageGroup) -> String, filters: &[(&str, &str)], note: Option<String>| {
         html! {
             div {
                 dt { a href=(logs(period, filters)) { (name) } }
-                dd class="value" { (value(&now)) }
+                dd class="value" { (value(now)) }
                 @if let Some(note) = note { dd { (note) } }
                 dd class="faint" { "before: " @if before.requests > 0 { (value(before)) } @else { "none" } }
             }
         }
     };
     let share = |part: u64, of: &UsageGroup| format!("{part} ({})", percent(part, of.requests));
-    let saved = saved(&numbers.models);
-    let saved = (now.cache_hits > 0).then(|| format!("saved about {}", usd(Some(saved.usd), saved.unknown > 0)));
+    let slow = format!("p95 {}, p99 {}", took(now, 0.95), took(now, 0.99));
     html! {
         dl class="tiles" {
             (tile("Requests", &|of| of.requests.to_string(), &[], Some(format!("{} images", now.images))))
@@ -174,22 +195,20 @@ fn tiles(numbers: &Numbers, before: &UsageGroup, range: &Range, period: Period) 
             (tile("Failed", &|of| share(of.failed(), of), &[("success", "false")], None))
             (tile("Rescued by a fallback", &|of| share(of.rescued, of), &[("fallback", "true"), ("success", "true")], None))
             (tile("Refused by a target", &|of| share(of.refused, of), &[("refused", "true")], None))
-            (tile("Answered from a cache", &|of| share(of.cache_hits, of), &[("cache_status", "hit")], saved))
-            (tile("Took: p50", &|of| took(of, 0.5), &[], Some(format!("p95 {}, p99 {}", took(&now, 0.95), took(&now, 0.99)))))
+            (tile("Answered from a cache", &|of| share(of.cache_hits, of), &[("cache_status", "hit")], None))
+            (tile("Took: p50", &|of| took(of, 0.5), &[], Some(slow)))
             (tile("Cost", &cost, &[], None))
         }
         p class="hint" {
-            "The last " (range.said()) ", since " (layout::time(period.from_ms, &range.text(period.from_ms))) " UTC; before: as long a time that ended "
-            (range.said()) " ago. p95: 95 of 100 requests took no longer, to within 7 %."
-            @if now.cache_hits > 0 { " Saved: what an answer of the same model cost on average, for each that came from a cache." }
+            "The last " (range.said()) ", since " (layout::time(period.from_ms, &range.text(period.from_ms)))
+            " UTC; before: as long a time that ended " (range.said()) " ago. p95: 95 of 100 requests took no longer, to within 7 %."
         }
     }
 }
 
-fn charts(numbers: &Numbers, range: &Range, period: Period) -> Result<Markup, Failure> {
+fn charts(parts: &[UsageGroup], range: &Range, period: Period) -> Result<Markup, Failure> {
     let labels: Vec<Option<String>> = range.parts(period).map(|part| range.label(part)).collect();
     let part_names: Vec<String> = range.parts(period).map(|part| range.text(part)).collect();
-    let parts = &numbers.parts;
     let series = |name, hue, value: &dyn Fn(&UsageGroup) -> Option<f64>| Series {
         name,
         hue,
