@@ -70,7 +70,9 @@ fn name(by: Option<&str>, key: &str) -> String {
         (None, _) => "all".to_owned(),
         // Times come as milliseconds since 1970.
         (Some("day"), Ok(unix_ms)) => date(unix_ms).chars().take("2026-11-27".len()).collect(),
-        (Some("hour" | "minute"), Ok(unix_ms)) => date(unix_ms).chars().take("2026-11-27 10:00".len()).collect(),
+        (Some("hour" | "minute"), Ok(unix_ms)) => {
+            date(unix_ms).chars().take("2026-11-27 10:00".len()).collect()
+        }
         (Some(_), _) if key.is_empty() => "(none)".to_owned(),
         (Some(_), _) => key.to_owned(),
     }

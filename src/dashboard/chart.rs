@@ -2,11 +2,11 @@
 //!
 //! Colours are those of the light theme; the style gives each the one of the reader's theme.
 
-use std::io;
+use std::{io, ops::Range};
 
 use maud::{Markup, PreEscaped, html};
 use plotters::{
-    coord::combinators::BindKeyPoints as _,
+    coord::ranged1d::{DefaultFormatting, KeyPointHint, Ranged},
     drawing::DrawingAreaErrorKind,
     prelude::{
         ChartBuilder, Circle, Color as _, IntoDrawingArea as _, IntoFont as _, LabelAreaPosition, LineSeries,
@@ -104,6 +104,31 @@ pub struct Chart<'a> {
     pub least: f64,
 }
 
+/// From 0 to its end, marked where its maker says: the library's own marks are not round in time, nor whole.
+#[derive(Clone)]
+struct Axis {
+    end: f64,
+    marks: Vec<f64>,
+}
+
+impl Ranged for Axis {
+    type FormatOption = DefaultFormatting;
+    type ValueType = f64;
+
+    fn map(&self, value: &f64, (from, until): (i32, i32)) -> i32 {
+        from + (f64::from(until - from) * value / self.end).round() as i32
+    }
+
+    fn key_points<Hint: KeyPointHint>(&self, hint: Hint) -> Vec<f64> {
+        // There are no lesser marks between these.
+        if hint.weight().allow_light_points() { Vec::new() } else { self.marks.clone() }
+    }
+
+    fn range(&self) -> Range<f64> {
+        0.0..self.end
+    }
+}
+
 impl Chart<'_> {
     /// Draws it, with a legend.
     ///
@@ -146,8 +171,8 @@ impl Chart<'_> {
             .set_label_area_size(LabelAreaPosition::Left, LEFT)
             .set_label_area_size(LabelAreaPosition::Bottom, BELOW)
             .build_cartesian_2d(
-                (0.0..self.labels.len() as f64).with_key_points(labels),
-                (0.0..top).with_key_points(lines),
+                Axis { end: self.labels.len() as f64, marks: labels },
+                Axis { end: top, marks: lines },
             )?;
         let label = |at: &f64| self.labels.get(*at as usize).cloned().flatten().unwrap_or_default();
         let amount = |amount: &f64| (self.amount)(*amount);
@@ -175,7 +200,7 @@ impl Chart<'_> {
                     let style = series.hue.rgb();
                     for run in runs(&series.values) {
                         if let [alone] = run[..] {
-                            chart.draw_series([Circle::new(alone, 2, style.filled())])?;
+                            chart.draw_series([Circle::new(alone, 3, style.filled())])?;
                         } else {
                             let style = ShapeStyle::from(style).stroke_width(2);
                             chart.draw_series(LineSeries::new(run, style))?;
@@ -212,7 +237,8 @@ fn inside(drawn: &str) -> &str {
 fn lines(highest: f64, least: f64) -> Vec<f64> {
     let wanted = if highest > 0.0 { (highest / LINES).max(least) } else { least };
     let magnitude = 10_f64.powf(wanted.log10().floor());
-    let step = [1.0, 2.0, 5.0].map(|digit| digit * magnitude).into_iter().find(|step| *step >= wanted * 0.999);
+    let step =
+        [1.0, 2.0, 5.0].map(|digit| digit * magnitude).into_iter().find(|step| *step >= wanted * 0.999);
     let step = step.unwrap_or(10.0 * magnitude);
     let count = (highest / step).ceil().max(1.0) as u32;
     (0..=count).map(|line| f64::from(line) * step).collect()
@@ -240,8 +266,10 @@ fn stacked(series: &[Series], lowest: f64) -> Vec<Vec<[(f64, f64); 2]>> {
 
 /// The points of a line, which ends where there is nothing and begins again.
 fn runs(values: &[Option<f64>]) -> Vec<Vec<(f64, f64)>> {
-    let points: Vec<_> =
-        (0_u32..).zip(values).map(|(part, value)| value.map(|value| (f64::from(part) + 0.5, value))).collect();
+    let points: Vec<_> = (0_u32..)
+        .zip(values)
+        .map(|(part, value)| value.map(|value| (f64::from(part) + 0.5, value)))
+        .collect();
     points
         .split(Option::is_none)
         .map(|run| run.iter().copied().flatten().collect::<Vec<_>>())

@@ -176,7 +176,10 @@ fn logs(period: Period, filters: &[(&str, &str)]) -> String {
 }
 
 fn tiles(now: &UsageGroup, before: &UsageGroup, range: &Range, period: Period) -> Markup {
-    let tile = |name: &str, value: &dyn Fn(&UsageGroup) -> String, filters: &[(&str, &str)], note: Option<String>| {
+    let tile = |name: &str,
+                value: &dyn Fn(&UsageGroup) -> String,
+                filters: &[(&str, &str)],
+                note: Option<String>| {
         html! {
             div {
                 dt { a href=(logs(period, filters)) { (name) } }
@@ -214,11 +217,16 @@ fn charts(parts: &[UsageGroup], range: &Range, period: Period) -> Result<Markup,
         hue,
         values: parts.iter().map(value).collect(),
     };
-    let count = |name, hue, value: fn(&UsageGroup) -> u64| series(name, hue, &|part| Some(value(part) as f64));
+    let count =
+        |name, hue, value: fn(&UsageGroup) -> u64| series(name, hue, &|part| Some(value(part) as f64));
     let most = |what: &str, value: &dyn Fn(&UsageGroup) -> f64, text: &dyn Fn(&UsageGroup) -> String| {
         let most = parts.iter().zip(&part_names).max_by(|(a, _), (b, _)| value(a).total_cmp(&value(b)));
         most.map_or_else(String::new, |(part, name)| {
-            format!("By the {}, in UTC. The most {what}: {}, at {name}. All numbers are in the table below.", range.unit, text(part))
+            format!(
+                "By the {}, in UTC. The most {what}: {}, at {name}. All numbers are in the table below.",
+                range.unit,
+                text(part)
+            )
         })
     };
     let requests = Chart {
@@ -238,10 +246,14 @@ fn charts(parts: &[UsageGroup], range: &Range, period: Period) -> Result<Markup,
     let durations = Chart {
         id: "durations",
         title: "How long they took",
-        description: most("time", &|part| part.quantile_ms(0.99).unwrap_or_default() as f64, &|part| took(part, 0.99)),
+        description: most("time", &|part| part.quantile_ms(0.99).unwrap_or_default() as f64, &|part| {
+            took(part, 0.99)
+        }),
         shape: Shape::Lines,
         series: QUANTILES
-            .map(|(name, part, hue)| series(name, hue, &|of| of.quantile_ms(part).map(|millis| millis as f64)))
+            .map(|(name, part, hue)| {
+                series(name, hue, &|of| of.quantile_ms(part).map(|millis| millis as f64))
+            })
             .into(),
         labels: &labels,
         amount: |millis| short(millis.round() as u64),
@@ -395,7 +407,8 @@ mod tests {
     #[test]
     fn a_share_that_is_not_all_is_not_called_all() {
         assert_eq!(
-            [(0, 0), (0, 7), (7, 7), (1, 3), (99_999, 100_000), (1, 100_000)].map(|(part, of)| percent(part, of)),
+            [(0, 0), (0, 7), (7, 7), (1, 3), (99_999, 100_000), (1, 100_000)]
+                .map(|(part, of)| percent(part, of)),
             ["0 %", "0 %", "100 %", "33.3 %", "> 99.9 %", "< 0.1 %"]
         );
     }

@@ -50,7 +50,12 @@ const RANGES: [Range; 4] = [
         label_every_ms: DAY_MS,
     },
     Range {
-        name: "30d", said: "30 days", unit: "day", unit_ms: DAY_MS, parts: 30, label_every_ms: 7 * DAY_MS
+        name: "30d",
+        said: "30 days",
+        unit: "day",
+        unit_ms: DAY_MS,
+        parts: 30,
+        label_every_ms: 7 * DAY_MS,
     },
 ];
 

@@ -16,7 +16,10 @@ use super::{
 };
 use crate::{
     cli::targets::{Standing, latency, of_request, standing, words},
-    pb::{ListTargetsRequest, ListTargetsResponse, ListedTarget, WorkerEndpoint, worker_endpoint::State as Stands},
+    pb::{
+        ListTargetsRequest, ListTargetsResponse, ListedTarget, WorkerEndpoint,
+        worker_endpoint::State as Stands,
+    },
 };
 
 /// Targets on a page: more are for a filter.
@@ -209,12 +212,20 @@ mod tests {
         };
         let all = tables(&listed, &Filter::default()).0;
         let unwell = tables(&listed, &Filter { unwell: "true".into(), ..Default::default() }).0;
-        for (part, is_in_both) in
-            [("pc-well", false), ("not asked lately", false), ("fal", false), ("pc-ill", true), ("gone", true)]
-        {
+        for (part, is_in_both) in [
+            ("pc-well", false),
+            ("not asked lately", false),
+            ("fal", false),
+            ("pc-ill", true),
+            ("gone", true),
+        ] {
             assert_eq!((all.contains(part), unwell.contains(part)), (true, is_in_both), "{part}");
         }
         let well = ListTargetsResponse { targets: vec![target("pc-well", "")], ..Default::default() };
-        assert!(tables(&well, &Filter { unwell: "true".into(), ..Default::default() }).0.contains("Nothing is unwell"));
+        assert!(
+            tables(&well, &Filter { unwell: "true".into(), ..Default::default() })
+                .0
+                .contains("Nothing is unwell")
+        );
     }
 }

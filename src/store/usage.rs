@@ -109,7 +109,8 @@ impl Store {
             return Err(Error::invalid("then_by", message));
         }
         if request.durations && request.count_users {
-            let message = "durations: not together with count_users: a user's requests may be of several durations";
+            let message =
+                "durations: not together with count_users: a user's requests may be of several durations";
             return Err(Error::invalid("durations", message));
         }
         let users = match request.count_users {
