@@ -399,7 +399,7 @@ async fn usage_counts_tokens_users_and_groups_of_groups() {
         group_by: group_by.into(),
         then_by: then_by.into(),
         count_users: true,
-        filter: None,
+        ..Default::default()
     };
     let all = store.usage("a", &ask("", "")).await.unwrap().remove(0);
     assert_eq!((all.input_tokens, all.output_tokens, all.users), (28, 400, 2));
