@@ -19,6 +19,7 @@
 //! - [`health`]: what past calls tell about targets and strategies: breakers, latency, budgets
 //! - [`cache`]: answers that are given again, and requests that wait for the same answer
 //! - [`store`]: what is remembered, in SQLite or PostgreSQL, and sealed where it is secret
+//! - [`usage`]: sums over the request log: groups added up, and quantiles
 //! - [`objects`]: images that can be fetched later, in a folder or in a bucket
 //! - [`jobs`]: requests that run whether or not somebody waits, and webhooks
 //! - [`call`]: what one request carries down the tree, and what is recorded on the way
@@ -92,4 +93,5 @@ pub mod telemetry;
 pub mod tls;
 pub mod trace;
 pub mod transport;
+pub mod usage;
 pub mod worker;

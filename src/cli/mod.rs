@@ -28,7 +28,7 @@ mod secret;
 mod serve;
 mod shim;
 pub(crate) mod table;
-mod targets;
+pub(crate) mod targets;
 pub(crate) mod times;
 mod usage;
 mod worker;

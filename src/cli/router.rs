@@ -77,7 +77,7 @@ pub async fn serve(origin: Origin, defaults: Listen, person: Option<Person>) -> 
     if let Some(address) = listen.admin {
         let sessions = Sessions::new(settings.memory.vault.as_ref());
         let (dispatch, memory) = (Arc::new(router.clone()), Arc::new(admin.clone()));
-        let pages = Dashboard::new(dispatch, memory, sessions, address).routes();
+        let pages = Dashboard::new(dispatch, memory, sessions, address, listen.http).routes();
         let asked = router.clone();
         let pages = shim::only_from_here(pages, move || asked.is_open());
         let counting = router.clone();

@@ -7,7 +7,7 @@ use anyhow::Result;
 use super::{connect::RouterArgs, json, table::Table};
 use crate::{
     admin::remote::Remote,
-    pb::{self, ListTargetsResponse, ListedTarget, TargetState, admin_service_server::AdminService as _},
+    pb::{self, ListTargetsResponse, ListedTarget, admin_service_server::AdminService as _},
 };
 
 /// Show how targets stand, and the workers elsewhere, as the router sees them that answers
@@ -49,19 +49,14 @@ fn targets(targets: &[ListedTarget]) -> Table {
     let mut table =
         Table::of_texts(&["CONFIG", "TARGET", "PROVIDER", "MODEL", "STATE", "LATENCY", "IN FLIGHT"]);
     for target in targets {
-        let state = target.state.as_ref();
-        let of_request =
-            |text: &str| if text.is_empty() { "(the request's)".to_owned() } else { text.to_owned() };
         table.row([
             target.config.clone(),
             target.target.clone(),
-            of_request(&target.provider),
-            of_request(&target.model),
+            of_request(&target.provider).to_owned(),
+            of_request(&target.model).to_owned(),
             words(target),
-            state
-                .and_then(|state| state.latency_s)
-                .map_or_else(|| "-".to_owned(), |seconds| format!("{seconds:.1} s")),
-            state.map_or_else(String::new, |state| state.calls_in_flight.to_string()),
+            latency(target),
+            target.state.as_ref().map_or_else(String::new, |state| state.calls_in_flight.to_string()),
         ]);
     }
     table
@@ -80,24 +75,68 @@ fn endpoints(endpoints: &[pb::WorkerEndpoint]) -> Table {
     table
 }
 
-/// How a target stands in a few words.
-fn words(target: &ListedTarget) -> String {
-    match &target.state {
-        _ if !target.problem.is_empty() => target.problem.clone(),
-        None => "not asked lately".into(),
-        Some(TargetState { ejected, breaker, .. }) if !ejected.is_empty() => {
-            format!("left alone: {} (breaker {breaker})", ejected.replace('_', " "))
-        }
-        Some(TargetState { warmth, .. }) if *warmth < 1.0 => {
-            format!("coming back: {:.0} % of its requests", warmth * 100.0)
-        }
-        Some(_) => "well".into(),
+/// How a target stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It cannot be called, whatever its state.
+    Problem,
+    /// Nothing has been asked of it lately.
+    NotAsked,
+    /// It should be left alone.
+    LeftAlone,
+    /// It gets a growing part of its requests.
+    ComingBack,
+    /// It gets its requests.
+    Well,
+}
+
+impl Standing {
+    /// Whether nobody needs to look.
+    pub fn is_well(self) -> bool {
+        matches!(self, Self::NotAsked | Self::Well)
     }
+}
+
+/// How a target stands.
+pub fn standing(target: &ListedTarget) -> Standing {
+    match &target.state {
+        _ if !target.problem.is_empty() => Standing::Problem,
+        None => Standing::NotAsked,
+        Some(state) if !state.ejected.is_empty() => Standing::LeftAlone,
+        Some(state) if state.warmth < 1.0 => Standing::ComingBack,
+        Some(_) => Standing::Well,
+    }
+}
+
+/// The same in a few words.
+pub fn words(target: &ListedTarget) -> String {
+    let state = target.state.clone().unwrap_or_default();
+    match standing(target) {
+        Standing::Problem => target.problem.clone(),
+        Standing::NotAsked => "not asked lately".into(),
+        Standing::LeftAlone => {
+            format!("left alone: {} (breaker {})", state.ejected.replace('_', " "), state.breaker)
+        }
+        Standing::ComingBack => format!("coming back: {:.0} % of its requests", state.warmth * 100.0),
+        Standing::Well => "well".into(),
+    }
+}
+
+/// A provider or a model, or that the request says it.
+pub fn of_request(text: &str) -> &str {
+    if text.is_empty() { "(the request's)" } else { text }
+}
+
+/// The recent time of a call.
+pub fn latency(target: &ListedTarget) -> String {
+    let seconds = target.state.as_ref().and_then(|state| state.latency_s);
+    seconds.map_or_else(|| "-".to_owned(), |seconds| format!("{seconds:.1} s"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pb::TargetState;
 
     fn target(problem: &str, state: Option<(&str, &str, f64)>) -> ListedTarget {
         let state = state.map(|(breaker, ejected, warmth)| TargetState {

@@ -14,13 +14,14 @@ use super::{
 use crate::{
     admin::remote::Remote,
     pb::{self, UsageGroup, admin_service_server::AdminService as _},
+    usage::total,
 };
 
 /// Show what requests cost and how they ended
 #[derive(Debug, clap::Args)]
 pub struct Usage {
     /// caller, tenant, config, config_version, virtual_key, provider, model, operation, outcome, status, cache_status,
-    /// day, hour or metadata.NAME; without it all requests together
+    /// day, hour, minute or metadata.NAME; without it all requests together
     #[arg(long, value_name = "WHAT")]
     by: Option<String>,
 
@@ -69,7 +70,9 @@ fn name(by: Option<&str>, key: &str) -> String {
         (None, _) => "all".to_owned(),
         // Times come as milliseconds since 1970.
         (Some("day"), Ok(unix_ms)) => date(unix_ms).chars().take("2026-11-27".len()).collect(),
-        (Some("hour"), Ok(unix_ms)) => date(unix_ms).chars().take("2026-11-27 10:00".len()).collect(),
+        (Some("hour" | "minute"), Ok(unix_ms)) => {
+            date(unix_ms).chars().take("2026-11-27 10:00".len()).collect()
+        }
         (Some(_), _) if key.is_empty() => "(none)".to_owned(),
         (Some(_), _) => key.to_owned(),
     }
@@ -87,23 +90,6 @@ fn cells(key: &str, group: &UsageGroup) -> [String; 9] {
         short(group.duration_ms.round() as u64),
         usd(Some(group.cost_usd), group.cost_unknown > 0),
     ]
-}
-
-fn total(groups: &[UsageGroup]) -> UsageGroup {
-    let mut total = UsageGroup::default();
-    for group in groups {
-        total.requests += group.requests;
-        total.succeeded += group.succeeded;
-        total.rescued += group.rescued;
-        total.refused += group.refused;
-        total.cache_hits += group.cache_hits;
-        total.images += group.images;
-        total.cost_usd += group.cost_usd;
-        total.cost_unknown += group.cost_unknown;
-        total.duration_ms += group.duration_ms * group.requests as f64;
-    }
-    total.duration_ms /= total.requests.max(1) as f64;
-    total
 }
 
 #[cfg(test)]
@@ -137,6 +123,7 @@ mod tests {
     fn days_and_hours_are_dates() {
         assert_eq!(name(Some("day"), "1795780800000"), "2026-11-27");
         assert_eq!(name(Some("hour"), "1795780800000"), "2026-11-27 12:00");
+        assert_eq!(name(Some("minute"), "1795780860000"), "2026-11-27 12:01");
         assert_eq!(name(Some("metadata.order"), "1795780800000"), "1795780800000");
     }
 

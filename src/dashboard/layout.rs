@@ -8,16 +8,22 @@ use crate::{config::callers::Scope, error::Error, moment};
 /// A place in the navigation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Section {
+    /// What the gateway did.
+    Overview,
     /// The request log.
     Logs,
+    /// How targets stand.
+    Targets,
     /// Requests made by hand.
     Playground,
     /// Saved configs.
     Configs,
 }
 
-const SECTIONS: [(Section, &str, &str); 3] = [
+const SECTIONS: [(Section, &str, &str); 5] = [
+    (Section::Overview, "Overview", "/"),
     (Section::Logs, "Logs", "/logs"),
+    (Section::Targets, "Targets", "/targets"),
     (Section::Playground, "Playground", "/playground"),
     (Section::Configs, "Configs", "/configs"),
 ];
@@ -28,8 +34,14 @@ impl Section {
             Self::Logs => visitor.may_see(Scope::Logs),
             Self::Configs => visitor.may_see(Scope::Configs),
             Self::Playground => visitor.may(Scope::Generate),
+            Self::Overview | Self::Logs | Self::Targets => visitor.may_see(Scope::Logs),
         }
     }
+}
+
+/// Where the first section is that a visitor may see.
+pub fn first(visitor: &Visitor) -> Option<&'static str> {
+    SECTIONS.iter().find(|(section, ..)| section.is_for(visitor)).map(|(.., address)| *address)
 }
 
 /// A whole page. Without a visitor there is no navigation.

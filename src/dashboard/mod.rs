@@ -4,6 +4,7 @@
 //! see or change something is decided there, and nowhere here.
 
 mod assets;
+mod chart;
 mod configs;
 mod failure;
 mod filter;
@@ -11,11 +12,14 @@ mod guard;
 mod layout;
 mod live;
 mod logs;
+mod overview;
 mod playground;
+mod range;
 mod replay;
 mod request;
 mod session;
 mod sign_in;
+mod targets;
 mod waterfall;
 
 use std::{net::SocketAddr, sync::Arc};
@@ -24,7 +28,6 @@ use axum::{
     Router,
     http::Uri,
     middleware,
-    response::Redirect,
     routing::{get, post},
 };
 
@@ -44,19 +47,28 @@ pub struct Dashboard {
     sessions: Arc<Sessions>,
     /// The pages can be reached from other machines.
     is_exposed: bool,
+    /// Where the shim of this process listens.
+    http: Option<SocketAddr>,
 }
 
 impl Dashboard {
-    /// Pages in front of a router and its memory, at this address.
-    pub fn new(router: SharedRouter, admin: SharedAdmin, sessions: Sessions, address: SocketAddr) -> Self {
+    /// Pages in front of a router and its memory, at the first of these addresses, beside a shim at the other.
+    pub fn new(
+        router: SharedRouter,
+        admin: SharedAdmin,
+        sessions: Sessions,
+        address: SocketAddr,
+        http: Option<SocketAddr>,
+    ) -> Self {
         let is_exposed = !address.ip().is_loopback();
-        Self { router, admin, sessions: Arc::new(sessions), is_exposed }
+        Self { router, admin, sessions: Arc::new(sessions), is_exposed, http }
     }
 
     /// All routes.
     pub fn routes(self) -> Router {
         let pages = Router::new()
-            .route("/", get(|| async { Redirect::to("/logs") }))
+            .route("/", get(overview::show))
+            .route("/overview/answerers", get(overview::answerers))
             .route("/logs", get(logs::list))
             .route("/logs/live", get(logs::live))
             .route("/logs/{id}", get(request::show))
@@ -65,6 +77,8 @@ impl Dashboard {
             .route("/logs/{id}/feedback", post(request::feedback))
             .merge(configs::routes())
             .merge(playground::routes())
+            .route("/targets", get(targets::list))
+            .route("/targets/live", get(targets::live))
             .fallback(not_found)
             .layer(middleware::from_fn_with_state(self.clone(), session::enter));
         Router::new()

@@ -399,7 +399,7 @@ async fn usage_counts_tokens_users_and_groups_of_groups() {
         group_by: group_by.into(),
         then_by: then_by.into(),
         count_users: true,
-        filter: None,
+        ..Default::default()
     };
     let all = store.usage("a", &ask("", "")).await.unwrap().remove(0);
     assert_eq!((all.input_tokens, all.output_tokens, all.users), (28, 400, 2));
@@ -416,6 +416,52 @@ async fn usage_counts_tokens_users_and_groups_of_groups() {
         let error = store.usage("a", &ask(group_by, then_by)).await.unwrap_err();
         assert_eq!(error.param.as_deref(), Some("then_by"), "{group_by} {then_by}");
     }
+}
+
+#[tokio::test]
+async fn usage_tells_how_long_requests_took() {
+    let (_folder, store) = store().await;
+    let took = |number: i64, duration_ms: u64, provider: &str| {
+        let provider = provider.to_owned();
+        let report = costing(&[("a", Some(0.1))]);
+        request(number, |r| {
+            (r.duration_ms, r.provider, r.cost_usd, r.report) = (duration_ms, provider, Some(0.1), report);
+        })
+    };
+    // A minute has sixty: two minutes.
+    let mut log: Vec<_> = (0..100).map(|i| took(i, 1000 + u64::try_from(i).unwrap() * 10, "a")).collect();
+    log.push(took(100, 60_000, "b"));
+    store.log(&log).await.unwrap();
+    let ask = async |group_by: &str, count_users: bool| {
+        let request = pb::GetUsageRequest {
+            group_by: group_by.into(),
+            durations: true,
+            count_users,
+            ..Default::default()
+        };
+        store.usage("a", &request).await
+    };
+    let all = ask("", false).await.unwrap().remove(0);
+    assert_eq!((all.requests, (all.cost_usd * 10.0).round()), (101, 101.0));
+    assert!((all.duration_ms - (149_500.0 + 60_000.0) / 101.0).abs() < 0.01, "{}", all.duration_ms);
+    let near = |found: Option<u64>, exact: f64| {
+        let found = found.unwrap() as f64;
+        assert!((found - exact).abs() <= exact * 0.07, "{found} is not near {exact}");
+    };
+    near(all.quantile_ms(0.5), 1500.0);
+    near(all.quantile_ms(0.95), 1950.0);
+    near(all.quantile_ms(1.0), 60_000.0);
+    let minutes = ask("minute", false).await.unwrap();
+    assert_eq!(
+        minutes.iter().map(|minute| (minute.key.as_str(), minute.requests)).collect::<Vec<_>>(),
+        [("0", 60), ("60000", 41)]
+    );
+    near(minutes[0].quantile_ms(1.0), 1590.0);
+    let providers = ask("provider", false).await.unwrap();
+    assert_eq!((&*providers[0].key, &*providers[1].key), ("a", "b"));
+    near(providers[1].quantile_ms(0.5), 60_000.0);
+    assert_eq!((providers[1].cost_usd, (providers[0].cost_usd * 10.0).round()), (0.0, 101.0));
+    assert_eq!(ask("", true).await.unwrap_err().param.as_deref(), Some("durations"));
 }
 
 #[tokio::test]

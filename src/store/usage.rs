@@ -11,10 +11,11 @@ use super::{
 use crate::{
     error::{Error, Result},
     pb::{GetUsageRequest, RequestFilter, UsageGroup},
+    usage::{class, class_of},
 };
 
-const DAY_MS: i64 = 86_400_000;
-const HOUR_MS: i64 = 3_600_000;
+/// Lengths of time that requests can be grouped by, in milliseconds.
+const TIMES: &[(&str, i64)] = &[("day", 86_400_000), ("hour", 3_600_000), ("minute", 60_000)];
 
 /// What requests can have in common, and the column.
 const GROUPS: &[(&str, &str)] = &[
@@ -52,7 +53,7 @@ impl By {
     fn read(field: &str, name: &str, alias: &str, conditions: &mut Conditions) -> Result<Self> {
         let alone = |key: String| Self { key, join: String::new() };
         match (name, name.strip_prefix(METADATA), GROUPS.iter().find(|(known, _)| *known == name)) {
-            ("day" | "hour", ..) => Ok(alone(time("r.created_ms", name))),
+            _ if length_ms(name).is_some() => Ok(alone(time("r.created_ms", name))),
             (_, Some(name), _) if !name.is_empty() => {
                 let name = conditions.parameter(name);
                 // Also those without it: the groups add up to all requests.
@@ -66,7 +67,7 @@ impl By {
             _ => {
                 let names: Vec<&str> = GROUPS.iter().map(|(name, _)| *name).skip(1).collect();
                 let message = format!(
-                    "{field}: \"{name}\" is not allowed; allowed: {}, day, hour, {METADATA}NAME",
+                    "{field}: \"{name}\" is not allowed; allowed: {}, day, hour, minute, {METADATA}NAME",
                     names.join(", ")
                 );
                 Err(Error::invalid(field, message))
@@ -75,10 +76,14 @@ impl By {
     }
 }
 
-/// When the day or the hour of a time began.
+/// When the day, the hour or the minute of a time began.
 pub(super) fn time(column: &str, unit: &str) -> String {
-    let millis = if unit == "hour" { HOUR_MS } else { DAY_MS };
+    let millis = length_ms(unit).unwrap_or(1);
     format!("CAST({column} / {millis} * {millis} AS TEXT)")
+}
+
+fn length_ms(unit: &str) -> Option<i64> {
+    TIMES.iter().find(|(name, _)| *name == unit).map(|(_, millis)| *millis)
 }
 
 /// Billionths of a dollar, and requests with a part of unknown price, by provider or model.
@@ -103,6 +108,11 @@ impl Store {
                 format!("then_by: not together with {one}, whose money is counted for whoever was paid");
             return Err(Error::invalid("then_by", message));
         }
+        if request.durations && request.count_users {
+            let message =
+                "durations: not together with count_users: a user's requests may be of several durations";
+            return Err(Error::invalid("durations", message));
+        }
         let users = match request.count_users {
             true => {
                 let user = conditions.parameter(USER);
@@ -114,9 +124,13 @@ impl Store {
         };
         let sum = |what: &str| format!("CAST(COALESCE(SUM({what}), 0) AS BIGINT)");
         let count = |condition: &str| sum(&format!("CASE WHEN {condition} THEN 1 ELSE 0 END"));
+        let class_number = match request.durations {
+            true => class_of("r.duration_ms"),
+            false => "-1".to_owned(),
+        };
         let sql = format!(
-            "SELECT {}, COUNT(*), {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, CAST({users} AS BIGINT) \
-             FROM requests r {} {} WHERE {} GROUP BY {}",
+            "SELECT {}, COUNT(*), {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, CAST({users} AS BIGINT), \
+             CAST({class_number} AS BIGINT) FROM requests r {} {} WHERE {} GROUP BY {}",
             by.key,
             count("r.status < 400"),
             count("r.fallback = 1 AND r.status < 400"),
@@ -132,16 +146,24 @@ impl Store {
             by.join,
             then.join,
             conditions.text,
-            if then_by.is_empty() { "1" } else { "1, 11" },
+            match (then_by.is_empty(), request.durations) {
+                (true, false) => "1",
+                (false, false) => "1, 11",
+                (true, true) => "1, 15",
+                (false, true) => "1, 11, 15",
+            },
         );
         let query = conditions.bind(sqlx::query(sqlx::AssertSqlSafe(sql)));
         let mut groups = self.all(query, read).await?;
+        if request.durations {
+            groups = together(groups);
+        }
         if let "provider" | "model" = group_by {
             // An attempt that failed and was billed counts for whoever was paid, not for who answered.
             let (answered, paid) = self.paid(tenant, &filter, group_by).await?;
             groups = by_payee(groups, &answered, paid);
         }
-        if matches!(group_by, "day" | "hour") {
+        if length_ms(group_by).is_some() {
             groups.sort_by_cached_key(|group| {
                 (group.key.parse::<i64>().unwrap_or_default(), group.then_key.clone())
             });
@@ -183,6 +205,17 @@ impl Store {
     }
 }
 
+/// Groups that differ in the class of durations only, as one.
+fn together(parts: Vec<UsageGroup>) -> Vec<UsageGroup> {
+    let mut groups: BTreeMap<(String, String), UsageGroup> = BTreeMap::new();
+    for part in parts {
+        let (key, then_key) = (part.key.clone(), part.then_key.clone());
+        let group = groups.entry((key.clone(), then_key.clone()));
+        group.or_insert_with(|| UsageGroup { key, then_key, ..Default::default() }).add(&part);
+    }
+    groups.into_values().collect()
+}
+
 fn by_payee(groups: Vec<UsageGroup>, answered: &Paid, paid: Paid) -> Vec<UsageGroup> {
     let nanos = |usd: f64| (usd * NANOS).round() as i64;
     let mut groups: BTreeMap<String, UsageGroup> =
@@ -219,5 +252,9 @@ fn read(row: &AnyRow) -> sqlx::Result<UsageGroup> {
         input_tokens: number(11)?,
         output_tokens: number(12)?,
         users: number(13)?,
+        // -1: nobody asked.
+        durations: u64::try_from(row.try_get::<i64, _>(14)?)
+            .map(|number| vec![class(number, requests)])
+            .unwrap_or_default(),
     })
 }

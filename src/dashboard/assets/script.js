@@ -83,6 +83,17 @@ for (const shown of document.querySelectorAll("[data-live]")) {
   });
 }
 
+// What takes longer than the page comes after it. Where it does not come, there is a link.
+for (const place of document.querySelectorAll("[data-load]")) {
+  place.setAttribute("aria-busy", "true");
+  fetch(place.dataset.load)
+    .then(async (answer) => {
+      if (answer.ok && !answer.redirected) replace(place, await answer.text());
+    })
+    .catch(() => {})
+    .finally(() => place.removeAttribute("aria-busy"));
+}
+
 // A form that takes its time is sent once, and says so.
 for (const form of document.querySelectorAll("form[data-slow]")) {
   form.addEventListener("submit", () => {

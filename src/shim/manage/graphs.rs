@@ -124,6 +124,7 @@ impl Graph {
             group_by: group_by.to_owned(),
             then_by: then_by.to_owned(),
             count_users,
+            durations: false,
         };
         if is_empty {
             return Ok((self.show(&[]), Vec::new()));
