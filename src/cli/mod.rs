@@ -19,7 +19,7 @@ mod man;
 mod preview;
 mod progress;
 mod providers;
-mod quota;
+pub(crate) mod quota;
 mod router;
 mod secret;
 mod serve;

@@ -10,14 +10,18 @@ use crate::{config::callers::Scope, error::Error, moment};
 pub enum Section {
     /// The request log.
     Logs,
+    /// Virtual keys and API keys.
+    Keys,
 }
 
-const SECTIONS: [(Section, &str, &str); 1] = [(Section::Logs, "Logs", "/logs")];
+const SECTIONS: [(Section, &str, &str); 2] =
+    [(Section::Logs, "Logs", "/logs"), (Section::Keys, "Keys", "/keys")];
 
 impl Section {
     fn is_for(self, visitor: &Visitor) -> bool {
         match self {
             Self::Logs => visitor.may_see(Scope::Logs),
+            Self::Keys => visitor.may_see(Scope::Keys),
         }
     }
 }

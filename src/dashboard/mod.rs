@@ -7,6 +7,7 @@ mod assets;
 mod failure;
 mod filter;
 mod guard;
+mod keys;
 mod layout;
 mod live;
 mod logs;
@@ -61,6 +62,7 @@ impl Dashboard {
             .route("/logs/{id}/images/{index}", get(request::image))
             .route("/logs/{id}/replay", post(replay::replay))
             .route("/logs/{id}/feedback", post(request::feedback))
+            .merge(keys::routes())
             .fallback(not_found)
             .layer(middleware::from_fn_with_state(self.clone(), session::enter));
         Router::new()
