@@ -181,6 +181,11 @@ pub fn issuer_back(issuer: &str) {
     info!(issuer, "the keys of an issuer can be had again");
 }
 
+/// Says that somebody could not sign in to the dashboard at an issuer.
+pub fn sign_in_failed(issuer: &str, reason: &str) {
+    warn!(issuer, reason, "somebody could not sign in to the dashboard");
+}
+
 /// Notes one provider call.
 pub fn attempt<T>(
     request_id: &str,

@@ -11,6 +11,7 @@ mod keys;
 mod layout;
 mod live;
 mod logs;
+mod openid;
 mod replay;
 mod request;
 mod session;
@@ -21,9 +22,10 @@ use std::{net::SocketAddr, sync::Arc};
 
 use axum::{
     Router,
-    http::Uri,
-    middleware,
-    response::Redirect,
+    extract::{Request, State},
+    http::{StatusCode, Uri},
+    middleware::{self, Next},
+    response::{IntoResponse as _, Redirect, Response},
     routing::{get, post},
 };
 
@@ -31,9 +33,14 @@ pub use self::session::Sessions;
 use self::{failure::Failure, session::Visitor};
 use crate::{
     admin::SharedAdmin,
+    config::Settings,
     error::{Error, ErrorKind},
+    issuers::Issuers,
     router::SharedRouter,
 };
+
+/// Settings and issuers as they are now: a reload changes them.
+pub type Known = Arc<dyn Fn() -> (Arc<Settings>, Arc<Issuers>) + Send + Sync>;
 
 /// What the pages share.
 #[derive(Clone)]
@@ -41,15 +48,26 @@ pub struct Dashboard {
     router: SharedRouter,
     admin: SharedAdmin,
     sessions: Arc<Sessions>,
+    known: Known,
     /// The pages can be reached from other machines.
     is_exposed: bool,
 }
 
 impl Dashboard {
     /// Pages in front of a router and its memory, at this address.
-    pub fn new(router: SharedRouter, admin: SharedAdmin, sessions: Sessions, address: SocketAddr) -> Self {
+    pub fn new(
+        router: SharedRouter,
+        admin: SharedAdmin,
+        sessions: Sessions,
+        known: Known,
+        address: SocketAddr,
+    ) -> Self {
         let is_exposed = !address.ip().is_loopback();
-        Self { router, admin, sessions: Arc::new(sessions), is_exposed }
+        Self { router, admin, sessions: Arc::new(sessions), known, is_exposed }
+    }
+
+    fn known(&self) -> (Arc<Settings>, Arc<Issuers>) {
+        (self.known)()
     }
 
     /// All routes.
@@ -68,11 +86,21 @@ impl Dashboard {
         Router::new()
             .route("/assets/{name}", get(assets::get))
             .route("/sign-in", get(sign_in::form).post(sign_in::sign_in))
+            .route("/sign-in/issuer", get(openid::begin))
+            .route("/sign-in/callback", get(openid::end))
             .route("/sign-out", post(sign_in::sign_out))
             .merge(pages)
             .layer(middleware::from_fn(guard::guard))
+            .layer(middleware::from_fn_with_state(self.clone(), only_if_enabled))
             .with_state(self)
     }
+}
+
+async fn only_if_enabled(State(dashboard): State<Dashboard>, request: Request, next: Next) -> Response {
+    if dashboard.known().0.dashboard.enabled {
+        return next.run(request).await;
+    }
+    (StatusCode::NOT_FOUND, "the dashboard is switched off\n").into_response()
 }
 
 async fn not_found(_: Visitor, uri: Uri) -> Failure {
