@@ -21,7 +21,7 @@ mod person;
 mod preview;
 mod progress;
 mod providers;
-mod quota;
+pub(crate) mod quota;
 mod report;
 mod router;
 mod secret;

@@ -44,26 +44,15 @@ impl QuotaArgs {
     pub fn message(&self) -> Result<Option<Quota>> {
         let mut quota = Quota::default();
         for (unit, number) in &self.rates {
-            let known = unit_named(unit);
-            let known = known
-                .ok_or_else(|| anyhow!("--rate {unit}: not a unit; allowed: rps, rpm, rph, rpd, rpw"))?;
-            let requests =
-                number.parse().map_err(|_| anyhow!("--rate {unit}={number}: not a number of requests"))?;
-            quota.rates.push(pb::RateLimit { unit: known.into(), requests });
+            quota.rates.push(rate(unit, number).map_err(|reason| anyhow!("--rate {reason}"))?);
         }
         for (period, amount) in &self.budgets {
-            let known = reset_named(period).ok_or_else(|| {
-                anyhow!("--budget {period}: not a period; allowed: daily, weekly, monthly, total")
-            })?;
             let (amount, alert) = match amount.split_once(':') {
                 Some((amount, alert)) => (amount, Some(alert)),
                 None => (amount.as_str(), None),
             };
-            let number = |text: &str| {
-                text.parse::<f64>().map_err(|_| anyhow!("--budget {period}={text}: not an amount in USD"))
-            };
-            let alert_usd = alert.map(number).transpose()?;
-            quota.budgets.push(pb::Budget { usd: number(amount)?, reset: known.into(), alert_usd });
+            let budget = budget(period, amount, alert).map_err(|reason| anyhow!("--budget {reason}"))?;
+            quota.budgets.push(budget);
         }
         Ok((quota != Quota::default()).then_some(quota))
     }
@@ -80,6 +69,30 @@ impl Quotas {
         table(&quotas).print(&mut stdout())?;
         Ok(())
     }
+}
+
+/// So many requests in each unit of time, as a person writes both.
+///
+/// # Errors
+/// What is no unit or no number.
+pub fn rate(unit: &str, number: &str) -> Result<pb::RateLimit, String> {
+    let known =
+        unit_named(unit).ok_or_else(|| format!("{unit}: not a unit; allowed: rps, rpm, rph, rpd, rpw"))?;
+    let requests = number.parse().map_err(|_| format!("{unit}={number}: not a number of requests"))?;
+    Ok(pb::RateLimit { unit: known.into(), requests })
+}
+
+/// So much money in each period, as a person writes both, and from when on it is said.
+///
+/// # Errors
+/// What is no period or no amount.
+pub fn budget(period: &str, amount: &str, alert: Option<&str>) -> Result<pb::Budget, String> {
+    let known = reset_named(period)
+        .ok_or_else(|| format!("{period}: not a period; allowed: daily, weekly, monthly, total"))?;
+    let number =
+        |text: &str| text.parse::<f64>().map_err(|_| format!("{period}={text}: not an amount in USD"));
+    let (usd, alert_usd) = (number(amount)?, alert.map(number).transpose()?);
+    Ok(pb::Budget { usd, reset: known.into(), alert_usd })
 }
 
 /// A limit in a few words: `60 rpm`, `$50.0000 monthly`.

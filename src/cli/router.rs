@@ -77,7 +77,9 @@ pub async fn serve(origin: Origin, defaults: Listen, person: Option<Person>) -> 
     if let Some(address) = listen.admin {
         let sessions = Sessions::new(settings.memory.vault.as_ref());
         let (dispatch, memory) = (Arc::new(router.clone()), Arc::new(admin.clone()));
-        let pages = Dashboard::new(dispatch, memory, sessions, address, listen.http).routes();
+        let asked = router.clone();
+        let known = Arc::new(move || asked.trusted());
+        let pages = Dashboard::new(dispatch, memory, sessions, known, address, listen.http).routes();
         let asked = router.clone();
         let pages = shim::only_from_here(pages, move || asked.is_open());
         let counting = router.clone();

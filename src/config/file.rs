@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::{
     callers::{Callers, check_config_id, read_callers},
+    dashboard::DashboardSettings,
     images::ImagesSettings,
     memory::MemorySettings,
     otlp::OtlpSettings,
@@ -68,6 +69,8 @@ pub struct Settings {
     pub webhook_key: Option<SigningKey>,
     /// How clients reach the shim, for links to images; else the request's own host.
     pub public_url: Option<String>,
+    /// The pages for a browser.
+    pub dashboard: DashboardSettings,
     /// Where images are kept.
     pub images: ImagesSettings,
     /// How long an image asked for as `url` can be fetched.
@@ -152,6 +155,12 @@ pub enum RetiredModels {
     Fail,
 }
 
+const RETIRED_MODELS: &[(&str, RetiredModels)] = &[
+    ("warn", RetiredModels::Warn),
+    ("substitute", RetiredModels::Substitute),
+    ("fail", RetiredModels::Fail),
+];
+
 impl Settings {
     /// Checks the content of a file whose secrets have been filled in. `built_in` are the providers of this
     /// binary, with whether they need no credential.
@@ -183,18 +192,8 @@ impl Settings {
         if let Some(Err(message)) = public_url.as_deref().map(plan::operator_host) {
             file.problem("public_url", message);
         }
-        let retired_models = match file.text("retired_models") {
-            None | Some("warn") => RetiredModels::Warn,
-            Some("substitute") => RetiredModels::Substitute,
-            Some("fail") => RetiredModels::Fail,
-            Some(other) => {
-                file.problem(
-                    "retired_models",
-                    format!("'{other}' is not allowed; allowed: warn, substitute, fail"),
-                );
-                RetiredModels::Warn
-            }
-        };
+        let dashboard = DashboardSettings::read(file.object("dashboard"), &callers.issuers);
+        let retired_models = file.choice("retired_models", RETIRED_MODELS).unwrap_or_default();
         let webhook_key = file.object("webhooks").and_then(read_webhooks);
         let prices = file.object("prices").map(|book| prices::read::read(book, Some(&providers.names())));
         let seconds = |value: Option<u64>, default| Duration::from_secs(value.unwrap_or(default));
@@ -217,6 +216,7 @@ impl Settings {
             retired_models,
             webhook_key,
             public_url,
+            dashboard,
             images,
             // OpenAI's own links live as long.
             image_lifetime: seconds(file.whole("image_lifetime_s", 1, 31_536_000), 3600),

@@ -136,6 +136,11 @@ impl IssuerSettings {
         name.trim_end_matches('/').replace('%', "%25").replace(':', "%3A")
     }
 
+    /// Where it describes itself, if it does.
+    pub fn discovery(&self) -> String {
+        discovery(&self.issuer)
+    }
+
     /// Reads the file of its keys, if they are in one.
     ///
     /// # Errors
@@ -244,6 +249,10 @@ impl IssuerSettings {
     }
 }
 
+fn discovery(issuer: &str) -> String {
+    format!("{}{DISCOVERY}", issuer.trim_end_matches('/'))
+}
+
 fn read_audience(object: &mut Object<'_>) -> Vec<String> {
     let audience = match object.required("audience") {
         Some(value) if value.is_string() => object.text("audience").into_iter().collect(),
@@ -284,7 +293,7 @@ fn read_keys(object: &mut Object<'_>, issuer: Option<&str>) -> Option<KeySource>
                 object.problem("issuer", message);
                 return None;
             }
-            Some(KeySource::Discovery(format!("{}{DISCOVERY}", issuer.trim_end_matches('/'))))
+            Some(KeySource::Discovery(discovery(issuer)))
         }
     }
 }

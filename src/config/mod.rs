@@ -7,6 +7,7 @@ mod alone;
 mod build;
 pub mod callers;
 pub mod condition;
+pub mod dashboard;
 pub mod file;
 pub mod identity;
 pub mod images;

@@ -178,7 +178,10 @@ fn text(text: &str) -> String {
 }
 
 /// A value, unless it is empty.
-fn read<T>(field: &str, text: &str, read: impl Fn(&str) -> Result<T, String>) -> Result<Option<T>> {
+///
+/// # Errors
+/// It means nothing.
+pub fn read<T>(field: &str, text: &str, read: impl Fn(&str) -> Result<T, String>) -> Result<Option<T>> {
     let text = text.trim();
     if text.is_empty() {
         return Ok(None);

@@ -18,14 +18,17 @@ pub enum Section {
     Playground,
     /// Saved configs.
     Configs,
+    /// Virtual keys and API keys.
+    Keys,
 }
 
-const SECTIONS: [(Section, &str, &str); 5] = [
+const SECTIONS: [(Section, &str, &str); 6] = [
     (Section::Overview, "Overview", "/"),
     (Section::Logs, "Logs", "/logs"),
     (Section::Targets, "Targets", "/targets"),
     (Section::Playground, "Playground", "/playground"),
     (Section::Configs, "Configs", "/configs"),
+    (Section::Keys, "Keys", "/keys"),
 ];
 
 impl Section {
@@ -35,6 +38,7 @@ impl Section {
             Self::Configs => visitor.may_see(Scope::Configs),
             Self::Playground => visitor.may(Scope::Generate),
             Self::Overview | Self::Logs | Self::Targets => visitor.may_see(Scope::Logs),
+            Self::Keys => visitor.may_see(Scope::Keys),
         }
     }
 }

@@ -9,9 +9,11 @@ mod configs;
 mod failure;
 mod filter;
 mod guard;
+mod keys;
 mod layout;
 mod live;
 mod logs;
+mod openid;
 mod overview;
 mod playground;
 mod range;
@@ -26,8 +28,10 @@ use std::{net::SocketAddr, sync::Arc};
 
 use axum::{
     Router,
-    http::Uri,
-    middleware,
+    extract::{Request, State},
+    http::{StatusCode, Uri},
+    middleware::{self, Next},
+    response::{IntoResponse as _, Redirect, Response},
     routing::{get, post},
 };
 
@@ -35,9 +39,14 @@ pub use self::session::Sessions;
 use self::{failure::Failure, session::Visitor};
 use crate::{
     admin::SharedAdmin,
+    config::Settings,
     error::{Error, ErrorKind},
+    issuers::Issuers,
     router::SharedRouter,
 };
+
+/// Settings and issuers as they are now: a reload changes them.
+pub type Known = Arc<dyn Fn() -> (Arc<Settings>, Arc<Issuers>) + Send + Sync>;
 
 /// What the pages share.
 #[derive(Clone)]
@@ -45,6 +54,7 @@ pub struct Dashboard {
     router: SharedRouter,
     admin: SharedAdmin,
     sessions: Arc<Sessions>,
+    known: Known,
     /// The pages can be reached from other machines.
     is_exposed: bool,
     /// Where the shim of this process listens.
@@ -57,11 +67,16 @@ impl Dashboard {
         router: SharedRouter,
         admin: SharedAdmin,
         sessions: Sessions,
+        known: Known,
         address: SocketAddr,
         http: Option<SocketAddr>,
     ) -> Self {
         let is_exposed = !address.ip().is_loopback();
-        Self { router, admin, sessions: Arc::new(sessions), is_exposed, http }
+        Self { router, admin, sessions: Arc::new(sessions), known, is_exposed, http }
+    }
+
+    fn known(&self) -> (Arc<Settings>, Arc<Issuers>) {
+        (self.known)()
     }
 
     /// All routes.
@@ -79,16 +94,27 @@ impl Dashboard {
             .merge(playground::routes())
             .route("/targets", get(targets::list))
             .route("/targets/live", get(targets::live))
+            .merge(keys::routes())
             .fallback(not_found)
             .layer(middleware::from_fn_with_state(self.clone(), session::enter));
         Router::new()
             .route("/assets/{name}", get(assets::get))
             .route("/sign-in", get(sign_in::form).post(sign_in::sign_in))
+            .route("/sign-in/issuer", get(openid::begin))
+            .route("/sign-in/callback", get(openid::end))
             .route("/sign-out", post(sign_in::sign_out))
             .merge(pages)
             .layer(middleware::from_fn(guard::guard))
+            .layer(middleware::from_fn_with_state(self.clone(), only_if_enabled))
             .with_state(self)
     }
+}
+
+async fn only_if_enabled(State(dashboard): State<Dashboard>, request: Request, next: Next) -> Response {
+    if dashboard.known().0.dashboard.enabled {
+        return next.run(request).await;
+    }
+    (StatusCode::NOT_FOUND, "the dashboard is switched off\n").into_response()
 }
 
 async fn not_found(_: Visitor, uri: Uri) -> Failure {

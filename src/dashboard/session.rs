@@ -13,9 +13,9 @@ use axum::{
 };
 use base64_simd::URL_SAFE_NO_PAD;
 use tonic::{Code, metadata::MetadataMap};
-use url::form_urlencoded;
+use zeroize::Zeroizing;
 
-use super::{Dashboard, failure::Failure};
+use super::{Dashboard, failure::Failure, sign_in::address};
 use crate::{
     config::{callers::Scope, memory::VaultKeys},
     error::{Error, ErrorKind},
@@ -23,13 +23,22 @@ use crate::{
     store::vault::Vault,
 };
 
-const COOKIE: &str = "imagegate_session";
+/// A cookie that only the gateway can open.
+#[derive(Debug)]
+pub struct Cookie {
+    name: &'static str,
+    /// What it is sealed for, so that nothing else that the vault has sealed can be one.
+    place: &'static str,
+    /// The addresses that get it begin so.
+    path: &'static str,
+}
 
-/// What cookies are sealed for, so that nothing else that the vault has sealed can be one.
-const PLACE: &str = "dashboard session";
+/// Who is signed in.
+const SESSION: Cookie = Cookie { name: "imagegate_session", place: "dashboard session", path: "/" };
 
-/// How long somebody stays signed in: a day's work.
-const LASTS: Duration = Duration::from_secs(10 * 60 * 60);
+/// An attempt to sign in at an issuer.
+pub const ATTEMPT: Cookie =
+    Cookie { name: "imagegate_sign_in", place: "dashboard sign-in", path: "/sign-in" };
 
 /// Longest cookie that every browser keeps, in bytes, with its attributes.
 const LONGEST_COOKIE: usize = 4000;
@@ -50,35 +59,59 @@ impl Sessions {
     }
 
     /// The header that begins a session. None: the credential is too long for a cookie.
-    pub fn begin(&self, credential: &str, is_secure: bool) -> Option<HeaderValue> {
-        let until = unix_now_ms() + i64::try_from(LASTS.as_millis()).unwrap_or_default();
-        let sealed = self.vault.seal(&[&until.to_le_bytes(), credential.as_bytes()].concat(), PLACE);
-        let text = cookie(&URL_SAFE_NO_PAD.encode_to_string(sealed), LASTS, is_secure);
-        (text.len() <= LONGEST_COOKIE).then(|| HeaderValue::try_from(text).expect("it is ASCII"))
+    pub fn begin(&self, credential: &str, lasts: Duration, is_secure: bool) -> Option<HeaderValue> {
+        self.seal(&SESSION, credential.as_bytes(), lasts, is_secure)
     }
 
     /// The header that ends a session.
     pub fn end() -> HeaderValue {
-        HeaderValue::try_from(cookie("", Duration::ZERO, false)).expect("it is ASCII")
+        SESSION.removed()
     }
 
     /// The credential of a session that has not expired.
     fn credential(&self, headers: &HeaderMap) -> Option<HeaderValue> {
+        let mut credential = HeaderValue::from_bytes(&self.open(&SESSION, headers)?).ok()?;
+        credential.set_sensitive(true);
+        Some(credential)
+    }
+
+    /// The header with a cookie. None: the text is too long for one.
+    pub fn seal(
+        &self,
+        cookie: &Cookie,
+        text: &[u8],
+        lasts: Duration,
+        is_secure: bool,
+    ) -> Option<HeaderValue> {
+        let until = unix_now_ms().saturating_add(i64::try_from(lasts.as_millis()).unwrap_or(i64::MAX));
+        let sealed = self.vault.seal(&[&until.to_le_bytes(), text].concat(), cookie.place);
+        cookie.header(&URL_SAFE_NO_PAD.encode_to_string(sealed), lasts, is_secure)
+    }
+
+    /// What is in a cookie that has not expired.
+    pub fn open(&self, cookie: &Cookie, headers: &HeaderMap) -> Option<Zeroizing<Vec<u8>>> {
         let cookies = headers.get_all(header::COOKIE).iter().filter_map(|cookies| cookies.to_str().ok());
         let mut pairs =
             cookies.flat_map(|cookies| cookies.split(';')).filter_map(|pair| pair.trim().split_once('='));
-        let (_, sealed) = pairs.find(|(name, _)| *name == COOKIE)?;
-        let opened = self.vault.unseal(&URL_SAFE_NO_PAD.decode_to_vec(sealed).ok()?, PLACE)?;
-        let (until, credential) = opened.text.split_first_chunk()?;
-        let mut credential = HeaderValue::from_bytes(credential).ok()?;
-        credential.set_sensitive(true);
-        (i64::from_le_bytes(*until) > unix_now_ms()).then_some(credential)
+        let (_, sealed) = pairs.find(|(name, _)| *name == cookie.name)?;
+        let opened = self.vault.unseal(&URL_SAFE_NO_PAD.decode_to_vec(sealed).ok()?, cookie.place)?;
+        let (until, text) = opened.text.split_first_chunk()?;
+        (i64::from_le_bytes(*until) > unix_now_ms()).then(|| text.to_vec().into())
     }
 }
 
-fn cookie(value: &str, lasts: Duration, is_secure: bool) -> String {
-    let secure = if is_secure { "; Secure" } else { "" };
-    format!("{COOKIE}={value}; Path=/; HttpOnly; SameSite=Lax; Max-Age={}{secure}", lasts.as_secs())
+impl Cookie {
+    fn header(&self, value: &str, lasts: Duration, is_secure: bool) -> Option<HeaderValue> {
+        let Self { name, path, .. } = self;
+        let (secure, lasts) = (if is_secure { "; Secure" } else { "" }, lasts.as_secs());
+        let text = format!("{name}={value}; Path={path}; HttpOnly; SameSite=Lax; Max-Age={lasts}{secure}");
+        (text.len() <= LONGEST_COOKIE).then(|| HeaderValue::try_from(text).expect("it is ASCII"))
+    }
+
+    /// The header that takes it away.
+    pub fn removed(&self) -> HeaderValue {
+        self.header("", Duration::ZERO, false).expect("it is short")
+    }
 }
 
 /// Whether a request came over TLS, as the proxy in front tells.
@@ -163,8 +196,7 @@ pub async fn enter(State(dashboard): State<Dashboard>, mut request: Request, nex
         Ok(visitor) => visitor,
         Err(failure) if failure.code() == Code::Unauthenticated && request.method() == Method::GET => {
             let wanted = request.uri().path_and_query().map_or("/", |wanted| wanted.as_str());
-            let query = form_urlencoded::Serializer::new(String::new()).append_pair("to", wanted).finish();
-            return Redirect::to(&format!("/sign-in?{query}")).into_response();
+            return Redirect::to(&address("/sign-in", wanted)).into_response();
         }
         Err(failure) => return failure.page(None),
     };
@@ -186,10 +218,12 @@ mod tests {
         sessions.credential(&headers)
     }
 
+    const LASTS: Duration = Duration::from_secs(60);
+
     #[test]
     fn a_session_gives_back_its_credential_and_shows_it_to_nobody() {
         let sessions = Sessions::new(None);
-        let begun = sessions.begin("ig-secret", true).unwrap();
+        let begun = sessions.begin("ig-secret", LASTS, true).unwrap();
         let begun = begun.to_str().unwrap();
         assert!(begun.contains("HttpOnly") && begun.contains("SameSite=Lax") && begun.contains("Secure"));
         assert!(!begun.contains("ig-secret"));
@@ -210,17 +244,26 @@ mod tests {
     #[test]
     fn a_session_expires() {
         let sessions = Sessions::new(None);
-        let sealed = |until: i64| {
-            let sealed = sessions.vault.seal(&[&until.to_le_bytes()[..], b"ig-secret"].concat(), PLACE);
-            format!("{COOKIE}={}", URL_SAFE_NO_PAD.encode_to_string(sealed))
+        let begun = |lasts| {
+            let header = sessions.begin("ig-secret", lasts, false).unwrap();
+            header.to_str().unwrap().split(';').next().unwrap().to_owned()
         };
-        assert!(credential(&sessions, &sealed(unix_now_ms() + 60_000)).is_some());
-        assert!(credential(&sessions, &sealed(unix_now_ms() - 1)).is_none());
+        assert!(credential(&sessions, &begun(LASTS)).is_some());
+        assert!(credential(&sessions, &begun(Duration::ZERO)).is_none());
+    }
+
+    #[test]
+    fn one_cookie_is_not_another() {
+        let sessions = Sessions::new(None);
+        let sealed = sessions.seal(&ATTEMPT, b"ig-secret", LASTS, false).unwrap();
+        let pair = sealed.to_str().unwrap().split(';').next().unwrap().to_owned();
+        assert!(pair.starts_with("imagegate_sign_in="));
+        assert!(credential(&sessions, &pair.replace("imagegate_sign_in", "imagegate_session")).is_none());
     }
 
     #[test]
     fn a_credential_that_no_browser_would_keep_is_told() {
-        assert!(Sessions::new(None).begin(&"x".repeat(2800), true).is_some());
-        assert!(Sessions::new(None).begin(&"x".repeat(4000), false).is_none());
+        assert!(Sessions::new(None).begin(&"x".repeat(2800), LASTS, true).is_some());
+        assert!(Sessions::new(None).begin(&"x".repeat(4000), LASTS, false).is_none());
     }
 }

@@ -8,6 +8,7 @@ use axum::{
 };
 use maud::{Markup, html};
 use serde::Deserialize;
+use url::form_urlencoded;
 
 use super::{
     Dashboard,
@@ -21,7 +22,7 @@ use crate::error::Error;
 #[derive(Debug, Deserialize)]
 pub struct Wanted {
     #[serde(default)]
-    to: String,
+    pub to: String,
 }
 
 /// What the form sends.
@@ -33,8 +34,8 @@ pub struct Credential {
 }
 
 /// `GET /sign-in`
-pub async fn form(Query(wanted): Query<Wanted>) -> Markup {
-    shown(&wanted.to, None)
+pub async fn form(State(dashboard): State<Dashboard>, Query(wanted): Query<Wanted>) -> Markup {
+    shown(&dashboard, &wanted.to, None)
 }
 
 /// `POST /sign-in`
@@ -43,13 +44,14 @@ pub async fn sign_in(
     headers: HeaderMap,
     Form(Credential { key, to }): Form<Credential>,
 ) -> Response {
-    let refused = |status: StatusCode, error: &Error| (status, shown(&to, Some(error))).into_response();
+    let refused =
+        |status: StatusCode, error: &Error| (status, shown(&dashboard, &to, Some(error))).into_response();
     let Ok(credential) = HeaderValue::from_str(key.trim()) else {
         let error = Error::invalid("key", "an API key has letters, digits and signs only");
         return refused(StatusCode::BAD_REQUEST, &error);
     };
     match Visitor::of(&dashboard, Some(credential)).await {
-        Ok(_) => begin(&dashboard.sessions, key.trim(), &headers, &to),
+        Ok(_) => begin(&dashboard, key.trim(), &headers, &to),
         Err(failure) => refused(status(&failure), failure.error()),
     }
 }
@@ -59,15 +61,16 @@ pub async fn sign_out() -> Response {
     ([(header::SET_COOKIE, Sessions::end())], Redirect::to("/sign-in")).into_response()
 }
 
-fn begin(sessions: &Sessions, credential: &str, headers: &HeaderMap, to: &str) -> Response {
-    match sessions.begin(credential, is_secure(headers)) {
+fn begin(dashboard: &Dashboard, credential: &str, headers: &HeaderMap, to: &str) -> Response {
+    let lasts = dashboard.known().0.dashboard.session;
+    match dashboard.sessions.begin(credential, lasts, is_secure(headers)) {
         Some(cookie) => ([(header::SET_COOKIE, cookie)], Redirect::to(within(to))).into_response(),
         None => {
             let error = Error::invalid(
                 "key",
                 "this credential is too long for a browser to keep: sign in with an API key",
             );
-            (StatusCode::BAD_REQUEST, shown(to, Some(&error))).into_response()
+            (StatusCode::BAD_REQUEST, shown(dashboard, to, Some(&error))).into_response()
         }
     }
 }
@@ -76,17 +79,28 @@ fn status(failure: &Failure) -> StatusCode {
     StatusCode::from_u16(failure.error().status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
 }
 
+/// A page of the sign-in that leads to another page.
+pub fn address(page: &str, to: &str) -> String {
+    let query = form_urlencoded::Serializer::new(String::new()).append_pair("to", to).finish();
+    format!("{page}?{query}")
+}
+
 /// A page of ours, whatever the address says: a link may not send who signs in to another site.
-fn within(to: &str) -> &str {
+pub fn within(to: &str) -> &str {
     let is_path = to.starts_with('/') && !to.starts_with("//") && !to.contains(['\\', '\r', '\n', '\t']);
     if is_path { to } else { "/" }
 }
 
-fn shown(to: &str, error: Option<&Error>) -> Markup {
+fn shown(dashboard: &Dashboard, to: &str, error: Option<&Error>) -> Markup {
+    let (settings, _) = dashboard.known();
     let body = html! {
         form method="post" action="/sign-in" class="sign-in" {
             h1 { "Sign in" }
             @if let Some(error) = error { (layout::problem(error)) }
+            @if let Some(issuer) = &settings.dashboard.sign_in {
+                a class="button" href=(address("/sign-in/issuer", to)) { (issuer.name) }
+                p class="hint" { "Or with a key:" }
+            }
             input type="hidden" name="to" value=(to);
             label for="key" { "API key" }
             input id="key" name="key" type="password" required autocomplete="current-password" autofocus;

@@ -108,7 +108,7 @@ fn micros_text(micros: u64) -> String {
 }
 
 /// Bars beside each other: each with its kind, where it begins and how wide it is.
-fn bars(parts: &[(&str, f64, f64)], total: f64) -> Markup {
+pub fn bars(parts: &[(&str, f64, f64)], total: f64) -> Markup {
     html! {
         svg class="bars" viewBox={ "0 0 " (WIDTH) " 16" } preserveAspectRatio="none" aria-hidden="true" {
             @for (kind, begin, width) in parts.iter().filter(|(_, _, width)| *width >= 0.0) {

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use http::Request;
+use http::{Request, StatusCode};
 use serde_json::Value;
 use tokio::time::{Instant, timeout};
 
@@ -134,29 +134,46 @@ impl Issuer {
             KeySource::File(_) => self.settings.key_file(MOST_BYTES).await.map(Bytes::from),
             KeySource::Url(url) => self.get(url).await,
             KeySource::Discovery(url) => {
-                let document: Value = serde_json::from_slice(&self.get(url).await?)
-                    .map_err(|_| format!("{url} answers no JSON"))?;
-                let field = |name: &str| document.get(name).and_then(Value::as_str).unwrap_or_default();
-                // OpenID Connect Discovery 1.0, 4.3: somebody else's document is not this issuer's.
-                if field("issuer") != self.settings.issuer {
-                    return Err(format!("{url} is about another issuer"));
-                }
-                check_url(field("jwks_uri")).map_err(|message| format!("jwks_uri of {url}: {message}"))?;
-                self.get(field("jwks_uri")).await
+                let document = self.discovered(url).await?;
+                let keys = document.get("jwks_uri").and_then(Value::as_str).unwrap_or_default();
+                check_url(keys).map_err(|message| format!("jwks_uri of {url}: {message}"))?;
+                self.get(keys).await
             }
         }
     }
 
-    async fn get(&self, url: &str) -> Result<Bytes, String> {
+    /// What the issuer says of itself.
+    pub async fn discovered(&self, url: &str) -> Result<Value, String> {
+        let document: Value =
+            serde_json::from_slice(&self.get(url).await?).map_err(|_| format!("{url} answers no JSON"))?;
+        // OpenID Connect Discovery 1.0, 4.3: somebody else's document is not this issuer's.
+        if document.get("issuer").and_then(Value::as_str) != Some(&self.settings.issuer) {
+            return Err(format!("{url} is about another issuer"));
+        }
+        Ok(document)
+    }
+
+    /// Sends a request, and gives what is answered, good or bad.
+    pub async fn ask(&self, request: Request<Pieces>) -> Result<(StatusCode, Bytes), String> {
         let http = self.http.as_ref().ok_or("this process calls nobody")?;
+        let url = request.uri().to_string();
+        let text = |error: crate::error::Error| format!("{url}: {}", error.message);
+        let answer = async {
+            let incoming = http.send(request, Trust::Operator).await.map_err(text)?;
+            Ok((incoming.status, incoming.document(MOST_BYTES).await.map_err(text)?))
+        };
+        let late = |_| Err(format!("{url}: no answer within {} s", FETCH_TIMEOUT.as_secs()));
+        timeout(FETCH_TIMEOUT, answer).await.unwrap_or_else(late)
+    }
+
+    async fn get(&self, url: &str) -> Result<Bytes, String> {
         let request = Request::get(url).header(http::header::ACCEPT, "application/json");
         let request = request.body(Pieces::default()).map_err(|_| format!("{url} cannot be called"))?;
-        let text = |error: crate::error::Error| format!("{url}: {}", error.message);
-        let incoming = http.send(request, Trust::Operator).await.map_err(text)?;
-        if !incoming.status.is_success() {
-            return Err(format!("{url}: HTTP {}", incoming.status.as_u16()));
+        let (status, document) = self.ask(request).await?;
+        if !status.is_success() {
+            return Err(format!("{url}: HTTP {}", status.as_u16()));
         }
-        incoming.document(MOST_BYTES).await.map_err(text)
+        Ok(document)
     }
 }
 

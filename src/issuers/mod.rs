@@ -1,10 +1,12 @@
 //! Callers that bring a token (JWT) instead of an API key: who has signed it, whom it names, what that one may do.
 //!
-//! `keys` and `token` are pure; `fetch` keeps an issuer's keys. A token that has been verified is known by its digest until
-//! it expires or its issuer's keys change, so a request with it costs a look into a table.
+//! `keys` and `token` are pure; `fetch` keeps an issuer's keys; `sign_in` is for people with a browser. A token that has
+//! been verified is known by its digest until it expires or its issuer's keys change, so a request with it costs a look
+//! into a table.
 
 mod fetch;
 mod keys;
+mod sign_in;
 mod token;
 
 #[cfg(test)]
@@ -15,6 +17,7 @@ use std::{fmt, sync::Arc};
 use futures::future::join_all;
 use moka::sync::Cache;
 
+pub use self::sign_in::Attempt;
 use self::{
     fetch::Issuer,
     token::{LEEWAY_S, Token, refused},

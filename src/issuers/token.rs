@@ -52,6 +52,28 @@ impl<'a> Token<'a> {
         self.claims.get("iss")?.as_str()
     }
 
+    /// Whether it is for somebody of this name.
+    pub fn is_for(&self, audience: &str) -> bool {
+        match self.claims.get("aud") {
+            Some(Value::Array(audiences)) => audiences.iter().any(|known| known == audience),
+            Some(known) => known == audience,
+            None => false,
+        }
+    }
+
+    /// For which sign-in it was made.
+    pub fn nonce(&self) -> Option<&str> {
+        self.claims.get("nonce")?.as_str()
+    }
+
+    /// Until when it holds, in seconds since 1970.
+    ///
+    /// # Errors
+    /// It has no such time.
+    pub fn until(&self) -> Result<i64> {
+        self.time("exp")?.ok_or_else(|| refused("never expires: it has no exp"))
+    }
+
     /// Whether one of these keys may have signed it.
     pub fn has_key_among(&self, keys: &[Key], settings: &IssuerSettings) -> bool {
         // One that is refused in any case needs no key.
@@ -102,19 +124,11 @@ impl<'a> Token<'a> {
         if self.issuer() != Some(&settings.issuer) {
             return Err(refused("has another issuer (iss)"));
         }
-        let is_ours = |audience: &Value| {
-            audience.as_str().is_some_and(|audience| settings.audience.iter().any(|ours| ours == audience))
-        };
-        let is_for_us = match self.claims.get("aud") {
-            Some(Value::Array(audiences)) => audiences.iter().any(is_ours),
-            Some(audience) => is_ours(audience),
-            None => false,
-        };
-        if !is_for_us {
+        if !settings.audience.iter().any(|ours| self.is_for(ours)) {
             let ours = settings.audience.join(", ");
             return Err(refused(format!("is for another audience (aud); allowed: {ours}")));
         }
-        let Some(until) = self.time("exp")? else { return Err(refused("never expires: it has no exp")) };
+        let until = self.until()?;
         if until.saturating_add(LEEWAY_S) <= now_s {
             return Err(refused(format!("expired at {}", shown(until))));
         }

@@ -240,6 +240,12 @@ impl Router {
         (Arc::clone(&state.settings), state.providers.clone())
     }
 
+    /// Settings and issuers as they are now.
+    pub fn trusted(&self) -> (Arc<Settings>, Arc<Issuers>) {
+        let state = self.state.load();
+        (Arc::clone(&state.settings), Arc::clone(&state.issuers))
+    }
+
     /// Checks a config that a tenant wants to save.
     ///
     /// # Errors

@@ -60,3 +60,8 @@ pub fn issuer_away(issuer: &str, reason: &str) {
 pub fn issuer_back(issuer: &str) {
     info!(issuer, "the keys of an issuer can be had again");
 }
+
+/// Says that somebody could not sign in to the dashboard at an issuer.
+pub fn sign_in_failed(issuer: &str, reason: &str) {
+    warn!(issuer, reason, "somebody could not sign in to the dashboard");
+}

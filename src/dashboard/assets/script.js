@@ -111,6 +111,20 @@ for (const form of document.querySelectorAll("form[data-confirm]")) {
   });
 }
 
+// A key that is shown once. Without TLS browsers give no clipboard to pages, so it is also selected.
+for (const button of document.querySelectorAll("[data-copy]")) {
+  button.addEventListener("click", async () => {
+    const field = document.getElementById(button.dataset.copy);
+    field.select();
+    try {
+      await navigator.clipboard.writeText(field.value);
+      button.textContent = "Copied";
+    } catch {
+      button.textContent = "Selected: copy it";
+    }
+  });
+}
+
 // `/` goes to the filter, `j` and `k` down and up the rows.
 addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input, select, textarea")) return;
