@@ -1,5 +1,7 @@
 """A gRPC client without stubs: it learns every message from the server's reflection."""
 
+import threading
+
 import grpc
 from google.protobuf import descriptor_pool, message_factory
 from google.rpc import error_details_pb2
@@ -10,6 +12,35 @@ from gateway import OPS_KEY, TEAM_KEY
 
 MESSAGES = [("grpc.max_receive_message_length", -1), ("grpc.max_metadata_size", 1 << 20)]
 
+# Services by name, which no process forgets: a message's class that nobody uses is garbage to protobuf, and yet it gives
+# out again what another thread is just collecting. A message of such a class crashes the interpreter.
+_services, _lock = {}, threading.Lock()
+
+
+class Service:
+    """What a server tells of one service, with the classes of all messages of its file and of those imported by it."""
+
+    def __init__(self, name, database):
+        self.descriptor = descriptor_pool.DescriptorPool(database).FindServiceByName(name)
+        self.messages = {}
+        self._add(self.descriptor.file)
+
+    def _add(self, file):
+        for imported in file.dependencies:
+            self._add(imported)
+        pending = list(file.message_types_by_name.values())
+        for found in pending:
+            self.messages[found.full_name] = message_factory.GetMessageClass(found)
+            pending += found.nested_types
+
+
+def known(name, database):
+    """A service, from whichever server was asked first."""
+    with _lock:
+        if name not in _services:
+            _services[name] = Service(name, database)
+        return _services[name]
+
 
 class Client:
     """Calls one service by the names of its methods."""
@@ -17,15 +48,12 @@ class Client:
     def __init__(self, address, service="imagegate.v1.RouterService"):
         self.channel = grpc.insecure_channel(address, options=MESSAGES)
         self.database = ProtoReflectionDescriptorDatabase(self.channel)
-        self.pool = descriptor_pool.DescriptorPool(self.database)
-        self.service = self.pool.FindServiceByName(service)
-
-    def message(self, name):
-        return message_factory.GetMessageClass(self.pool.FindMessageTypeByName(name))
+        found = known(service, self.database)
+        self.service, self.messages = found.descriptor, found.messages
 
     def request(self, method, **fields):
         """A method's request, from plain values."""
-        message = message_factory.GetMessageClass(self.service.FindMethodByName(method).input_type)()
+        message = self.messages[self.service.FindMethodByName(method).input_type.full_name]()
         if fields:
             fill(message.image, fields)
         return message
@@ -33,7 +61,7 @@ class Client:
     def call(self, method, request, key=TEAM_KEY, metadata=(), timeout=30, with_call=False):
         """Calls a method. The metadata are the HTTP headers."""
         found = self.service.FindMethodByName(method)
-        answer = message_factory.GetMessageClass(found.output_type)
+        answer = self.messages[found.output_type.full_name]
         make = self.channel.unary_stream if found.server_streaming else self.channel.unary_unary
         stub = make(
             f"/{self.service.full_name}/{method}",
@@ -50,8 +78,8 @@ class Client:
         found = {}
         for any_message in rpc_status.from_call(error).details:
             name = any_message.type_url.rsplit("/")[-1]
-            known = getattr(error_details_pb2, name.rsplit(".")[-1], None) if name.startswith("google.rpc.") else None
-            message = (known or self.message(name))()
+            common = getattr(error_details_pb2, name.rsplit(".")[-1], None) if name.startswith("google.rpc.") else None
+            message = (common or self.messages[name])()
             any_message.Unpack(message)
             found[name.rsplit(".")[-1]] = message
         return found
@@ -68,7 +96,7 @@ class Admin(Client):
         self.key = key
 
     def ask(self, method, timeout=10, **fields):
-        message = message_factory.GetMessageClass(self.service.FindMethodByName(method).input_type)
+        message = self.messages[self.service.FindMethodByName(method).input_type.full_name]
         return self.call(method, message(**fields), key=self.key, timeout=timeout)
 
     def refusal(self, method, **fields):

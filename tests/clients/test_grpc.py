@@ -1,6 +1,8 @@
 """The gRPC interface, from Python, with nothing but reflection."""
 
+import gc
 import time
+import weakref
 
 import grpc
 import pytest
@@ -25,6 +27,14 @@ def client(founding):
 def test_reflection_lists_the_services(client):
     services = client.database.get_services()
     assert {"imagegate.v1.RouterService", "grpc.health.v1.Health"} <= set(services)
+
+
+def test_classes_of_messages_are_not_left_to_the_garbage_collector(client):
+    request = client.request("GenerateImage", prompt="x")
+    kinds = [weakref.ref(type(message)) for message in (request, request.image, request.image.size.dimensions)]
+    del request
+    gc.collect()
+    assert all(kind() is not None for kind in kinds)
 
 
 def test_health_is_told_per_service(founding):
