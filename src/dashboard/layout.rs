@@ -34,7 +34,6 @@ const SECTIONS: [(Section, &str, &str); 6] = [
 impl Section {
     fn is_for(self, visitor: &Visitor) -> bool {
         match self {
-            Self::Logs => visitor.may_see(Scope::Logs),
             Self::Configs => visitor.may_see(Scope::Configs),
             Self::Playground => visitor.may(Scope::Generate),
             Self::Overview | Self::Logs | Self::Targets => visitor.may_see(Scope::Logs),

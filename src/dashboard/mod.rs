@@ -31,7 +31,7 @@ use axum::{
     extract::{Request, State},
     http::{StatusCode, Uri},
     middleware::{self, Next},
-    response::{IntoResponse as _, Redirect, Response},
+    response::{IntoResponse as _, Response},
     routing::{get, post},
 };
 
