@@ -9,6 +9,10 @@ from gateway import TOOLS
 
 CHROMIUM = shutil.which("chromium")
 
+# What the request log keeps for pages to show.
+LOG = {"prompts": True, "images": "thumbnails", "flush_ms": 100}
+READ_KEY = "ig-reader-0123456789abcdef"
+
 
 def needs():
     """What is missing for it, or an empty text."""

@@ -10,7 +10,6 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from emulators.openid import OpenID
 from gateway import OPS_KEY, eventually, founding_config
-from test_dashboard import browse, window
 
 SECRET = "s3cret:ä with blanks"
 

@@ -4,11 +4,10 @@ import re
 
 import requests
 
+from browser import LOG, READ_KEY
 from gateway import OPS_KEY, TEAM_KEY, eventually
 from memory import hero, image
-from test_dashboard import LOG, browse, gateway, store, window
 
-READ_KEY = "ig-reader-0123456789abcdef"
 KEEPER_KEY = "ig-keeper-0123456789abcdef"
 # A picture of 1024 x 1024 by DALL-E 3.
 PRICE = 0.04

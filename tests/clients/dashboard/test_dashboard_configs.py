@@ -3,10 +3,10 @@
 import json
 import re
 
+from browser import LOG, READ_KEY
 from gateway import OPS_KEY, TEAM_KEY, openai_error
 from grpc_client import Admin
 from memory import answered, image, logged, saved_config, stored_key
-from test_dashboard import LOG, READ_KEY, browse, store, window
 
 STABILITY = {"virtual_key": "stability-ai-virtualkey", "override_params": {"model": "stable-diffusion-v1-6"}}
 OPENAI = {"virtual_key": "open-ai-virtual-key", "override_params": {"model": "dall-e-3"}}

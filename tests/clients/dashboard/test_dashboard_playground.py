@@ -7,48 +7,14 @@ from urllib.parse import parse_qs, urlparse
 
 import pytest
 
-from browser import Browser, chromium, needs
+from browser import LOG, READ_KEY
 from emulators import faults
 from emulators.pictures import look
 from gateway import OPS_KEY, TEAM_KEY, eventually
 from grpc_client import Admin
-from memory import Store, image
+from memory import image
 
-READ_KEY = "ig-reader-0123456789abcdef"
-LOG = {"prompts": True, "flush_ms": 100}
 SANDBOX = {"provider": "sandbox"}
-
-
-@pytest.fixture(scope="module")
-def window():
-    if missing := needs():
-        pytest.skip(missing)
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture
-def browse(window, tmp_path):
-    """Opens a window on a gateway, with cookies of its own."""
-    contexts = []
-
-    def browse(gateway, **options):
-        contexts.append(window.new_context(**options))
-        return Browser(contexts[-1].new_page(), gateway, tmp_path)
-
-    yield browse
-    for context in contexts:
-        context.close()
-
-
-@pytest.fixture
-def store(tmp_path):
-    return Store(tmp_path)
-
-
-@pytest.fixture
-def gateway(remembering, store):
-    return remembering(store, log=LOG)
 
 
 def field(page, name):

@@ -2,49 +2,13 @@
 
 import re
 
-import pytest
 import requests
 
-from browser import Browser, chromium, needs
+from browser import LOG, READ_KEY
 from emulators import faults
 from gateway import OPS_KEY, TEAM_KEY, eventually
 from grpc_client import Admin
-from memory import Store, answered, image, logged
-
-READ_KEY = "ig-reader-0123456789abcdef"
-LOG = {"prompts": True, "images": "thumbnails", "flush_ms": 100}
-
-
-@pytest.fixture(scope="module")
-def window():
-    if missing := needs():
-        pytest.skip(missing)
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture
-def browse(window, tmp_path):
-    """Opens a window on a gateway, with cookies of its own."""
-    contexts = []
-
-    def browse(gateway):
-        contexts.append(window.new_context())
-        return Browser(contexts[-1].new_page(), gateway, tmp_path)
-
-    yield browse
-    for context in contexts:
-        context.close()
-
-
-@pytest.fixture
-def store(tmp_path):
-    return Store(tmp_path)
-
-
-@pytest.fixture
-def gateway(remembering, store):
-    return remembering(store, log=LOG)
+from memory import answered, image, logged
 
 
 def test_a_request_that_falls_back_is_seen_opened_found_and_replayed(gateway, browse, stability_api):

@@ -6,7 +6,6 @@ from emulators import faults
 from gateway import OPS_KEY, eventually
 from grpc_client import Admin
 from memory import answered, image
-from test_dashboard import browse, gateway, store, window  # noqa: F401: fixtures
 
 SIZE = {"size": "1024x1024"}
 CACHED = {
@@ -30,7 +29,7 @@ def tile(page, name):
     return page.locator(".tiles > div", has=page.get_by_role("link", name=name, exact=True)).inner_text().splitlines()
 
 
-def test_an_empty_gateway_says_what_to_do_and_a_busy_one_what_it_did(gateway, browse, stability_api):  # noqa: F811
+def test_an_empty_gateway_says_what_to_do_and_a_busy_one_what_it_did(gateway, browse, stability_api):
     browser = browse(gateway)
     page = browser.page
     browser.sign_in(OPS_KEY, "/")
@@ -77,7 +76,7 @@ def test_an_empty_gateway_says_what_to_do_and_a_busy_one_what_it_did(gateway, br
     assert "allowed: 1h, 24h, 7d, 30d" in page.get_by_role("alert").inner_text()
 
 
-def test_targets_are_seen_as_they_fall_ill(remembering, store, browse, stability_api):  # noqa: F811
+def test_targets_are_seen_as_they_fall_ill(remembering, store, browse, stability_api):
     gateway = remembering(store, configs={"pc-ill": ILL, "pc-openai": {"virtual_key": "open-ai-virtual-key"}})
     browser = browse(gateway)
     page = browser.page
