@@ -5,7 +5,6 @@ import json
 import re
 from urllib.parse import parse_qs, urlparse
 
-import pytest
 
 from browser import LOG, READ_KEY
 from emulators import faults
