@@ -241,7 +241,7 @@ mod tests {
             verifier: "dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk".into(),
             ..Attempt::new(String::new())
         };
-        assert_eq!(attempt.challenge(), "E9Melhoa2OwvFrEMTJguCHaeK1t8URWbuJjJSstw-cM");
+        assert_eq!(attempt.challenge(), "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM");
         let (one, other) = (Attempt::new(String::new()), Attempt::new(String::new()));
         assert!(one.state != other.state && one.nonce != one.state && one.verifier.len() == 43);
         assert!(!format!("{one:?}").contains(&one.verifier));

@@ -7,7 +7,7 @@ use imagegate::{config, gateway};
 fn check(text: &str) -> Result<config::Settings, String> {
     let secrets = |name: &str| match name {
         "REDIS_URL" => Some("redis://127.0.0.1".to_owned()),
-        _ => name.ends_with("_KEY").then(|| format!("the value of {name}")),
+        _ => (name.ends_with("_KEY") || name.ends_with("_SECRET")).then(|| format!("the value of {name}")),
     };
     config::read(text, &gateway::built_in(), &secrets).map_err(|problems| format!("{problems:?}"))
 }

@@ -152,10 +152,13 @@ async fn the_first_preview_has_its_time() {
 
 #[tokio::test]
 async fn lists_tell_of_retries_hedges_and_adjusted_parameters() {
-    let worker = Worker::paint().script("a", [fails(503), slow(100)]).script("b", [slow(5000)]);
+    let worker = Worker::paint()
+        .script("a", [fails(503), slow(100)])
+        .script("b", [slow(5000)])
+        .script("d", [slow(100)]);
     let retry = with(target("a"), &json!({"retry": {"attempts": 1, "on_status_codes": [503]}}));
     let strategy = json!({"mode": "hedge", "after_ms": 1000, "budget": 1});
-    let hedge = json!({"strategy": strategy, "targets": [target("b"), target("c")]});
+    let hedge = json!({"strategy": strategy, "targets": [target("b"), target("d")]});
     let yaml =
         format!("configs: {{it: {}, retry: {retry}, hedge: {hedge}}}\ndefault_config: it\n", target("c"));
     let house = House::new(&worker, &yaml).await;
