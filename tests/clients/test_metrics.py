@@ -179,6 +179,8 @@ def test_callers_add_no_series(serve, stability_api, openai_api):
         return {line.rpartition(" ")[0] for line in shown(gateway).splitlines() if line[:1] != "#" and "{" in line}
 
     ask_all(range(100))
+    # What is counted of the log comes with its first batch.
+    eventually(lambda: value(gateway, "imagegate_request_log_written_total") > 0, what="the first batch of the log")
     before = series()
     ask_all(range(100, 2000))
     assert series() == before
