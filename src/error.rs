@@ -4,6 +4,7 @@
 
 use std::{borrow::Cow, fmt, ops, time::Duration};
 
+use http::StatusCode;
 use prost::Message as _;
 use tonic::{Code, Status};
 
@@ -366,6 +367,11 @@ impl Error {
     pub fn with_status(mut self, status: u16) -> Self {
         self.status = status;
         self
+    }
+
+    /// Its status as HTTP has it; 500 where it is none.
+    pub fn status_code(&self) -> StatusCode {
+        StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
     }
 
     /// The same error with `error.code`.

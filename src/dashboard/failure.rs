@@ -1,9 +1,6 @@
 //! What went wrong, as a page.
 
-use axum::{
-    http::StatusCode,
-    response::{IntoResponse, Response},
-};
+use axum::response::{IntoResponse, Response};
 use maud::html;
 use tonic::{Code, Status};
 
@@ -30,7 +27,7 @@ impl Failure {
 
     /// The page.
     pub fn page(&self, visitor: Option<&Visitor>) -> Response {
-        let status = StatusCode::from_u16(self.error.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let status = self.error.status_code();
         let title = status.canonical_reason().unwrap_or("Error");
         let body = html! {
             h1 { (title) }
@@ -55,7 +52,7 @@ impl From<Error> for Failure {
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
-        let status = StatusCode::from_u16(self.error.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let status = self.error.status_code();
         let mut response = status.into_response();
         response.extensions_mut().insert(self);
         response

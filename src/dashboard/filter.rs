@@ -3,6 +3,7 @@
 use maud::{Markup, html};
 use serde::{Deserialize, Serialize};
 
+use super::layout;
 use crate::{
     cli::{filter::pair, times::When},
     error::{Error, Result},
@@ -89,11 +90,6 @@ impl Filter {
 
     /// A form that asks for it.
     pub fn form(&self, action: &str) -> Markup {
-        let field = |name: &str, label: &str, value: &str, hint: &str| {
-            html! {
-                label { span { (label) } input name=(name) value=(value) placeholder=(hint) autocomplete="off"; }
-            }
-        };
         let choice = |name: &str, label: &str, value: &str, choices: &[(&str, &str)]| {
             html! {
                 label {
@@ -117,21 +113,21 @@ impl Filter {
                 (choice("success", "Outcome", &self.success, &sides("answered", "failed")))
                 (choice("fallback", "Fallback", &self.fallback, &sides("yes", "no")))
                 (choice("refused", "Refused by a target", &self.refused, &sides("yes", "no")))
-                (field("provider", "Provider", &self.provider, "openai"))
-                (field("model", "Model", &self.model, "dall-e-3"))
+                (layout::field("provider", "Provider", &self.provider, "openai"))
+                (layout::field("model", "Model", &self.model, "dall-e-3"))
                 details open[self.has_more()] {
                     summary { "More" }
-                    (field("config", "Config", &self.config, "pc-hero"))
-                    (field("version", "Version of it", &self.version, "3"))
-                    (field("status", "HTTP status", &self.status, "429,503"))
-                    (field("caller", "API key (id)", &self.caller, ""))
-                    (field("virtual_key", "Virtual key", &self.virtual_key, ""))
-                    (field("trace_id", "Trace", &self.trace_id, ""))
-                    (field("metadata", "Metadata", &self.metadata, "team=growth"))
-                    (field("min_cost_usd", "Costs at least", &self.min_cost_usd, "0.04"))
-                    (field("max_cost_usd", "Costs at most", &self.max_cost_usd, "0.20"))
+                    (layout::field("config", "Config", &self.config, "pc-hero"))
+                    (layout::field("version", "Version of it", &self.version, "3"))
+                    (layout::field("status", "HTTP status", &self.status, "429,503"))
+                    (layout::field("caller", "API key (id)", &self.caller, ""))
+                    (layout::field("virtual_key", "Virtual key", &self.virtual_key, ""))
+                    (layout::field("trace_id", "Trace", &self.trace_id, ""))
+                    (layout::field("metadata", "Metadata", &self.metadata, "team=growth"))
+                    (layout::field("min_cost_usd", "Costs at least", &self.min_cost_usd, "0.04"))
+                    (layout::field("max_cost_usd", "Costs at most", &self.max_cost_usd, "0.20"))
                     (choice("cache_status", "Cache", &self.cache_status, &CACHE))
-                    (field("until", "Until", &self.until, "2026-11-27"))
+                    (layout::field("until", "Until", &self.until, "2026-11-27"))
                 }
                 div class="actions" {
                     button { "Filter" }

@@ -122,6 +122,13 @@ pub fn facts(facts: &[(&str, Markup)]) -> Markup {
     }
 }
 
+/// A field of a form, of one line.
+pub fn field(name: &str, label: &str, value: &str, hint: &str) -> Markup {
+    html! {
+        label { span { (label) } input name=(name) value=(value) placeholder=(hint) autocomplete="off"; }
+    }
+}
+
 /// A table that may be wider than the page.
 pub fn scroll(label: &str, table: &Markup) -> Markup {
     html! { div class="scroll" role="region" aria-label=(label) tabindex="0" { (table) } }

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use axum::{
     extract::{Query, State},
-    http::{HeaderMap, HeaderValue, StatusCode, header},
+    http::{HeaderMap, HeaderValue, header},
     response::{AppendHeaders, IntoResponse as _, Redirect, Response},
 };
 use maud::html;
@@ -228,7 +228,7 @@ impl NotSignedIn {
     }
 
     fn page(&self, to: &str) -> Response {
-        let status = StatusCode::from_u16(self.error.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let status = self.error.status_code();
         let body = html! {
             div class="sign-in" {
                 h1 { "You are not signed in" }

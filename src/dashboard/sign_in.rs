@@ -11,9 +11,7 @@ use serde::Deserialize;
 use url::form_urlencoded;
 
 use super::{
-    Dashboard,
-    failure::Failure,
-    layout,
+    Dashboard, layout,
     session::{Sessions, Visitor, is_secure},
 };
 use crate::error::Error;
@@ -52,7 +50,7 @@ pub async fn sign_in(
     };
     match Visitor::of(&dashboard, Some(credential)).await {
         Ok(_) => begin(&dashboard, key.trim(), &headers, &to),
-        Err(failure) => refused(status(&failure), failure.error()),
+        Err(failure) => refused(failure.error().status_code(), failure.error()),
     }
 }
 
@@ -73,10 +71,6 @@ fn begin(dashboard: &Dashboard, credential: &str, headers: &HeaderMap, to: &str)
             (StatusCode::BAD_REQUEST, shown(dashboard, to, Some(&error))).into_response()
         }
     }
-}
-
-fn status(failure: &Failure) -> StatusCode {
-    StatusCode::from_u16(failure.error().status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
 }
 
 /// A page of the sign-in that leads to another page.

@@ -31,6 +31,11 @@ fn chosen(marks: &[(bool, &str)]) -> Vec<String> {
 }
 
 impl RouteReport {
+    /// The provider call that began last.
+    pub fn last_call(&self) -> Option<&Attempt> {
+        self.attempts.iter().rev().find(|attempt| attempt.is_call())
+    }
+
     /// Whether some target was called again after it had failed.
     pub fn is_retried(&self) -> bool {
         self.has_pair(|before, after| {

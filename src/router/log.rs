@@ -122,7 +122,7 @@ impl RequestLog {
 
     fn ended<'a>(&'a self, outcome: &'a Outcome<'_>, report: &'a pb::RouteReport) -> Ended<'a> {
         let answer = outcome.answer;
-        let last = report.attempts.iter().rev().find(|attempt| attempt.is_call());
+        let last = report.last_call();
         let providers =
             [outcome.provider, &report.provider, last.map_or("", |attempt| attempt.provider.as_str())];
         Ended {
@@ -149,7 +149,7 @@ impl RequestLog {
         if keeps_nothing {
             report.attempts.iter_mut().for_each(|attempt| attempt.message.clear());
         }
-        let last = report.attempts.iter().rev().find(|attempt| attempt.is_call());
+        let last = report.last_call();
         let or_last = |said: &str, last: Option<&String>| match said {
             "" => last.cloned().unwrap_or_default(),
             said => said.to_owned(),

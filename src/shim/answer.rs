@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use axum::{
     body::Body,
-    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
+    http::{HeaderMap, HeaderName, HeaderValue, header},
     response::{IntoResponse as _, Response},
 };
 use serde_json::{Map, Value, json};
@@ -138,7 +138,7 @@ pub fn error(error: &Error, request: &HeaderMap) -> Response {
 
 /// A failed request whose body says more.
 pub fn error_with(error: &Error, body: Value, request: &HeaderMap) -> Response {
-    let status = StatusCode::from_u16(error.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let status = error.status_code();
     let mut response = (status, axum::Json(body)).into_response();
     let report = error.report.as_deref().cloned().unwrap_or_default();
     let headers = response.headers_mut();

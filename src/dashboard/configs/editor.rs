@@ -77,7 +77,7 @@ pub struct Outcome {
 impl Outcome {
     /// What was asked for was not done.
     pub fn refused(error: &Error) -> Self {
-        let status = StatusCode::from_u16(error.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let status = error.status_code();
         Self { status, said: layout::problem(error) }
     }
 

@@ -77,8 +77,8 @@ impl Refused<'_> {
 
 /// A page with the status that it has if something was refused.
 fn answer(refused: Option<&Refused<'_>>, page: Markup) -> Response {
-    let status = refused.and_then(|refused| StatusCode::from_u16(refused.failure.error().status).ok());
-    (status.unwrap_or(StatusCode::OK), page).into_response()
+    let status = refused.map_or(StatusCode::OK, |refused| refused.failure.error().status_code());
+    (status, page).into_response()
 }
 
 /// What has just been done, as the address says after it.

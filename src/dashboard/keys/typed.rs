@@ -5,6 +5,8 @@ use std::fmt;
 use maud::{Markup, html};
 use serde::Deserialize;
 
+use crate::dashboard::layout;
+
 /// Fields by their names. What is chosen of several has its name several times.
 #[derive(Clone, Default, Deserialize)]
 #[serde(transparent)]
@@ -45,9 +47,7 @@ impl Typed {
 
     /// A field of one line.
     pub fn field(&self, name: &str, label: &str, hint: &str) -> Markup {
-        html! {
-            label { span { (label) } input name=(name) value=(self.text(name)) placeholder=(hint) autocomplete="off"; }
-        }
+        layout::field(name, label, self.text(name), hint)
     }
 
     /// The same where something has to be said.

@@ -122,7 +122,7 @@ async fn page(dashboard: &Dashboard, visitor: &Visitor, asked: &Asked, below: &M
 
 async fn refused(dashboard: &Dashboard, visitor: &Visitor, asked: &Asked, error: &Error) -> Response {
     let page = page(dashboard, visitor, asked, &layout::problem(error)).await;
-    let status = StatusCode::from_u16(error.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let status = error.status_code();
     whole(status, vec![Segment::Text(page.0.into())])
 }
 
