@@ -102,7 +102,7 @@ class Process:
                     return value
             left = deadline - time.monotonic()
             if self.popen.poll() is not None or left < 0:
-                state = "ended with code %s" % self.popen.poll() if self.popen.poll() is not None else "is still running"
+                state = "is still running" if self.popen.poll() is None else f"ended with code {self.wait()}"
                 raise AssertionError(f"imagegate {' '.join(self.args)} {state}; its log:\n{self.log}")
             with self._changed:
                 self._changed.wait(min(left, 0.2))
