@@ -303,10 +303,11 @@ impl Gateway {
         Ok(Arc::new(Local::new(chosen.collect::<Result<Vec<_>>>()?)))
     }
 
-    /// Tells providers that jobs are no longer wanted whose callers have gone, as long as it runs.
-    pub fn give_up_jobs(&self) -> impl Future<Output = ()> + Send + use<> {
+    /// Tells providers that jobs are no longer wanted whose callers have gone, and closes connections that nobody uses, as
+    /// long as it runs.
+    pub fn run_upstreams(&self) -> impl Future<Output = ()> + Send + use<> {
         let http = Arc::clone(&self.http);
-        async move { http.send_what_is_left().await }
+        async move { http.run().await }
     }
 
     /// Puts every valid change of the file into force. An invalid one is logged, and the old one stays.

@@ -109,7 +109,7 @@ pub async fn serve(origin: Origin, defaults: Listen, person: Option<Person>) -> 
     if let Some(otlp) = otlp.clone() {
         servers.until_the_end(async move { otlp.run().await });
     }
-    servers.background(gateway.give_up_jobs());
+    servers.background(gateway.run_upstreams());
     if let Some(tls) = gateway.tls() {
         servers.background(Arc::clone(tls).watch());
     }

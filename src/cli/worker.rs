@@ -64,7 +64,7 @@ impl Worker {
             servers.admin(address, metrics, axum::Router::new()).await?;
         }
         servers.grpc("worker", self.listen, Grpc::<router::remote::Served, _>::Worker(served), tls).await?;
-        servers.background(gateway.give_up_jobs());
+        servers.background(gateway.run_upstreams());
         if let Some(tls) = tls {
             servers.background(Arc::clone(tls).watch());
         }

@@ -1,31 +1,27 @@
 //! The only code that opens connections to providers.
 //!
-//! Two clients: one for hosts the operator wrote, one for hosts that came with a request or an answer, which
-//! connects to permitted addresses only and checks them where the name is resolved.
+//! Connections of two kinds: for hosts the operator wrote, and for hosts that came with a request or an answer, which go
+//! to permitted addresses only, checked where the name is resolved. The environment may name a proxy for the former.
 
-use std::{
-    collections::VecDeque,
-    net::SocketAddr,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{error::Error as StdError, io, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::{
-    HeaderMap, HeaderName, HeaderValue, StatusCode,
-    header::{ACCEPT_ENCODING, CONTENT_ENCODING, LOCATION},
+    HeaderMap, HeaderName, HeaderValue, StatusCode, Uri,
+    header::{ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, LOCATION, USER_AGENT},
 };
-use http_body::{Body, Frame, SizeHint};
-use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use hyper_util::client::proxy::matcher::Matcher;
+use rustls::ClientConfig;
+use rustls_platform_verifier::ConfigVerifierExt as _;
 use tokio::{sync::mpsc, time::timeout};
-use url::{Host, Url};
+use tower::BoxError;
+use url::Url;
 
 use super::{
     scan::Scanner,
     sse::{EventReader, RawEvent},
+    upstream::{self, CONNECT_TIMEOUT, Failure, Forbidden, RequestBody, Resolver, Upstreams},
 };
 use crate::{
     egress::Egress,
@@ -45,7 +41,8 @@ const MAX_ANSWER_BYTES: usize = 256 << 20;
 /// Largest answer that is not JSON and not an image: an error page.
 const MAX_ERROR_BYTES: usize = 1 << 20;
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+const AGENT: HeaderValue = HeaderValue::from_static(concat!("imagegate/", env!("CARGO_PKG_VERSION")));
+const ANYTHING: HeaderValue = HeaderValue::from_static("*/*");
 
 /// How long fetching one image may take in all, and how often its address may lead to another.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(30);
@@ -67,8 +64,11 @@ pub enum Trust {
 /// The connections of all workers of this process.
 #[derive(Debug)]
 pub struct Http {
-    trusted: reqwest::Client,
-    guarded: reqwest::Client,
+    trusted: Upstreams,
+    guarded: Upstreams,
+    /// For the hosts of the operator that the environment names a proxy for.
+    proxied: reqwest::Client,
+    proxies: Matcher,
     egress: Arc<ArcSwap<Egress>>,
     later: (mpsc::Sender<Later>, tokio::sync::Mutex<mpsc::Receiver<Later>>),
 }
@@ -83,40 +83,43 @@ pub struct Incoming {
     pub status: StatusCode,
     /// HTTP headers.
     pub headers: HeaderMap,
-    response: reqwest::Response,
+    address: Uri,
+    body: Body,
     /// What has come of the body.
     held: Held,
 }
 
+/// A body on its way.
+#[derive(Debug)]
+enum Body {
+    Direct(upstream::AnswerBody),
+    Proxied(reqwest::Response),
+}
+
 impl Http {
-    /// Clients for both kinds of hosts.
+    /// Connections for both kinds of hosts.
     ///
     /// # Errors
     /// The system's certificates cannot be read.
     pub fn try_new(egress: Egress) -> std::result::Result<Self, String> {
         let egress = Arc::new(ArcSwap::from_pointee(egress));
-        let common = || {
-            reqwest::Client::builder()
-                .user_agent(concat!("imagegate/", env!("CARGO_PKG_VERSION")))
-                .connect_timeout(CONNECT_TIMEOUT)
-                .tcp_nodelay(true)
-                // A redirect would take the credential along, or lead a stranger's host past the guard. Where images
-                // lie, `fetch` follows them itself.
-                .redirect(reqwest::redirect::Policy::none())
-        };
-        // Its own words end before they say what is wrong, such as that there are no CA certificates.
-        let text = |error: reqwest::Error| format!("{:#}", anyhow::Error::from(error));
+        let tls = ClientConfig::with_platform_verifier().map_err(|error| error.to_string())?;
+        let proxied = reqwest::Client::builder()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .tcp_nodelay(true)
+            // A redirect would take the credential along. Where images lie, `fetch` follows them itself.
+            .redirect(reqwest::redirect::Policy::none())
+            .tls_backend_preconfigured(tls.clone())
+            .build();
         let (sender, receiver) = mpsc::channel(LATER_WAITING);
         Ok(Self {
-            later: (sender, tokio::sync::Mutex::new(receiver)),
-            trusted: common().build().map_err(text)?,
-            guarded: common()
-                // Behind a proxy it is the proxy that resolves, unguarded.
-                .no_proxy()
-                .dns_resolver(Guard(Arc::clone(&egress)))
-                .build()
-                .map_err(text)?,
+            trusted: Upstreams::new(Resolver::trusting(), tls.clone()),
+            guarded: Upstreams::new(Resolver::guarded(Arc::clone(&egress)), tls),
+            // Its own words end before they say what is wrong.
+            proxied: proxied.map_err(|error| format!("{:#}", anyhow::Error::from(error)))?,
+            proxies: Matcher::from_env(),
             egress,
+            later: (sender, tokio::sync::Mutex::new(receiver)),
         })
     }
 
@@ -126,29 +129,50 @@ impl Http {
     }
 
     /// Sends a request and waits for the answer's headers.
-    pub async fn send(&self, request: http::Request<Pieces>, trust: Trust) -> Result<Incoming> {
-        let (parts, body) = request.into_parts();
-        let url = Url::parse(&parts.uri.to_string())
-            .map_err(|_| Error::new(ErrorKind::InvalidRequest, "the provider's base URL is not a URL"))?;
-        let client = match trust {
-            Trust::Operator => &self.trusted,
+    pub async fn send(&self, mut request: http::Request<Pieces>, trust: Trust) -> Result<Incoming> {
+        let address = request.uri().clone();
+        let host = address.host().unwrap_or_default();
+        let headers = request.headers_mut();
+        headers.entry(USER_AGENT).or_insert(AGENT);
+        headers.entry(ACCEPT).or_insert(ANYTHING);
+        let request = request.map(Into::into);
+        let sent = match trust {
+            Trust::Operator if self.proxies.intercept(&address).is_some() => {
+                self.send_by_proxy(request).await
+            }
+            Trust::Operator => self.trusted.send(request).await.map(|answer| answer.map(Body::Direct)),
+            // Behind a proxy it would be the proxy that resolves, unguarded.
             Trust::Stranger => {
-                self.check(&url)?;
-                &self.guarded
+                self.check(&address)?;
+                self.guarded.send(request).await.map(|answer| answer.map(Body::Direct))
             }
         };
-        let host = url.host_str().unwrap_or_default().to_owned();
-        let mut request = reqwest::Request::new(parts.method, url);
-        *request.headers_mut() = parts.headers;
-        if !body.is_empty() {
-            *request.body_mut() = Some(reqwest::Body::wrap(PiecesBody::from(body)));
-        }
-        let response = client.execute(request).await.map_err(|error| unreachable_error(&error, &host))?;
-        let (status, headers) = (response.status(), response.headers().clone());
-        Ok(Incoming { status, headers, response, held: Held::default() })
+        let (head, body) = sent.map_err(|failure| unreachable_error(&failure, host))?.into_parts();
+        Ok(Incoming { status: head.status, headers: head.headers, address, body, held: Held::default() })
     }
 
-    /// Sends a request when somebody gets to it, for one who cannot wait: see [`Http::send_what_is_left`]. If
+    async fn send_by_proxy(
+        &self,
+        request: http::Request<RequestBody>,
+    ) -> std::result::Result<http::Response<Body>, Failure> {
+        let (parts, body) = request.into_parts();
+        let url =
+            parts.uri.to_string().parse().map_err(|error: url::ParseError| Failure::Connect(error.into()))?;
+        let mut request = reqwest::Request::new(parts.method, url);
+        *request.headers_mut() = parts.headers;
+        *request.body_mut() = Some(reqwest::Body::wrap(body));
+        let mut response = self.proxied.execute(request).await.map_err(|error| match error.is_connect() {
+            true if error.is_timeout() => Failure::ConnectTimeout,
+            true => Failure::Connect(error.into()),
+            false => Failure::Broken(error.into()),
+        })?;
+        let mut answer = http::Response::new(());
+        *answer.status_mut() = response.status();
+        *answer.headers_mut() = std::mem::take(response.headers_mut());
+        Ok(answer.map(|()| Body::Proxied(response)))
+    }
+
+    /// Sends a request when somebody gets to it, for one who cannot wait: see [`Http::run`]. If
     /// too many wait already, it is not sent.
     pub fn send_later(&self, request: http::Request<Pieces>, trust: Trust) {
         if self.later.0.try_send((request, trust)).is_err() {
@@ -156,8 +180,12 @@ impl Http {
         }
     }
 
-    /// Sends what was left to be sent later, again and again.
-    pub async fn send_what_is_left(&self) {
+    /// Sends what was left to be sent later and closes what nobody uses, as long as it runs.
+    pub async fn run(&self) {
+        futures::join!(self.send_what_is_left(), self.trusted.tidy(), self.guarded.tidy());
+    }
+
+    async fn send_what_is_left(&self) {
         let mut waiting = self.later.1.lock().await;
         while let Some((request, trust)) = waiting.recv().await {
             match timeout(LATER_TIMEOUT, self.send(request, trust)).await {
@@ -210,13 +238,13 @@ impl Http {
     }
 
     /// A literal address is not resolved, so the guard does not see it.
-    fn check(&self, url: &Url) -> Result<()> {
-        let egress = self.egress.load();
-        let permitted = match url.host() {
-            Some(Host::Ipv4(address)) => egress.permits(address.into()),
-            Some(Host::Ipv6(address)) => egress.permits(address.into()),
-            Some(Host::Domain(_)) => true,
-            None => false,
+    fn check(&self, address: &Uri) -> Result<()> {
+        let host = address.host().unwrap_or_default();
+        let literal = host.trim_start_matches('[').trim_end_matches(']').parse();
+        let permitted = match literal {
+            Ok(address) => self.egress.load().permits(address),
+            // Any other way to write an address is resolved like a name.
+            Err(_) => !host.is_empty(),
         };
         if permitted { Ok(()) } else { Err(forbidden()) }
     }
@@ -225,7 +253,7 @@ impl Http {
 impl Incoming {
     /// The address that was asked.
     pub fn address(&self) -> String {
-        self.response.url().to_string()
+        self.address.to_string()
     }
 
     /// Whether events follow.
@@ -237,7 +265,7 @@ impl Incoming {
     pub async fn answer(mut self, image_members: &'static [&'static str]) -> Result<Answer> {
         let address = self.address();
         let body = if self.content_type().contains("json") {
-            let expected = self.response.content_length().unwrap_or(0);
+            let expected = self.body.length().unwrap_or(0);
             let expected = usize::try_from(expected).unwrap_or(usize::MAX).min(MAX_ANSWER_BYTES);
             let mut scanner = Scanner::new(image_members, expected);
             let mut read = 0;
@@ -331,7 +359,7 @@ impl Incoming {
     }
 
     async fn next(&mut self) -> Result<Option<Bytes>> {
-        let piece = self.response.chunk().await.map_err(|_| {
+        let piece = self.body.next().await.map_err(|_| {
             // The provider had begun to answer: a success that broke off may well be billed.
             let billing =
                 if self.status.is_success() { BillingClass::Unknown } else { BillingClass::RejectedUnbilled };
@@ -343,6 +371,22 @@ impl Incoming {
 
     fn content_type(&self) -> &str {
         self.headers.get(http::header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default()
+    }
+}
+
+impl Body {
+    fn length(&self) -> Option<u64> {
+        match self {
+            Self::Direct(body) => body.length(),
+            Self::Proxied(response) => response.content_length(),
+        }
+    }
+
+    async fn next(&mut self) -> std::result::Result<Option<Bytes>, BoxError> {
+        Ok(match self {
+            Self::Direct(body) => body.next().await?,
+            Self::Proxied(response) => response.chunk().await?,
+        })
     }
 }
 
@@ -369,93 +413,32 @@ fn forbidden() -> Error {
     Error::new(ErrorKind::PermissionDenied, "the host resolves to an address that requests may not reach")
 }
 
-fn unreachable_error(error: &reqwest::Error, host: &str) -> Error {
-    let mut source = std::error::Error::source(error);
-    let mut reason = "the connection failed";
-    while let Some(cause) = source {
-        if cause.is::<Forbidden>() {
+fn unreachable_error(failure: &Failure, host: &str) -> Error {
+    let (billing, reason) = match failure {
+        Failure::ConnectTimeout => (BillingClass::NotSent, "connecting took too long"),
+        Failure::Connect(error) if causes(&**error).any(<dyn StdError>::is::<Forbidden>) => {
             return forbidden();
         }
-        if let Some(io) = cause.downcast_ref::<std::io::Error>() {
-            reason = match io.kind() {
-                std::io::ErrorKind::ConnectionRefused => "connection refused",
-                std::io::ErrorKind::ConnectionReset | std::io::ErrorKind::BrokenPipe => "connection reset",
-                std::io::ErrorKind::TimedOut => "connecting took too long",
-                std::io::ErrorKind::UnexpectedEof => "the connection was closed",
-                _ => reason,
-            };
-        }
-        source = cause.source();
-    }
-    if error.is_connect() {
-        if error.is_timeout() {
-            reason = "connecting took too long";
-        }
-        return Error::transport(ErrorKind::Unavailable, BillingClass::NotSent, format!("{host}: {reason}"));
-    }
-    // From here on the request was at least partly on its way.
-    Error::transport(ErrorKind::Unavailable, BillingClass::Unknown, format!("{host}: {reason}"))
+        Failure::Connect(error) => (BillingClass::NotSent, reason(&**error)),
+        // The request was at least partly on its way.
+        Failure::Broken(error) => (BillingClass::Unknown, reason(&**error)),
+    };
+    Error::transport(ErrorKind::Unavailable, billing, format!("{host}: {reason}"))
 }
 
-/// Resolves names to permitted addresses only.
-struct Guard(Arc<ArcSwap<Egress>>);
-
-#[derive(Debug)]
-struct Forbidden;
-
-impl std::fmt::Display for Forbidden {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("no permitted address")
-    }
+/// An error and what led to it.
+fn causes<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+    std::iter::successors(Some(error), |&error| error.source())
 }
 
-impl std::error::Error for Forbidden {}
-
-impl Resolve for Guard {
-    fn resolve(&self, name: Name) -> Resolving {
-        let egress = self.0.load_full();
-        Box::pin(async move {
-            let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
-            let permitted: Vec<SocketAddr> = found.filter(|address| egress.permits(address.ip())).collect();
-            if permitted.is_empty() {
-                return Err(Forbidden.into());
-            }
-            Ok(Box::new(permitted.into_iter()) as Addrs)
-        })
-    }
-}
-
-/// Pieces as a body of known length.
-struct PiecesBody {
-    pieces: VecDeque<Bytes>,
-    remaining: u64,
-}
-
-impl From<Pieces> for PiecesBody {
-    fn from(pieces: Pieces) -> Self {
-        let remaining = pieces.len() as u64;
-        Self { pieces: pieces.into_iter().collect(), remaining }
-    }
-}
-
-impl Body for PiecesBody {
-    type Data = Bytes;
-    type Error = std::convert::Infallible;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-    ) -> Poll<Option<std::result::Result<Frame<Bytes>, Self::Error>>> {
-        let piece = self.pieces.pop_front();
-        self.remaining -= piece.as_ref().map_or(0, |piece| piece.len() as u64);
-        Poll::Ready(piece.map(|piece| Ok(Frame::data(piece))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.pieces.is_empty()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.remaining)
-    }
+fn reason(error: &(dyn StdError + 'static)) -> &'static str {
+    let kinds = causes(error).filter_map(|cause| cause.downcast_ref::<io::Error>()).map(io::Error::kind);
+    let known = kinds.filter_map(|kind| match kind {
+        io::ErrorKind::ConnectionRefused => Some("connection refused"),
+        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => Some("connection reset"),
+        io::ErrorKind::TimedOut => Some("connecting took too long"),
+        io::ErrorKind::UnexpectedEof => Some("the connection was closed"),
+        _ => None,
+    });
+    known.last().unwrap_or("the connection failed")
 }

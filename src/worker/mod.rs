@@ -5,10 +5,11 @@ pub mod http;
 pub mod local;
 pub mod remote;
 pub mod retry_after;
-mod scan;
+pub mod scan;
 mod scrub;
 mod sse;
 mod tokens;
+mod upstream;
 mod workers;
 
 use std::{pin::Pin, sync::Arc};
