@@ -7,6 +7,7 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "the table is what this program is for")]
 
 mod load;
+mod picture;
 mod system;
 mod tls;
 mod upstream;
@@ -61,6 +62,10 @@ struct Args {
     /// Leave out the split processes
     #[arg(long)]
     no_split: bool,
+
+    /// Leave out what logs and traces cost
+    #[arg(long)]
+    no_watching: bool,
 
     /// Leave out the memory of many images at once
     #[arg(long)]
@@ -120,6 +125,9 @@ async fn compare(args: &Args) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let (_mock, mock) = Process::of_this_program(&["mock"])?;
     let mut kinds = vec![Kind::Proxy, Kind::Serve];
+    if !args.no_watching {
+        kinds.extend([Kind::Silent, Kind::Traced]);
+    }
     if !args.no_split {
         kinds.extend([Kind::Split, Kind::SplitTls]);
     }
@@ -137,17 +145,24 @@ async fn compare(args: &Args) -> Result<()> {
     for workload in [small, large] {
         let samples = measure(args, workload, &kinds, &systems).await?;
         print(workload, &kinds, &samples);
-        all.push((workload, samples));
+        all.push((workload, kinds.clone(), samples));
     }
     drop(systems);
     if !args.no_memory {
+        let kinds: Vec<Kind> = kinds.iter().filter(|kind| !kind.is_of_watching()).cloned().collect();
         let peaks = measure_memory(slow, &kinds, &mock, folder.path()).await?;
         print(slow, &kinds, &peaks);
-        all.push((slow, peaks));
+        all.push((slow, kinds, peaks));
     }
     println!("\n| image | system | role | CPU ms/request | peak MB |\n|---|---|---|---:|---:|");
-    for (workload, samples) in &all {
+    for (workload, kinds, samples) in &all {
         kinds.iter().zip(samples).for_each(|(kind, of_one)| print_roles(workload, kind, of_one));
+    }
+    if !args.no_watching {
+        println!("\n| image | system | CPU, × serve, silent | (from–to) |\n|---|---|---:|---:|");
+        for (workload, kinds, samples) in &all {
+            print_watching(workload, kinds, samples);
+        }
     }
     Ok(())
 }
@@ -234,7 +249,7 @@ async fn verified(workload: &Workload, kind: &Kind, system: &System) -> Result<(
     let target = Target::new(&system.address, &path, workload.virtual_key);
     let body = target.once().await.with_context(|| format!("{}: {}", kind.name(), workload.name))?;
     let json: Value = serde_json::from_slice(&body)?;
-    let text = upstream::image_text(workload.text_bytes)?;
+    let text = picture::image_text(workload.text_bytes)?;
     ensure!(text.len() == workload.text_bytes, "the mock's image has another size than planned");
     ensure!(json["data"][0]["b64_json"] == text.as_str(), "{} changed the image", kind.name());
     Ok((target, body.len()))
@@ -272,6 +287,20 @@ fn print_roles(workload: &Workload, kind: &Kind, samples: &[Sample]) {
             |value: fn(&Part) -> f64| median(samples.iter().map(|sample| value(&sample.parts[i])).collect());
         let (cpu_ms, peak_mb) = (values(|part| part.cpu_ms), values(|part| part.peak_mb));
         println!("| {} | {} | {role} | {cpu_ms:.3} | {peak_mb:.0} |", workload.name, kind.name());
+    }
+}
+
+/// What logs and traces take, each round against the silent one of the same round.
+fn print_watching(workload: &Workload, kinds: &[Kind], samples: &[Vec<Sample>]) {
+    let Some(silent) = kinds.iter().position(|kind| matches!(kind, Kind::Silent)) else { return };
+    for (kind, of_one) in
+        kinds.iter().zip(samples).filter(|(kind, _)| matches!(kind, Kind::Serve | Kind::Traced))
+    {
+        let rounds = of_one.iter().zip(&samples[silent]);
+        let mut ratios: Vec<f64> = rounds.map(|(sample, silent)| sample.cpu_ms() / silent.cpu_ms()).collect();
+        ratios.sort_by(f64::total_cmp);
+        let (least, most) = (ratios[0], ratios[ratios.len() - 1]);
+        println!("| {} | {} | {:.2} | ({least:.2}–{most:.2}) |", workload.name, kind.name(), median(ratios),);
     }
 }
 

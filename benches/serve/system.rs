@@ -27,12 +27,25 @@ pub enum Kind {
     Proxy,
     /// `imagegate serve`.
     Serve,
+    /// The same without log line and request log.
+    Silent,
+    /// The same with both, and every trace sent to a collector.
+    Traced,
     /// Shim, router and worker apart.
     Split,
     /// The same with certificates on all sides.
     SplitTls,
     /// `serve` of another build.
     Other(PathBuf),
+}
+
+/// Lines of the log.
+#[derive(Clone, Copy, Debug)]
+enum Lines {
+    /// What it says unless told otherwise: one a request.
+    All,
+    /// Where it listens.
+    Start,
 }
 
 /// A running system.
@@ -54,12 +67,19 @@ impl Kind {
         match self {
             Self::Proxy => "plain proxy".into(),
             Self::Serve => "serve".into(),
+            Self::Silent => "serve, silent".into(),
+            Self::Traced => "serve, traced".into(),
             Self::Split => "shim, router, worker".into(),
             Self::SplitTls => "the same with mTLS".into(),
             Self::Other(binary) => {
                 format!("serve of {}", binary.file_name().unwrap_or_default().to_string_lossy())
             }
         }
+    }
+
+    /// Whether it differs from `serve` only in what is said of requests.
+    pub const fn is_of_watching(&self) -> bool {
+        matches!(self, Self::Silent | Self::Traced)
     }
 
     /// Starts it in front of a provider. `folder` is for its files.
@@ -70,19 +90,24 @@ impl Kind {
                 let (process, address) = Process::of_this_program(&["proxy", mock])?;
                 Ok(System { processes: vec![("proxy", process)], address })
             }
-            Self::Serve => serve(Path::new(IMAGEGATE), mock, &folder).await,
-            Self::Other(binary) => serve(binary, mock, &folder).await,
+            Self::Serve => serve(Path::new(IMAGEGATE), mock, &folder, "", Lines::All).await,
+            Self::Silent => serve(Path::new(IMAGEGATE), mock, &folder, "store: off\n", Lines::Start).await,
+            Self::Traced => {
+                let otlp = format!("otlp: {{ endpoint: \"http://{mock}\", protocol: http }}\n");
+                serve(Path::new(IMAGEGATE), mock, &folder, &otlp, Lines::All).await
+            }
+            Self::Other(binary) => serve(binary, mock, &folder, "", Lines::All).await,
             Self::Split => split(mock, &folder, false).await,
             Self::SplitTls => split(mock, &folder, true).await,
         }
     }
 }
 
-async fn serve(binary: &Path, mock: &str, folder: &Path) -> Result<System> {
+async fn serve(binary: &Path, mock: &str, folder: &Path, more: &str, lines: Lines) -> Result<System> {
     let listen = "http: 127.0.0.1:0, grpc: 127.0.0.1:0, admin: 127.0.0.1:0";
-    let config = write_config(folder, mock, listen, "", false)?;
-    let (process, address) =
-        Process::of_ours(binary, folder, "http", &["serve", "--config", &config]).await?;
+    let config = write_config(folder, mock, listen, "", more)?;
+    let arguments = ["serve", "--config", &config];
+    let (process, address) = Process::of_ours(binary, folder, "http", &arguments, lines).await?;
     Ok(System { processes: vec![("serve", process)], address })
 }
 
@@ -92,35 +117,35 @@ async fn split(mock: &str, folder: &Path, tls: bool) -> Result<System> {
         super::tls::write(folder)?;
     }
     let scheme = if tls { "https" } else { "http" };
-    let plain = write_config(folder, mock, "", "", tls)?;
+    let more = if tls {
+        "tls: { certificate: tls.crt, key: tls.key, ca: ca.crt, clients: [localhost] }\n"
+    } else {
+        ""
+    };
+    let plain = write_config(folder, mock, "", "", more)?;
     let arguments = ["worker", "--provider", "openai", "--listen", "127.0.0.1:0", "--config", &plain];
-    let (worker, address) = Process::of_ours(binary, folder, "worker", &arguments).await?;
+    let (worker, address) = Process::of_ours(binary, folder, "worker", &arguments, Lines::All).await?;
     let workers = format!("openai: {scheme}://{address}");
-    let config = write_config(folder, mock, "grpc: 127.0.0.1:0, admin: 127.0.0.1:0", &workers, tls)?;
-    let (router, address) =
-        Process::of_ours(binary, folder, "grpc", &["router", "--config", &config]).await?;
+    let config = write_config(folder, mock, "grpc: 127.0.0.1:0, admin: 127.0.0.1:0", &workers, more)?;
+    let arguments = ["router", "--config", &config];
+    let (router, address) = Process::of_ours(binary, folder, "grpc", &arguments, Lines::All).await?;
     let uri = format!("{scheme}://{address}");
     let mut arguments = vec!["shim", "--router", &uri, "--listen", "127.0.0.1:0"];
     if tls {
         arguments.extend(["--tls-certificate", "tls.crt", "--tls-key", "tls.key", "--tls-ca", "ca.crt"]);
     }
-    let (shim, address) = Process::of_ours(binary, folder, "http", &arguments).await?;
+    let (shim, address) = Process::of_ours(binary, folder, "http", &arguments, Lines::All).await?;
     Ok(System { processes: vec![("shim", shim), ("router", router), ("worker", worker)], address })
 }
 
 /// One virtual key for each thing that the mock does.
-fn write_config(folder: &Path, mock: &str, listen: &str, workers: &str, tls: bool) -> Result<String> {
+fn write_config(folder: &Path, mock: &str, listen: &str, workers: &str, more: &str) -> Result<String> {
     let key = |id: &str, path: &str| {
         format!("  {id}: {{ provider: openai, api_key: none, base_url: \"http://{mock}/{path}/v1\" }}\n")
     };
     let keys = super::WORKLOADS.iter().map(|workload| key(workload.virtual_key, workload.upstream));
-    let tls = if tls {
-        "tls: { certificate: tls.crt, key: tls.key, ca: ca.crt, clients: [localhost] }\n"
-    } else {
-        ""
-    };
     let text = format!(
-        "{tls}listen: {{ {listen} }}\nworkers: {{ {workers} }}\ndata_dir: {}\nvirtual_keys:\n{}",
+        "{more}listen: {{ {listen} }}\nworkers: {{ {workers} }}\ndata_dir: {}\nvirtual_keys:\n{}",
         folder.display(),
         keys.collect::<String>(),
     );
@@ -166,11 +191,20 @@ impl Process {
         Ok((process, address.trim().to_owned()))
     }
 
-    async fn of_ours(binary: &Path, folder: &Path, role: &str, arguments: &[&str]) -> Result<(Self, String)> {
+    async fn of_ours(
+        binary: &Path,
+        folder: &Path,
+        role: &str,
+        arguments: &[&str],
+        lines: Lines,
+    ) -> Result<(Self, String)> {
         let log = folder.join(format!("{}.log", arguments[0]));
         let mut command = Command::new(binary);
         command.args(arguments).current_dir(folder).stdin(Stdio::null()).stderr(File::create(&log)?);
         command.env("IMAGEGATE_LOG_FORMAT", "json").env_remove("RUST_LOG");
+        if let Lines::Start = lines {
+            command.env("RUST_LOG", "warn,imagegate::serve=info");
+        }
         let mut process = Self(command.spawn()?);
         let started = Instant::now();
         loop {

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::{Request, Response, StatusCode, Uri, body::Incoming, service::service_fn};
@@ -16,55 +16,14 @@ use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::{TokioExecutor, TokioIo},
 };
-use image::{ExtendedColorType, ImageEncoder as _, codecs::png::PngEncoder};
 use tokio::{net::TcpListener, task::JoinSet};
+
+use super::picture::image_text;
 
 /// Sizes of the base64 text, by the name they have in paths.
 const SIZES: [(&str, usize); 2] = [("1k", 1 << 10), ("2m", 2 << 20)];
 
-/// What a PNG chunk has beside its data.
-const CHUNK_OVERHEAD: usize = 12;
-
-/// The base64 text of a real PNG that is `length` characters long, always the same one.
-pub fn image_text(length: usize) -> Result<String> {
-    Ok(base64_simd::STANDARD.encode_to_string(png(length / 4 * 3)?))
-}
-
-/// Noise, so that it stays large, and a chunk that decoders skip up to the exact size.
-fn png(size: usize) -> Result<Vec<u8>> {
-    let side: u16 = if size > 1 << 20 { 1024 } else { 16 };
-    let mut noise = noise();
-    let pixels: Vec<u8> = noise.by_ref().take(usize::from(side) * usize::from(side)).collect();
-    let mut png = Vec::with_capacity(size);
-    let encoder = PngEncoder::new(&mut png);
-    encoder.write_image(&pixels, side.into(), side.into(), ExtendedColorType::L8)?;
-    let missing = size.checked_sub(png.len() + CHUNK_OVERHEAD).context("the picture alone is too large")?;
-    let mut padding = b"paDd".to_vec();
-    padding.extend(noise.take(missing));
-    let end = png.split_off(png.len() - CHUNK_OVERHEAD);
-    png.extend_from_slice(&u32::try_from(missing)?.to_be_bytes());
-    png.extend_from_slice(&padding);
-    png.extend_from_slice(&crc32(&padding).to_be_bytes());
-    png.extend(end);
-    Ok(png)
-}
-
-/// Xorshift.
-fn noise() -> impl Iterator<Item = u8> {
-    std::iter::successors(Some(0x9e37_79b9_7f4a_7c15_u64), |state| {
-        let state = state ^ (state << 13);
-        let state = state ^ (state >> 7);
-        Some(state ^ (state << 17))
-    })
-    .map(|state| state.to_le_bytes()[3])
-}
-
-fn crc32(data: &[u8]) -> u32 {
-    let step = |crc: u32| if crc & 1 == 1 { (crc >> 1) ^ 0xedb8_8320 } else { crc >> 1 };
-    !data.iter().fold(!0, |crc, byte| (0..8).fold(crc ^ u32::from(*byte), |crc, _| step(crc)))
-}
-
-/// A provider. `/200/2m/…` waits 200 ms and answers with 2 MB.
+/// A provider. `/200/2m/…` waits 200 ms and answers with 2 MB. `/v1/traces` and `/v1/metrics` take what is sent.
 pub async fn mock() -> Result<()> {
     let mut answers = Vec::with_capacity(SIZES.len());
     for (name, length) in SIZES {
@@ -77,6 +36,9 @@ pub async fn mock() -> Result<()> {
         async move {
             let (parts, body) = request.into_parts();
             let received = body.collect().await;
+            if parts.uri.path().starts_with("/v1/") {
+                return respond(StatusCode::OK, Bytes::new());
+            }
             let mut path = parts.uri.path().split('/').skip(1);
             let delay = path.next().and_then(|delay| delay.parse().ok());
             let size = path.next().unwrap_or_default();
