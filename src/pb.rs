@@ -382,8 +382,22 @@ impl KeyStatus {
 
 impl KeptImages {
     /// Every one that can be chosen, with its name.
-    pub const NAMES: &[(&str, Self)] =
-        &[("none", Self::None), ("thumbnails", Self::Thumbnails), ("full", Self::Full)];
+    pub const NAMES: &[(&str, Self)] = &[
+        ("none", Self::None),
+        ("digests", Self::Digests),
+        ("thumbnails", Self::Thumbnails),
+        ("full", Self::Full),
+    ];
+
+    /// Whether digests are wanted.
+    pub const fn are_digested(self) -> bool {
+        matches!(self, Self::Digests | Self::Thumbnails | Self::Full)
+    }
+
+    /// Whether there is something to be seen of them.
+    pub const fn are_shown(self) -> bool {
+        matches!(self, Self::Thumbnails | Self::Full)
+    }
 
     /// As configuration and answers spell it; none where nobody chose.
     pub fn name(self) -> Option<&'static str> {

@@ -122,7 +122,7 @@ struct Create {
     #[arg(long, value_name = "true|false")]
     log_prompts: Option<bool>,
 
-    /// Images that the request log keeps of its requests: none, thumbnails, full; as the router's file says without it
+    /// Images that the request log keeps of its requests: none, digests, thumbnails, full; as the router's file says without it
     #[arg(long, value_name = "WHAT", value_parser = kept_images)]
     log_images: Option<KeptImages>,
 
@@ -341,7 +341,7 @@ fn print_key(api_key: &ApiKey, key: &str, old_key_expires: Option<i64>, as_json:
 
 fn kept_images(text: &str) -> Result<KeptImages, String> {
     let found = KeptImages::NAMES.iter().find(|(name, _)| *name == text);
-    found.map(|(_, images)| *images).ok_or_else(|| "write none, thumbnails or full".to_owned())
+    found.map(|(_, images)| *images).ok_or_else(|| "write none, digests, thumbnails or full".to_owned())
 }
 
 fn names(names: Vec<String>) -> Option<Names> {

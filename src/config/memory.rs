@@ -168,7 +168,7 @@ mod tests {
         assert_eq!(keeps(&json!({})), Ok(Keeps::default()));
         let all = Keeps { prompts: true, images: KeptImages::Full };
         assert_eq!(keeps(&json!({"log": {"prompts": true, "images": "full"}})), Ok(all));
-        let problem = "log.images: 'all' is not allowed; allowed: none, thumbnails, full";
+        let problem = "log.images: 'all' is not allowed; allowed: none, digests, thumbnails, full";
         assert_eq!(keeps(&json!({"log": {"images": "all"}})), Err(vec![problem.to_owned()]));
     }
 

@@ -86,7 +86,7 @@ impl Gallery {
 
     /// Takes what shall be kept of a request's images, and notes in its record what that is.
     pub fn offer(&self, tenant: &str, record: &mut RequestRecord, images: Vec<Pieces>, kept: KeptImages) {
-        if kept < KeptImages::Thumbnails || images.is_empty() {
+        if !kept.are_shown() || images.is_empty() {
             return;
         }
         let images: Vec<_> = record.images_made.iter().map(|made| made.format()).zip(images).collect();
@@ -259,6 +259,7 @@ mod tests {
         for (kept, thumbnails, full) in [
             (KeptImages::Unspecified, [false, false], false),
             (KeptImages::None, [false, false], false),
+            (KeptImages::Digests, [false, false], false),
             (KeptImages::Thumbnails, [true, false], false),
             (KeptImages::Full, [true, false], true),
         ] {

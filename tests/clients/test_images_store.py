@@ -249,7 +249,12 @@ def sha256(data):
     return hashlib.sha256(data).hexdigest()
 
 
-def test_the_log_has_the_digests_of_what_the_client_got(openai_only):
+@pytest.fixture
+def digesting(serve, stability_api, openai_api):
+    return serve(founding_config(stability_api, openai_api, default_config="pc-openai", log={"images": "digests"}))
+
+
+def test_the_log_has_the_digests_of_what_the_client_got(digesting):
     cached = {"virtual_key": "open-ai-virtual-key", "cache": {"mode": "simple"}}
     hit = {"x-portkey-config": json.dumps(cached)}
     asked = [
@@ -262,8 +267,8 @@ def test_the_log_has_the_digests_of_what_the_client_got(openai_only):
     ]
     records = []
     for request in asked:
-        answer = openai_only.post(**request)
-        images, record = got(openai_only, answer), logged(openai_only, answer)
+        answer = digesting.post(**request)
+        images, record = got(digesting, answer), logged(digesting, answer)
         records.append(record)
         made = record["images_made"]
         assert record["images"] == len(made) == len(images)
@@ -273,21 +278,28 @@ def test_the_log_has_the_digests_of_what_the_client_got(openai_only):
             assert (image["width"], image["height"]) == picture.size
             assert image["format"] == picture.format.lower() and image["bytes"] == len(data)
     assert [record["cache_status"] for record in records[-2:]] == ["miss", "hit"]
-    assert metric(openai_only, "imagegate_request_log_digests_skipped_total") == 0
+    assert metric(digesting, "imagegate_request_log_digests_skipped_total") == 0
 
 
-def test_of_a_request_whose_content_must_not_be_kept_there_is_no_digest(openai_only):
-    answer = openai_only.post(
+def test_of_a_request_whose_content_must_not_be_kept_there_is_no_digest(digesting):
+    answer = digesting.post(
         body={**LARGE, "response_format": "b64_json"}, headers={"x-portkey-debug": "false"}
     )
-    (data,) = got(openai_only, answer)
-    (image,) = logged(openai_only, answer)["images_made"]
+    (data,) = got(digesting, answer)
+    (image,) = logged(digesting, answer)["images_made"]
     known = {"format": "png", "width": 1024, "height": 1024, "bytes": len(data)}
     assert image == {**known, "sha256": None, "thumbnail": False, "full": False}
 
 
+def test_without_being_told_to_the_log_digests_nothing(openai_only):
+    answer = openai_only.post(body={**LARGE, "response_format": "b64_json"})
+    (data,) = got(openai_only, answer)
+    (image,) = logged(openai_only, answer)["images_made"]
+    assert (image["bytes"], image["sha256"]) == (len(data), None)
+
+
 def test_a_request_that_ends_with_the_process_is_in_the_log_with_its_digest(serve, stability_api, openai_api):
-    config = founding_config(stability_api, openai_api, default_config="pc-openai", log={"flush_ms": 60_000})
+    config = founding_config(stability_api, openai_api, default_config="pc-openai", log={"flush_ms": 60_000, "images": "digests"})
     gateway = serve(config)
     answer = ask(gateway, "b64_json")
     (data,) = got(gateway, answer)

@@ -188,7 +188,7 @@ fn log(typed: &Typed) -> Result<LogPolicy> {
     })?;
     let images = read("log_images", typed.text("log_images"), |text: &str| {
         let known = KeptImages::NAMES.iter().find(|(name, _)| *name == text).map(|(_, images)| *images);
-        known.ok_or_else(|| "allowed: none, thumbnails, full".to_owned())
+        known.ok_or_else(|| "allowed: none, digests, thumbnails, full".to_owned())
     })?;
     Ok(LogPolicy { prompts, images: images.unwrap_or_default().into() })
 }
@@ -250,7 +250,7 @@ fn further_fields(typed: &Typed) -> Markup {
         (typed.lines("metadata", "Metadata of its requests, one a line", "team=blue"))
         div class="pair" {
             (typed.choice("log_prompts", "The log keeps prompts", &[("", "as the file says"), ("true", "yes"), ("false", "no")]))
-            (typed.choice("log_images", "The log keeps images", &[("", "as the file says"), ("none", "none"), ("thumbnails", "thumbnails"), ("full", "full")]))
+            (typed.choice("log_images", "The log keeps images", &[("", "as the file says"), ("none", "none"), ("digests", "digests"), ("thumbnails", "thumbnails"), ("full", "full")]))
         }
         (expiry_field(typed))
         (limits::fields(typed))
