@@ -24,8 +24,9 @@ pub const NANOS: f64 = 1e9;
 /// Nobody waits for the log; a store that is slow still gets it.
 const LOG_WITHIN: Duration = Duration::from_secs(30);
 
-/// Rows of one statement: with as many values as any has they are within what both engines take (32,766).
-const ROWS: usize = 500;
+/// Rows of one statement: with as many values as any has they are within what both engines take (32,766). There are few
+/// sizes, so that statements come again and need not be parsed again.
+const ROWS: [usize; 5] = [256, 64, 16, 4, 1];
 
 /// Rows that are forgotten in one transaction: the store is not kept from others for long.
 const FORGOTTEN_AT_ONCE: i64 = 2000;
@@ -104,6 +105,16 @@ pub(super) struct Conditions {
 enum Bound {
     Text(String),
     Number(i64),
+}
+
+/// Rows in their order, for one statement after the other.
+fn parts<T>(mut rows: &[T]) -> impl Iterator<Item = &[T]> {
+    std::iter::from_fn(move || {
+        let size = ROWS.into_iter().find(|size| *size <= rows.len())?;
+        let (part, rest) = rows.split_at(size);
+        rows = rest;
+        Some(part)
+    })
 }
 
 impl Store {
@@ -247,7 +258,7 @@ impl Store {
     async fn insert(&self, requests: &[Logged]) -> sqlx::Result<()> {
         let mut transaction = self.begin().await?;
         let all: Vec<_> = requests.iter().map(|request| (request, costs(&request.record))).collect();
-        for some in all.chunks(ROWS) {
+        for some in parts(&all) {
             let query = some.iter().fold(
                 self.rows_into("requests", REQUESTS, some.len()),
                 |query, (request, costs)| {
@@ -282,7 +293,7 @@ impl Store {
             );
             query.execute(&mut *transaction).await?;
         }
-        for some in requests.chunks(ROWS) {
+        for some in parts(requests) {
             let insert = self.rows_into("records", &["request_id", "record"], some.len());
             let query = some
                 .iter()
@@ -293,7 +304,7 @@ impl Store {
         let metadata: Vec<_> = metadata
             .flat_map(|record| record.metadata.iter().map(|(name, value)| (name, value, &record.id)))
             .collect();
-        for some in metadata.chunks(ROWS) {
+        for some in parts(&metadata) {
             let insert = self.rows_into("request_metadata", &["request_id", "name", "value"], some.len());
             let query = some.iter().fold(insert, |query, (name, value, id)| {
                 query.bind(*id).bind(clean(name)).bind(clean(value))
@@ -303,7 +314,7 @@ impl Store {
         let costs = all.iter().filter(|(request, costs)| !is_plain(&request.record, costs));
         let costs = costs.map(|(request, costs)| (&request.record.id, costs));
         let costs: Vec<_> = costs.flat_map(|(id, costs)| costs.iter().map(move |cost| (id, cost))).collect();
-        for some in costs.chunks(ROWS) {
+        for some in parts(&costs) {
             let query = some.iter().fold(self.rows_into("costs", COSTS, some.len()), |query, (id, cost)| {
                 query
                     .bind(*id)
