@@ -1,6 +1,6 @@
 //! Results and errors in OpenAI's shapes, with the headers of docs/headers.md.
 
-use std::fmt::Write as _;
+use std::{borrow::Cow, fmt::Write as _};
 
 use axum::{
     body::Body,
@@ -243,7 +243,10 @@ fn cost_text(lines: &[pb::CostLine]) -> String {
 }
 
 /// A header's value may only be visible ASCII, and not endless.
-fn visible(text: &str) -> String {
+fn visible(text: &str) -> Cow<'_, str> {
+    if text.len() <= MAX_HEADER_BYTES && text.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic()) {
+        return text.into();
+    }
     let visible = |c: char| if c == ' ' || c.is_ascii_graphic() { c } else { '?' };
     text.chars().take(MAX_HEADER_BYTES).map(visible).collect()
 }
