@@ -7,7 +7,10 @@ Measures the release build, or IMAGEGATE_BIN. FOLDER is left with some requests 
 """
 
 import argparse
+import contextlib
+import json
 import os
+import sqlite3
 import statistics
 import sys
 import tempfile
@@ -31,7 +34,7 @@ from memory import sandbox_traffic  # noqa: E402
 TENANT = "studio"
 VAULT_KEY = base64.b64encode(bytes([1]) * 32).decode()
 
-PAGES = ["/logs", "/logs?fallback=true", "/logs?status=429", "/logs?provider=openai&success=false", "/"]
+PAGES = ["/logs", "/logs?fallback=true", "/logs?status=429", "/logs?provider=openai&success=false", "/", "/?range=30d"]
 
 # How far apart frames are, while the list goes on.
 FRAMES = """seconds => new Promise(done => {
@@ -61,6 +64,15 @@ def config(folder):
     }
 
 
+def let_it_end_now(folder):
+    """A month that goes on after now has its newest requests where live ones would be."""
+    with contextlib.closing(sqlite3.connect(folder / "imagegate.db")) as store, store:
+        (newest,) = store.execute("SELECT max(created_ms) FROM requests").fetchone()
+        ahead = newest - int(time.time() * 1000)
+        if ahead > 0:
+            store.execute("UPDATE requests SET created_ms = created_ms - ?", (ahead,))
+
+
 def pages(gateway, rounds):
     session = requests.Session()
     begun = session.post(gateway.admin + "/sign-in", data={"key": OPS_KEY}, headers={"origin": gateway.admin})
@@ -80,18 +92,18 @@ def live(gateway, folder, rate, seconds):
     with chromium() as browser:
         window = Browser(browser.new_page(), gateway, folder)
         window.sign_in(OPS_KEY, "/logs")
-        traffic = sandbox_traffic(gateway, rate, config={"provider": "sandbox"})
+        before = window.page.locator("tbody").inner_text()
+        traffic = sandbox_traffic(gateway, rate, config=json.dumps({"provider": "sandbox"}))
         time.sleep(2)
         gaps = window.page.evaluate(FRAMES, seconds)
-        newest = window.page.locator("tbody tr").first.get_attribute("data-at")
-        behind = time.time() * 1000 - int(newest)
+        rows = window.page.locator("tbody").inner_text()
         traffic.end()
-        assert not traffic.failures and not window.complaints, (traffic.failures, window.complaints)
+        assert not traffic.failures and not window.complaints, (traffic.failures[:3], window.complaints)
+        assert rows != before, "no new request was shown"
         at = lambda part: gaps[int(len(gaps) * part)]  # noqa: E731
         print(
             f"live at {len(traffic.answers) / (seconds + 2):.0f} requests/s: {len(gaps) / seconds:.0f} frames/s, "
-            f"between frames p50 {at(0.5):.0f} ms, p99 {at(0.99):.0f} ms, worst {gaps[-1]:.0f} ms; "
-            f"the newest row is {behind:.0f} ms old"
+            f"between frames p50 {at(0.5):.0f} ms, p99 {at(0.99):.0f} ms, worst {gaps[-1]:.0f} ms"
         )
 
 
@@ -105,6 +117,7 @@ def main():
     here = Path(tempfile.mkdtemp(prefix="imagegate-dashboard-"))
     file = here / "imagegate.yaml"
     file.write_text(yaml.safe_dump(config(args.folder.resolve())))
+    let_it_end_now(args.folder)
     process = Process(["serve", "--config", file], here, {"RUST_LOG": "warn,imagegate::serve=info"})
     try:
         gateway = Gateway(process, process, file)

@@ -33,13 +33,15 @@ TOLERANCE = 0.05
 # What starting and ending cost is in both counts, and not in their difference.
 FEW, MANY = 40, 240
 # Largest answers take longest under valgrind.
-FEW_LARGE, MANY_LARGE = 10, 40
+FEW_LARGE, MANY_LARGE = 20, 120
 
 KEY = "ig-bench-key-of-the-instruction-counts"
 
 CONFIG = """
 listen: {{ http: "127.0.0.1:0", grpc: "127.0.0.1:0", admin: "127.0.0.1:0" }}
 data_dir: {folder}
+# All at the end: how often would depend on how long it takes.
+log: {{ flush_ms: 60000 }}
 api_keys: [{{ name: bench, key: {key} }}]
 virtual_keys:
   small: {{ provider: openai, api_key: none, base_url: "http://127.0.0.1:{port}/small/v1" }}
