@@ -88,6 +88,7 @@ pub mod route;
 pub mod router;
 pub mod serve;
 pub mod shim;
+mod sized_body;
 pub mod store;
 pub mod telemetry;
 pub mod tls;

@@ -45,7 +45,7 @@ pub fn job(job: &Value, result: &ImageResult, given: Vec<Given>, request: &Heade
 }
 
 fn respond(segments: Vec<Segment>, result: &ImageResult, request: &HeaderMap) -> Response {
-    let mut response = Response::new(Body::new(EncodedBody::new(segments)));
+    let mut response = Response::new(Body::new(EncodedBody::from(segments)));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     report_headers(response.headers_mut(), &result.report.clone().unwrap_or_default(), request);
     response
@@ -244,9 +244,9 @@ fn cost_text(lines: &[pb::CostLine]) -> String {
 
 /// A header's value may only be visible ASCII, and not endless.
 fn visible(text: &str) -> Cow<'_, str> {
-    if text.len() <= MAX_HEADER_BYTES && text.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic()) {
+    let is_visible = |c: char| c == ' ' || c.is_ascii_graphic();
+    if text.len() <= MAX_HEADER_BYTES && text.chars().all(is_visible) {
         return text.into();
     }
-    let visible = |c: char| if c == ' ' || c.is_ascii_graphic() { c } else { '?' };
-    text.chars().take(MAX_HEADER_BYTES).map(visible).collect()
+    text.chars().take(MAX_HEADER_BYTES).map(|c| if is_visible(c) { c } else { '?' }).collect()
 }

@@ -1,16 +1,10 @@
 //! Base64 while it is sent: an image leaves as pieces of text, and is never in memory as a whole text.
 
-use std::{
-    collections::VecDeque,
-    convert::Infallible,
-    pin::Pin,
-    task::{Context, Poll},
-};
+use std::collections::VecDeque;
 
 use bytes::Bytes;
-use http_body::{Body, Frame, SizeHint};
 
-use crate::{images::Pieces, telemetry::Held};
+use crate::{images::Pieces, sized_body::SizedBody, telemetry::Held};
 
 /// Bytes encoded at a time: a multiple of 3, so that only an image's end needs padding.
 const STEP: usize = 192 << 10;
@@ -24,12 +18,11 @@ pub enum Segment {
     Image(Pieces),
 }
 
-/// Segments as a body of known length.
+/// Segments, piece by piece.
 #[derive(Debug)]
-pub struct EncodedBody {
+pub struct Encoded {
     segments: VecDeque<Segment>,
     image: Option<Encoder>,
-    remaining: u64,
     /// The images, until they have been written.
     _held: Held,
 }
@@ -42,21 +35,27 @@ pub struct Encoder {
     carry: Vec<u8>,
 }
 
-impl EncodedBody {
-    /// A body of these segments.
-    pub fn new(segments: Vec<Segment>) -> Self {
+/// Segments as a body of known length.
+pub type EncodedBody = SizedBody<Encoded>;
+
+impl From<Vec<Segment>> for EncodedBody {
+    fn from(segments: Vec<Segment>) -> Self {
         let length = |segment: &Segment| match segment {
             Segment::Text(text) => text.len(),
             Segment::Image(image) => image.len().div_ceil(3) * 4,
         };
-        let remaining = segments.iter().map(length).sum::<usize>() as u64;
+        let total = segments.iter().map(length).sum::<usize>() as u64;
         let images = segments.iter().map(|segment| match segment {
             Segment::Text(_) => 0,
             Segment::Image(image) => image.len(),
         });
         let held = Held::new(images.sum());
-        Self { segments: segments.into(), image: None, remaining, _held: held }
+        Self::new(Encoded { segments: segments.into(), image: None, _held: held }, total)
     }
+}
+
+impl Iterator for Encoded {
+    type Item = Bytes;
 
     fn next(&mut self) -> Option<Bytes> {
         loop {
@@ -117,30 +116,11 @@ fn encode(data: &[u8]) -> Bytes {
     text.into()
 }
 
-impl Body for EncodedBody {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let piece = self.next();
-        self.remaining -= piece.as_ref().map_or(0, |piece| piece.len() as u64);
-        Poll::Ready(piece.map(|piece| Ok(Frame::data(piece))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.remaining == 0
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.remaining)
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt as _;
+    use http_body::Body as _;
+    use http_body_util::BodyExt as _;
     use proptest::prelude::*;
 
     use super::*;
@@ -150,11 +130,11 @@ mod tests {
         fn pieces_of_any_size_encode_like_the_whole(pieces in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..50), 0..12)) {
             let whole: Vec<u8> = pieces.concat();
             let image: Pieces = pieces.into_iter().map(Bytes::from).collect();
-            let mut body = EncodedBody::new(vec![Segment::Text("<".into()), Segment::Image(image), Segment::Text(">".into())]);
-            let announced = body.remaining;
-            let text: Vec<u8> = std::iter::from_fn(|| body.next()).flatten().collect();
+            let body = EncodedBody::from(vec![Segment::Text("<".into()), Segment::Image(image), Segment::Text(">".into())]);
+            let announced = body.size_hint().exact().unwrap();
+            let text = body.collect().now_or_never().unwrap().unwrap().to_bytes();
             prop_assert_eq!(announced, text.len() as u64);
-            prop_assert_eq!(String::from_utf8(text).unwrap(), format!("<{}>", base64_simd::STANDARD.encode_to_string(whole)));
+            prop_assert_eq!(String::from_utf8(text.into()).unwrap(), format!("<{}>", base64_simd::STANDARD.encode_to_string(whole)));
         }
     }
 

@@ -21,7 +21,7 @@ use url::Url;
 use super::{
     scan::Scanner,
     sse::{EventReader, RawEvent},
-    upstream::{self, CONNECT_TIMEOUT, Failure, Forbidden, RequestBody, Resolver, Upstreams},
+    upstream::{self, CONNECT_TIMEOUT, Failure, RequestBody, Resolver, Upstreams, causes},
 };
 use crate::{
     egress::Egress,
@@ -415,20 +415,13 @@ fn forbidden() -> Error {
 
 fn unreachable_error(failure: &Failure, host: &str) -> Error {
     let (billing, reason) = match failure {
+        Failure::Forbidden => return forbidden(),
         Failure::ConnectTimeout => (BillingClass::NotSent, "connecting took too long"),
-        Failure::Connect(error) if causes(&**error).any(<dyn StdError>::is::<Forbidden>) => {
-            return forbidden();
-        }
         Failure::Connect(error) => (BillingClass::NotSent, reason(&**error)),
         // The request was at least partly on its way.
         Failure::Broken(error) => (BillingClass::Unknown, reason(&**error)),
     };
     Error::transport(ErrorKind::Unavailable, billing, format!("{host}: {reason}"))
-}
-
-/// An error and what led to it.
-fn causes<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
-    std::iter::successors(Some(error), |&error| error.source())
 }
 
 fn reason(error: &(dyn StdError + 'static)) -> &'static str {

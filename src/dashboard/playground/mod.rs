@@ -161,7 +161,7 @@ async fn finished(dashboard: &Dashboard, visitor: &Visitor, asked: &Asked) -> Re
 }
 
 fn whole(status: StatusCode, segments: Vec<Segment>) -> Response {
-    let mut response = Response::new(Body::new(EncodedBody::new(segments)));
+    let mut response = Response::new(Body::new(EncodedBody::from(segments)));
     *response.status_mut() = status;
     let html = HeaderValue::from_static("text/html; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, html);

@@ -4,17 +4,16 @@
 //! is looked at on the core that has just received it.
 
 use std::{
-    collections::VecDeque,
-    convert::Infallible,
     future::poll_fn,
     pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll, Waker, ready},
+    vec,
 };
 
 use bytes::Bytes;
 use http::{Request, Response};
-use http_body::{Body, Frame, SizeHint};
+use http_body::{Body as _, Frame};
 use hyper::{
     body::Incoming,
     client::conn::{
@@ -27,10 +26,13 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
 use super::Idle;
-use crate::images::Pieces;
+use crate::sized_body::SizedBody;
 
 /// What is read from a socket at once: a buffer grows up to this while there is always more to read.
 const READ_BYTES: usize = 128 << 10;
+
+/// The body of a request.
+pub type RequestBody = SizedBody<vec::IntoIter<Bytes>>;
 
 /// TCP, perhaps with TLS.
 pub type Wire = MaybeHttpsStream<TokioIo<TcpStream>>;
@@ -70,11 +72,8 @@ impl Link {
         request: Request<RequestBody>,
     ) -> Result<Response<Incoming>, TrySendError<Request<RequestBody>>> {
         let mut answer = pin!(self.requests.try_send_request(request));
-        let (connection, is_over) = (&mut self.connection, &mut self.is_over);
         poll_fn(|cx| {
-            if !*is_over {
-                *is_over = Pin::new(&mut *connection).poll(cx).is_ready();
-            }
+            self.drive(cx);
             answer.as_mut().poll(cx)
         })
         .await
@@ -143,41 +142,5 @@ impl AnswerBody {
                 Some(Err(_)) => {}
             }
         }
-    }
-}
-
-/// The body of a request, of known length.
-#[derive(Debug)]
-pub struct RequestBody {
-    pieces: VecDeque<Bytes>,
-    remaining: u64,
-}
-
-impl From<Pieces> for RequestBody {
-    fn from(pieces: Pieces) -> Self {
-        let remaining = pieces.len() as u64;
-        Self { pieces: pieces.into_iter().collect(), remaining }
-    }
-}
-
-impl Body for RequestBody {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let piece = self.pieces.pop_front();
-        self.remaining -= piece.as_ref().map_or(0, |piece| piece.len() as u64);
-        Poll::Ready(piece.map(|piece| Ok(Frame::data(piece))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.pieces.is_empty()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.remaining)
     }
 }

@@ -10,6 +10,7 @@ mod tests;
 
 use std::{
     collections::HashMap,
+    error::Error as StdError,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -21,10 +22,10 @@ use rustls::ClientConfig;
 use tokio::time::{Instant, interval, timeout};
 use tower::{BoxError, ServiceExt as _};
 
-use self::link::Link;
+use self::{link::Link, resolve::Forbidden};
 pub use self::{
     link::{AnswerBody, RequestBody},
-    resolve::{Forbidden, Resolver},
+    resolve::Resolver,
 };
 
 /// Opening a connection, handshakes included.
@@ -54,6 +55,8 @@ type Kept = HashMap<Box<str>, Vec<(Box<Link>, Instant)>>;
 /// Why there is no answer.
 #[derive(Debug)]
 pub enum Failure {
+    /// The host has no address that may be reached.
+    Forbidden,
     /// There is no connection: nothing was sent.
     Connect(BoxError),
     /// There is none yet.
@@ -127,7 +130,10 @@ impl Upstreams {
             Ok(Link::open(wire).await?)
         };
         match timeout(CONNECT_TIMEOUT, opened).await {
-            Ok(opened) => opened.map_err(Failure::Connect),
+            Ok(opened) => opened.map_err(|error: BoxError| {
+                let is_forbidden = causes(&*error).any(<dyn StdError>::is::<Forbidden>);
+                if is_forbidden { Failure::Forbidden } else { Failure::Connect(error) }
+            }),
             Err(_) => Err(Failure::ConnectTimeout),
         }
     }
@@ -160,6 +166,11 @@ impl Idle {
     fn lock(&self) -> MutexGuard<'_, Kept> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// An error and what led to it.
+pub fn causes<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+    std::iter::successors(Some(error), |&error| error.source())
 }
 
 /// Leaves the path in the request's line and puts the host into a header, as servers want it. What is left of the address
