@@ -389,6 +389,20 @@ impl KeptImages {
         ("full", Self::Full),
     ];
 
+    /// The one of this name.
+    ///
+    /// # Errors
+    /// There is none; says which there are.
+    pub fn from_name(name: &str) -> Result<Self, String> {
+        let found = Self::NAMES.iter().find(|(known, _)| *known == name);
+        found.map(|(_, images)| *images).ok_or_else(Self::allowed)
+    }
+
+    /// Which can be chosen, for messages.
+    pub fn allowed() -> String {
+        format!("allowed: {}", Self::NAMES.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", "))
+    }
+
     /// Whether digests are wanted.
     pub const fn are_digested(self) -> bool {
         matches!(self, Self::Digests | Self::Thumbnails | Self::Full)

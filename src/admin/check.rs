@@ -210,10 +210,8 @@ pub fn feedback(value: Option<i32>, weight: Option<f64>, metadata: Option<&str>)
 pub fn log(policy: Option<pb::LogPolicy>) -> Result<Option<pb::LogPolicy>> {
     match policy {
         Some(policy) if pb::KeptImages::try_from(policy.images).is_err() => {
-            let message = format!(
-                "log.images: {} is not allowed; allowed: none, digests, thumbnails, full",
-                policy.images
-            );
+            let message =
+                format!("log.images: {} is not allowed; {}", policy.images, pb::KeptImages::allowed());
             Err(Error::invalid("log.images", message))
         }
         policy => Ok(policy),

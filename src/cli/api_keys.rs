@@ -123,7 +123,7 @@ struct Create {
     log_prompts: Option<bool>,
 
     /// Images that the request log keeps of its requests: none, digests, thumbnails, full; as the router's file says without it
-    #[arg(long, value_name = "WHAT", value_parser = kept_images)]
+    #[arg(long, value_name = "WHAT", value_parser = KeptImages::from_name)]
     log_images: Option<KeptImages>,
 
     /// When it stops working: 90d, 2026-11-27, 2026-11-27T10:30:00Z
@@ -337,11 +337,6 @@ fn print_key(api_key: &ApiKey, key: &str, old_key_expires: Option<i64>, as_json:
         writeln!(stderr(), "the old key works until {}", date(expires))?;
     }
     Ok(())
-}
-
-fn kept_images(text: &str) -> Result<KeptImages, String> {
-    let found = KeptImages::NAMES.iter().find(|(name, _)| *name == text);
-    found.map(|(_, images)| *images).ok_or_else(|| "write none, digests, thumbnails or full".to_owned())
 }
 
 fn names(names: Vec<String>) -> Option<Names> {

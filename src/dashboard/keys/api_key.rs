@@ -186,10 +186,7 @@ fn log(typed: &Typed) -> Result<LogPolicy> {
     let prompts = read("log_prompts", typed.text("log_prompts"), |text: &str| {
         text.parse::<bool>().map_err(|_| "allowed: true, false".to_owned())
     })?;
-    let images = read("log_images", typed.text("log_images"), |text: &str| {
-        let known = KeptImages::NAMES.iter().find(|(name, _)| *name == text).map(|(_, images)| *images);
-        known.ok_or_else(|| "allowed: none, digests, thumbnails, full".to_owned())
-    })?;
+    let images = read("log_images", typed.text("log_images"), KeptImages::from_name)?;
     Ok(LogPolicy { prompts, images: images.unwrap_or_default().into() })
 }
 
@@ -242,6 +239,10 @@ fn further_fields(typed: &Typed) -> Markup {
             }
         }
     };
+    let kept_images: Vec<_> = [("", "as the file says")]
+        .into_iter()
+        .chain(KeptImages::NAMES.iter().map(|(name, _)| (*name, *name)))
+        .collect();
     html! {
         (typed.field("default_config", "Config for requests that name no route", "pc-hero"))
         (typed.check("only_default_config", "true", "Its requests may name no other route"))
@@ -250,7 +251,7 @@ fn further_fields(typed: &Typed) -> Markup {
         (typed.lines("metadata", "Metadata of its requests, one a line", "team=blue"))
         div class="pair" {
             (typed.choice("log_prompts", "The log keeps prompts", &[("", "as the file says"), ("true", "yes"), ("false", "no")]))
-            (typed.choice("log_images", "The log keeps images", &[("", "as the file says"), ("none", "none"), ("digests", "digests"), ("thumbnails", "thumbnails"), ("full", "full")]))
+            (typed.choice("log_images", "The log keeps images", &kept_images))
         }
         (expiry_field(typed))
         (limits::fields(typed))
