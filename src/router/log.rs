@@ -107,16 +107,16 @@ impl RequestLog {
             return;
         }
         let record = self.record(outcome, report.into_owned(), timings);
-        let images: Vec<_> = match outcome.answer {
-            Some(answer) if !ctx.overrides.keep_nothing => {
-                answer.reply.images.iter().map(|(_, pieces)| pieces.clone()).collect()
-            }
-            _ => Vec::new(),
+        let images = match outcome.answer {
+            Some(answer) if !ctx.overrides.keep_nothing => answer.reply.images.as_slice(),
+            _ => &[],
         };
-        watch::show(&record, images.first());
+        watch::show(&record, images.first().map(|(_, pieces)| pieces));
         if let Some(journal) = &self.journal {
             let logged = Logged { tenant: ctx.tenant.clone(), record };
-            journal.note(logged, Pictures { images, kept: ctx.keeps.images });
+            let kept = ctx.keeps.images;
+            let images = images.iter().filter(|_| kept.are_digested()).map(|(_, pieces)| pieces.clone());
+            journal.note(logged, Pictures { images: images.collect(), kept });
         }
     }
 

@@ -18,7 +18,7 @@ const MAX_WAITING: usize = 10_000;
 /// The images that a request was answered with.
 #[derive(Debug)]
 pub struct Pictures {
-    /// In order; none where nothing of them may be kept.
+    /// In order; none where nothing of them is kept.
     pub images: Vec<Pieces>,
     /// What the log keeps of them.
     pub kept: KeptImages,

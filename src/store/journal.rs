@@ -81,7 +81,7 @@ impl Journal {
     /// Notes a finished request and the images that it was answered with.
     pub fn note(&self, request: Logged, pictures: Pictures) {
         let frame = self.spool.get().map(|spool| (spool, spool::frame(&request)));
-        if pictures.images.is_empty() || !pictures.kept.are_digested() {
+        if pictures.images.is_empty() {
             // First into the queue: what is in a file before a turn must have been there to be written.
             self.queue(request);
         } else if let Some((request, pictures)) = self.digests.add(request, pictures) {

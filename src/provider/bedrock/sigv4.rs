@@ -9,12 +9,12 @@ use aws_sigv4::{
     http_request::{SignableBody, SignableRequest, SigningSettings, sign},
     sign::v4::SigningParams,
 };
-use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Request, header::AUTHORIZATION};
 use secrecy::{ExposeSecret as _, SecretString};
 use sha2::{Digest as _, Sha256};
 
 use crate::{
+    digest::hex,
     error::{Error, ErrorKind, Result},
     images::Pieces,
 };
@@ -87,10 +87,6 @@ fn sha256(body: &Pieces) -> String {
     hex(&hash.finalize())
 }
 
-fn hex(bytes: &[u8]) -> String {
-    format!("{:x}", Bytes::copy_from_slice(bytes))
-}
-
 fn unsignable() -> Error {
     let message = "the aws keys or their session token have characters that no header can carry";
     Error::new(ErrorKind::PermissionDenied, message).with_status(401)
@@ -99,6 +95,8 @@ fn unsignable() -> Error {
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
+
+    use bytes::Bytes;
 
     use super::*;
 
