@@ -3,6 +3,11 @@
 use anyhow::{Context as _, Result};
 use image::{ExtendedColorType, ImageEncoder as _, codecs::png::PngEncoder};
 
+use self::noise::{crc32, noise};
+
+#[path = "noise.rs"]
+mod noise;
+
 /// What a PNG chunk has beside its data.
 const CHUNK_OVERHEAD: usize = 12;
 
@@ -25,22 +30,7 @@ pub fn png(size: usize) -> Result<Vec<u8>> {
     let end = png.split_off(png.len() - CHUNK_OVERHEAD);
     png.extend_from_slice(&u32::try_from(missing)?.to_be_bytes());
     png.extend_from_slice(&padding);
-    png.extend_from_slice(&crc32(&padding).to_be_bytes());
+    png.extend_from_slice(&(!crc32(!0, &padding)).to_be_bytes());
     png.extend(end);
     Ok(png)
-}
-
-/// Xorshift.
-fn noise() -> impl Iterator<Item = u8> {
-    std::iter::successors(Some(0x9e37_79b9_7f4a_7c15_u64), |state| {
-        let state = state ^ (state << 13);
-        let state = state ^ (state >> 7);
-        Some(state ^ (state << 17))
-    })
-    .map(|state| state.to_le_bytes()[3])
-}
-
-fn crc32(data: &[u8]) -> u32 {
-    let step = |crc: u32| if crc & 1 == 1 { (crc >> 1) ^ 0xedb8_8320 } else { crc >> 1 };
-    !data.iter().fold(!0, |crc, byte| (0..8).fold(crc ^ u32::from(*byte), |crc, _| step(crc)))
 }

@@ -6,6 +6,11 @@ use std::sync::LazyLock;
 
 use image::{ExtendedColorType, ImageEncoder as _, codecs::png::PngEncoder};
 
+use self::noise::{crc32, noise};
+
+#[path = "../../benches/serve/noise.rs"]
+mod noise;
+
 /// Pixels of each side.
 const SMALL_SIDE: u16 = 256;
 const LARGE_SIDE: u16 = 1024;
@@ -118,19 +123,4 @@ impl Piece {
         let crc = crc32(!0, &bytes);
         Self::Labelled(bytes, crc)
     }
-}
-
-/// Xorshift.
-fn noise() -> impl Iterator<Item = u8> {
-    std::iter::successors(Some(0x9e37_79b9_7f4a_7c15_u64), |state| {
-        let state = state ^ (state << 13);
-        let state = state ^ (state >> 7);
-        Some(state ^ (state << 17))
-    })
-    .map(|state| state.to_le_bytes()[3])
-}
-
-fn crc32(before: u32, data: &[u8]) -> u32 {
-    let step = |crc: u32| if crc & 1 == 1 { (crc >> 1) ^ 0xedb8_8320 } else { crc >> 1 };
-    data.iter().fold(before, |crc, byte| (0..8).fold(crc ^ u32::from(*byte), |crc, _| step(crc)))
 }

@@ -102,7 +102,7 @@ impl Case {
 const REQUESTS: usize = if cfg!(debug_assertions) { 6_500 } else { 26_000 };
 
 /// Plays cases until there were so many requests.
-fn keep(first: u64, requests: usize) {
+fn keep(first: u64) {
     let (mut played, mut answered, mut calls) = (0, 0, 0);
     for number in first.. {
         let case = case(number);
@@ -115,7 +115,7 @@ fn keep(first: u64, requests: usize) {
         played += outcome.requests.len();
         answered += outcome.figures.answered;
         calls += outcome.calls.len();
-        if played >= requests {
+        if played >= REQUESTS {
             break;
         }
     }
@@ -125,20 +125,20 @@ fn keep(first: u64, requests: usize) {
 
 #[test]
 fn any_config_keeps_its_promises_first_part() {
-    keep(10_000, REQUESTS);
+    keep(10_000);
 }
 
 #[test]
 fn any_config_keeps_its_promises_second_part() {
-    keep(20_000, REQUESTS);
+    keep(20_000);
 }
 
 #[test]
 fn any_config_keeps_its_promises_third_part() {
-    keep(30_000, REQUESTS);
+    keep(30_000);
 }
 
 #[test]
 fn any_config_keeps_its_promises_fourth_part() {
-    keep(40_000, REQUESTS);
+    keep(40_000);
 }
