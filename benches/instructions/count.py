@@ -14,24 +14,26 @@ import json
 import os
 import random
 import re
-import signal
 import struct
-import subprocess
 import sys
 import tempfile
 import threading
-import time
 import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-BINARY = os.environ.get("IMAGEGATE_BIN", HERE.parents[1] / "target" / "release" / "imagegate")
+ROOT = HERE.parents[1]
+sys.path.insert(0, str(ROOT / "tests" / "clients"))
+os.environ.setdefault("IMAGEGATE_BIN", str(ROOT / "target" / "release" / "imagegate"))
+
+from gateway import Process, binary  # noqa: E402
+
 KEPT = HERE / "counts.json"
 TOLERANCE = 0.05
 
 # What starting and ending cost is in both counts, and not in their difference.
-FEW, MANY = 40, 240
+FEW, MANY = 100, 1100
 # Largest answers take longest under valgrind.
 FEW_LARGE, MANY_LARGE = 20, 120
 
@@ -102,18 +104,6 @@ class Provider(BaseHTTPRequestHandler):
         pass
 
 
-def listening(log, process):
-    for _ in range(600):
-        for line in log.read_text().splitlines():
-            fields = json.loads(line).get("fields", {}) if line.startswith("{") else {}
-            if fields.get("message") == "listening" and fields.get("role") == "http":
-                return fields["address"]
-        if process.poll() is not None:
-            break
-        time.sleep(0.1)
-    sys.exit(f"the gateway does not listen:\n{log.read_text()}")
-
-
 def ask(connection, headers):
     body = json.dumps({"model": "gpt-image-1", "prompt": "a lighthouse at dusk"})
     headers = {"authorization": f"Bearer {KEY}", "content-type": "application/json", **headers}
@@ -126,23 +116,19 @@ def ask(connection, headers):
 
 def instructions(port, headers, requests):
     with tempfile.TemporaryDirectory(prefix="imagegate-instructions-") as folder:
-        folder = Path(folder)
-        config, log, counts = folder / "imagegate.yaml", folder / "log", folder / "counts"
+        config, counts = Path(folder) / "imagegate.yaml", Path(folder) / "counts"
         config.write_text(CONFIG.format(folder=folder, key=KEY, port=port))
-        command = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={counts}", str(BINARY), "serve"]
-        environment = {**os.environ, "IMAGEGATE_LOG_FORMAT": "json"}
-        environment.pop("RUST_LOG", None)
-        with log.open("w") as stderr:
-            process = subprocess.Popen([*command, "--config", config], stderr=stderr, env=environment)
+        arguments = ["serve", "--config", str(config)]
+        valgrind = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={counts}"]
+        process = Process(arguments, folder, command=[*valgrind, binary(), *arguments])
         try:
-            host, http_port = listening(log, process).rsplit(":", 1)
-            connection = http.client.HTTPConnection(host, int(http_port))
+            connection = http.client.HTTPConnection(process.address("http"))
             for _ in range(requests):
                 ask(connection, headers)
             connection.close()
-            process.send_signal(signal.SIGTERM)
+            process.terminate()
             if process.wait(120) != 0:
-                sys.exit(f"the gateway ended with {process.returncode}:\n{log.read_text()}")
+                sys.exit(f"the gateway ended badly:\n{process.log}")
         finally:
             process.kill()
         return int(re.search(r"^(?:summary|totals): (\d+)", counts.read_text(), re.M)[1])
