@@ -169,7 +169,10 @@ impl Journal {
             (0, None) => {}
             (0, Some(spool)) => spool.remove(),
             (left, None) => telemetry::log_lost("ended", left),
-            (left, Some(_)) => telemetry::log_left(left),
+            (left, Some(spool)) => {
+                spool.write_rest();
+                telemetry::log_left(left);
+            }
         }
     }
 

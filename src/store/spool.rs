@@ -127,6 +127,13 @@ impl Spool {
         }
     }
 
+    /// Writes what a slow disk was spared, before the process ends. Waits for the disk.
+    pub fn write_rest(&self) {
+        while !self.backlog.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
+            self.write_out();
+        }
+    }
+
     /// Ends without leaving anything: all of it is in the store.
     pub fn remove(&self) {
         let pair = self.pair.lock().unwrap_or_else(PoisonError::into_inner);
@@ -134,7 +141,8 @@ impl Spool {
         paths.chain(pair.left.iter().map(|(path, _)| path)).for_each(|path| _ = fs::remove_file(path));
     }
 
-    /// Writes what has come together. One does it at a time, for all: who finds somebody at it waits for no disk.
+    /// Writes what has come together. One does it at a time, for all: who finds somebody at it waits for no disk. What
+    /// others add meanwhile it writes as well, but not to a slow disk: that would hold it for as long as they come.
     fn write_out(&self) {
         loop {
             let mut pair = match self.pair.try_lock() {
@@ -143,15 +151,17 @@ impl Spool {
                 Err(TryLockError::WouldBlock) => return,
             };
             let due = mem::take(&mut *self.backlog.lock().unwrap_or_else(PoisonError::into_inner));
+            let mut is_slow = false;
             if !due.is_empty() {
                 let began = Instant::now();
                 let current = pair.current;
                 pair.segments[current].append(&due);
-                self.is_slow.store(began.elapsed() > SLOW, Ordering::Relaxed);
+                is_slow = began.elapsed() > SLOW;
+                self.is_slow.store(is_slow, Ordering::Relaxed);
             }
             drop(pair);
             // Somebody may have come between the last look and the end of the lock.
-            if self.backlog.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
+            if is_slow || self.backlog.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
                 return;
             }
         }
@@ -219,6 +229,8 @@ fn unframe(mut bytes: &[u8], into: &mut Vec<Logged>) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicUsize;
+
     use super::*;
 
     fn request(id: &str) -> Logged {
@@ -284,6 +296,35 @@ mod tests {
         }
         fs::write(&file, [&whole[..], &[0; 64]].concat()).unwrap();
         assert_eq!(left(folder.path()), (vec!["a".to_owned()], 1));
+    }
+
+    #[test]
+    fn a_slow_disk_holds_up_nobody_for_those_who_come_later() {
+        let folder = tempfile::tempdir().unwrap();
+        let (spool, _) = Spool::open(folder.path()).unwrap();
+        // A pipe takes no more than its reader does, however much it is given.
+        let (mut reader, writer) = io::pipe().unwrap();
+        spool.pair.lock().unwrap().segments[0].file = File::from(std::os::fd::OwnedFd::from(writer));
+        let noted = [AtomicUsize::new(0), AtomicUsize::new(0)];
+        let deadline = Instant::now() + Duration::from_secs(3);
+        let all = || noted.iter().all(|count| count.load(Ordering::Relaxed) > 20);
+        std::thread::scope(|scope| {
+            for count in &noted {
+                scope.spawn(|| {
+                    while !all() && Instant::now() < deadline {
+                        spool.note(&[0; 8 << 10]);
+                        count.fetch_add(1, Ordering::Relaxed);
+                        std::thread::sleep(Duration::from_millis(1));
+                    }
+                });
+            }
+            while !all() && Instant::now() < deadline {
+                reader.read_exact(&mut [0; 4 << 10]).unwrap();
+                std::thread::sleep(SLOW);
+            }
+            drop(reader);
+        });
+        assert!(all(), "{noted:?}");
     }
 
     #[test]
