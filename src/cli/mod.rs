@@ -47,6 +47,10 @@ use crate::{
     telemetry::{self, LogFormat},
 };
 
+/// A routing config of sixty levels, and JSON has no more, takes most of the usual 2 MiB in a build without optimisation. What
+/// is not used of it is not there.
+const STACK_BYTES: usize = 8 << 20;
+
 /// The image-generation gateway: OpenAI's Images API in, any image provider out.
 #[derive(Debug, Parser)]
 #[command(version, propagate_version = true, arg_required_else_help = true)]
@@ -186,7 +190,10 @@ impl Cli {
         telemetry::init_logs(self.log_format.unwrap_or_default(), level);
         // The one TLS implementation of this process; a second call, in tests, changes nothing.
         _ = rustls::crypto::ring::default_provider().install_default();
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .thread_stack_size(STACK_BYTES)
+            .build();
         let runtime = match runtime {
             Ok(runtime) => runtime,
             Err(error) => return failed(&error.into(), as_json),

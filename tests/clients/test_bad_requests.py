@@ -116,7 +116,8 @@ def test_a_config_that_says_nothing_is_refused(founding, text):
 
 def test_a_deep_or_wide_config_ends(founding):
     deep = KEY
-    for _ in range(40):
+    # As deep as JSON is read.
+    for _ in range(60):
         deep = fallback(deep)
     wide = fallback(*[{"weight": 1}] * 100)
     for config in (deep, wide):
