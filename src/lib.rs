@@ -69,6 +69,7 @@ pub mod egress;
 pub mod error;
 pub mod fleet;
 pub mod gateway;
+mod guarded;
 pub mod health;
 pub mod images;
 pub mod issuers;

@@ -1,31 +1,98 @@
-//! What happens to every HTTP request of the shim: it is counted, and while draining its connection ends with it.
+//! HTTP connections as the shim takes them, and what happens to every request on them: it is counted, and while draining its
+//! connection ends with it.
 
 use std::{
-    pin::Pin,
+    io,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    task::{Context, Poll},
+    time::Duration,
 };
 
 use axum::{
+    Router,
     body::Body,
     extract::{Request, State},
     http::{HeaderValue, header},
     middleware::Next,
     response::Response,
 };
-use bytes::Bytes;
-use http_body::{Frame, SizeHint};
 
-use crate::telemetry;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::{conn::auto, graceful::GracefulShutdown},
+    service::TowerToHyperService,
+};
+use tokio::{net::TcpListener, task::JoinSet, time::sleep};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error};
+
+use crate::{guarded::Guarded, telemetry};
+
+/// What is read at a time of a request, at most, and so the largest head. As hyper has it, 400 KB, a crowd of uploads
+/// takes more memory for what is on its way than for what has come.
+const READ_BYTES: usize = 128 << 10;
+
+/// How long a client may take for a request's head, and how long a connection may wait for its next request: longer than load
+/// balancers keep theirs, up to 600 s, or one of them would send a request just as it is closed here.
+const HEAD_WITHIN: Duration = Duration::from_secs(620);
+
+/// How often a connection of HTTP/2 is asked whether anybody is there, and how long the answer may take.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(20);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long to wait for file descriptors.
+const ACCEPT_AGAIN: Duration = Duration::from_secs(1);
+
+/// Serves connections until draining begins, and those that are there until they are done.
+pub async fn serve(listener: TcpListener, routes: Router, draining: CancellationToken) {
+    let mut server = auto::Builder::new(TokioExecutor::new());
+    server.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_WITHIN).max_buf_size(READ_BYTES);
+    server
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(KEEP_ALIVE_INTERVAL)
+        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT);
+    let service = TowerToHyperService::new(routes);
+    let (connections, mut tasks) = (GracefulShutdown::new(), JoinSet::new());
+    while let Some(accepted) = draining.run_until_cancelled(listener.accept()).await {
+        let wire = match accepted {
+            Ok((wire, _)) => wire,
+            Err(error) => {
+                if !is_of_one_connection(&error) {
+                    error!(%error, "cannot accept connections");
+                    sleep(ACCEPT_AGAIN).await;
+                }
+                continue;
+            }
+        };
+        _ = wire.set_nodelay(true);
+        let connection = server.serve_connection(TokioIo::new(wire), service.clone()).into_owned();
+        let connection = connections.watch(connection);
+        tasks.spawn(async move {
+            if let Err(error) = connection.await {
+                debug!(error, "a connection broke");
+            }
+        });
+        while tasks.try_join_next().is_some() {}
+    }
+    drop(listener);
+    connections.shutdown().await;
+}
+
+fn is_of_one_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset
+    )
+}
 
 /// Counts a request until its answer has been written, and asks clients to come back on another connection once
 /// this process is about to go.
 pub async fn watched(State(ready): State<Arc<AtomicBool>>, request: Request, next: Next) -> Response {
     let in_flight = InFlight::new();
-    let mut response = next.run(request).await.map(|body| Body::new(Watched { body, _in_flight: in_flight }));
+    let mut response = next.run(request).await.map(|body| Body::new(Guarded::new(body, in_flight)));
     if !ready.load(Ordering::Relaxed) {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
@@ -44,30 +111,5 @@ impl InFlight {
 impl Drop for InFlight {
     fn drop(&mut self) {
         telemetry::http_in_flight(-1.0);
-    }
-}
-
-struct Watched {
-    body: Body,
-    _in_flight: InFlight,
-}
-
-impl http_body::Body for Watched {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }

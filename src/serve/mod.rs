@@ -110,11 +110,12 @@ impl Servers {
     ) -> Result<SocketAddr> {
         telemetry::shim_begins();
         let (listener, bound) = bind(role, address).await?;
-        let listener = listener.tap_io(|stream| _ = stream.set_nodelay(true));
-        let draining = self.draining.clone().cancelled_owned();
         let routes = routes.layer(middleware::from_fn_with_state(Arc::clone(&self.ready), http::watched));
-        let server = axum::serve(listener, routes).with_graceful_shutdown(draining).into_future();
-        self.tasks.spawn(async move { server.await.context("HTTP server") });
+        let draining = self.draining.clone();
+        self.tasks.spawn(async move {
+            http::serve(listener, routes, draining).await;
+            Ok(())
+        });
         Ok(bound)
     }
 
