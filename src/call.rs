@@ -16,6 +16,7 @@ use tokio::{sync::mpsc, time::Instant};
 use tonic::Status;
 
 use crate::{
+    admission::Held,
     cache::{Cache, Embedder},
     config::{
         Settings,
@@ -32,7 +33,6 @@ use crate::{
     pb::{self, BillingClass, stream_image_response::Event},
     phases::{Phase, Phases},
     quota::{Ledger, Metered},
-    telemetry::Held,
     trace::TraceContext,
     worker::Workers,
 };

@@ -90,6 +90,7 @@ impl Gateway {
         let built_in = built_in();
         let local = local_workers(&http, &secrets);
         let settings = Arc::new(origin.read(&built_in)?);
+        http.set_budget(settings.limits.bytes_in_flight);
         let tls = settings.tls.files().cloned().map(Tls::try_new).transpose();
         let tls = tls.map_err(|reason| anyhow!("tls: {reason}"))?;
         let gateway = Self {

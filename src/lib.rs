@@ -57,6 +57,7 @@
 //!   everything below it.
 //! - `pool` repeats a call only if it was not sent or its endpoint has not begun; nothing waits long for Redis.
 pub mod admin;
+mod admission;
 pub mod cache;
 pub mod call;
 pub mod cli;

@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     admin::Admin,
+    admission::Admission,
     config::{Origin, file::Listen, memory::StoreChoice},
     dashboard::{Dashboard, Sessions},
     fleet::Fleet,
@@ -74,6 +75,7 @@ pub async fn serve(origin: Origin, defaults: Listen, person: Option<Person>) -> 
     let admin = Admin::new(Arc::clone(&gateway), router.clone(), Arc::clone(&gallery));
     let mut servers = Servers::new(settings.shutdown);
     let mut bound = Listen::default();
+    let admission = Admission::new(settings.limits.bytes_in_flight);
     if let Some(address) = listen.admin {
         let sessions = Sessions::new(settings.memory.vault.as_ref());
         let (dispatch, memory) = (Arc::new(router.clone()), Arc::new(admin.clone()));
@@ -90,14 +92,15 @@ pub async fn serve(origin: Origin, defaults: Listen, person: Option<Person>) -> 
         let served = Served(Arc::new(router.clone()));
         let service =
             Grpc::<_, worker::remote::Served>::Router(served, admin.clone(), settings.limits.max_body_bytes);
-        bound.grpc = Some(servers.grpc("grpc", address, service, gateway.tls()).await?);
+        bound.grpc = Some(servers.grpc("grpc", address, service, gateway.tls(), admission.clone()).await?);
     }
     if let Some(address) = listen.http {
         let files = Arc::new(Files::new(Arc::clone(&objects), settings.image_lifetime));
         let public_url = settings.public_url.as_deref();
         let limit = settings.limits.max_body_bytes;
         let memory = Arc::new(admin.clone());
-        let shim = Shim::new(Arc::new(router.clone()), memory, Arc::clone(&files), public_url, limit);
+        let shim =
+            Shim::new(Arc::new(router.clone()), memory, Arc::clone(&files), public_url, limit, admission);
         let asked = router.clone();
         let routes = shim::only_from_here(shim.routes(), move || asked.is_open());
         bound.http = Some(servers.http("http", address, routes).await?);

@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     admin,
+    admission::{Admission, default_budget},
     config::file::Shutdown,
     pool::Service,
     router::remote::Remote,
@@ -52,6 +53,11 @@ pub struct Shim {
     #[arg(long, value_name = "BYTES", default_value_t = 64 << 20)]
     max_body_bytes: usize,
 
+    /// Requests and answers that are held at once, by default 1 GiB or what the container has; what finds no room is told to
+    /// come again
+    #[arg(long, value_name = "BYTES")]
+    bytes_in_flight: Option<usize>,
+
     /// Certificates for the connection to the router
     #[command(flatten)]
     tls: TlsArgs,
@@ -76,7 +82,9 @@ impl Shim {
         let files = Arc::new(Files::new(objects, Duration::from_secs(self.image_lifetime_s)));
         let public_url = self.public_url.as_deref().map(|url| url.trim_end_matches('/'));
         let (files_kept, limit) = (Arc::clone(&files), self.max_body_bytes);
-        let shim = shim::Shim::new(Arc::new(router), Arc::new(admin), files_kept, public_url, limit);
+        let admission = Admission::new(self.bytes_in_flight.unwrap_or_else(default_budget));
+        let shim =
+            shim::Shim::new(Arc::new(router), Arc::new(admin), files_kept, public_url, limit, admission);
         let mut servers = Servers::new(Shutdown {
             delay: Duration::from_secs(self.shutdown_delay_s),
             grace: Duration::from_secs(self.shutdown_grace_s),

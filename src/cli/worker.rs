@@ -6,6 +6,7 @@ use anyhow::{Result, ensure};
 
 use super::ConfigArg;
 use crate::{
+    admission::Admission,
     config::tls::TlsChoice,
     gateway::Gateway,
     router,
@@ -63,7 +64,9 @@ impl Worker {
         if let Some(address) = self.admin {
             servers.admin(address, metrics, axum::Router::new()).await?;
         }
-        servers.grpc("worker", self.listen, Grpc::<router::remote::Served, _>::Worker(served), tls).await?;
+        let admission = Admission::new(settings.limits.bytes_in_flight);
+        let service = Grpc::<router::remote::Served, _>::Worker(served);
+        servers.grpc("worker", self.listen, service, tls, admission).await?;
         servers.background(gateway.run_upstreams());
         if let Some(tls) = tls {
             servers.background(Arc::clone(tls).watch());

@@ -20,6 +20,7 @@ use super::{
     tls::TlsChoice,
 };
 use crate::{
+    admission::default_budget,
     egress::Egress,
     pb,
     pool::Address,
@@ -108,6 +109,8 @@ pub struct Shutdown {
 pub struct Limits {
     /// Larger request bodies are refused with 413.
     pub max_body_bytes: usize,
+    /// Bodies of all requests that the shim works on at once.
+    pub bytes_in_flight: usize,
     /// The whole request, all attempts together.
     pub total_timeout: Duration,
     /// One attempt of a target without `request_timeout`.
@@ -314,6 +317,7 @@ fn read_egress(mut object: Object<'_>) -> Egress {
 fn read_limits(object: Option<Object<'_>>) -> Limits {
     let mut limits = Limits {
         max_body_bytes: 64 << 20,
+        bytes_in_flight: default_budget(),
         total_timeout: Duration::from_secs(600),
         // The slowest models take about 280 s at the 95th percentile (openai.md, a third-party benchmark).
         attempt_timeout: Duration::from_secs(300),
@@ -325,6 +329,11 @@ fn read_limits(object: Option<Object<'_>>) -> Limits {
         if let Some(bytes) = object.whole("max_body_bytes", 1024, 1 << 32) {
             limits.max_body_bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
         }
+        let least = limits.max_body_bytes as u64;
+        if let Some(bytes) = object.whole("bytes_in_flight", least, 1 << 40) {
+            limits.bytes_in_flight = usize::try_from(bytes).unwrap_or(usize::MAX);
+        }
+        limits.bytes_in_flight = limits.bytes_in_flight.max(limits.max_body_bytes);
         if let Some(bytes) = object.whole("idempotency_bytes", 0, 1 << 40) {
             limits.idempotency_bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
         }

@@ -8,6 +8,7 @@ use tonic::{Request, Status};
 
 use super::{cost, prepare::Ready, standing};
 use crate::{
+    admission::Held,
     call::{Call, RequestContext, Running},
     config::{plan::Target, spec::is_secret_option},
     error::{Error, ErrorKind, Result},
@@ -16,7 +17,7 @@ use crate::{
     otlp::ProviderCall,
     pb::{self, BillingClass, FinishReason, generate_response::Event},
     quota::{Hold, Payment, nanos},
-    telemetry::{self, Called, Held},
+    telemetry::{self, Called},
     transport,
 };
 

@@ -15,6 +15,7 @@ use super::{
     resolve::{self, Route},
 };
 use crate::{
+    admission::Held,
     cache::Cache,
     call::{Call, Overrides, Record, RequestContext},
     config::{
@@ -29,7 +30,6 @@ use crate::{
     pb::{self, RequestRecord, dry_run_request::Verdict, planned_target::Decision},
     quota::Ledger,
     route,
-    telemetry::Held,
     trace::TraceContext,
 };
 

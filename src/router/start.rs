@@ -20,6 +20,7 @@ use super::{
     resolve::{self, Resolved},
 };
 use crate::{
+    admission::Held,
     call::{Call, Events, Record, RequestContext},
     config::{plan::Plan, saved::DEFAULT_TENANT},
     error::{Error, Result},
@@ -28,8 +29,7 @@ use crate::{
     pb::{self, Operation, planned_target::Decision, stream_image_response::Event},
     phases::Phase,
     quota::{Exceeded, Metered},
-    route,
-    telemetry::{self, Held},
+    route, telemetry,
     trace::TraceContext,
 };
 

@@ -36,6 +36,7 @@ use tracing::{info, warn};
 
 use crate::{
     admin::Admin,
+    admission::{Admission, grpc::Admitted},
     config::file::Shutdown,
     pb::{
         DESCRIPTORS,
@@ -119,13 +120,14 @@ impl Servers {
         Ok(bound)
     }
 
-    /// Serves gRPC with health and reflection, over TLS if there is any.
+    /// Serves gRPC with health and reflection, over TLS if there is any. Requests that may be large need a place.
     pub async fn grpc<R: RouterService, W: WorkerService>(
         &mut self,
         role: &'static str,
         address: SocketAddr,
         service: Grpc<R, W>,
         tls: Option<&Arc<Tls>>,
+        admission: Admission,
     ) -> Result<SocketAddr> {
         let (listener, bound) = bind(role, address).await?;
         let (health, health_service) = tonic_health::server::health_reporter();
@@ -153,12 +155,17 @@ impl Servers {
             Grpc::Router(router, admin, max_request_bytes) => {
                 telemetry::router_begins();
                 server
-                    .add_service(transport::router_server(router, max_request_bytes))
+                    .add_service(Admitted::new(
+                        transport::router_server(router, max_request_bytes),
+                        admission,
+                        max_request_bytes,
+                    ))
                     .add_service(AdminServiceServer::new(admin))
             }
             Grpc::Worker(worker) => {
                 telemetry::worker_begins();
-                server.add_service(transport::worker_server(worker))
+                let worker = transport::worker_server(worker);
+                server.add_service(Admitted::new(worker, admission, transport::MESSAGE_BYTES))
             }
         };
         self.health.push((name, health));

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 
-use crate::{images::Pieces, sized_body::SizedBody, telemetry::Held};
+use crate::{admission::Held, images::Pieces, sized_body::SizedBody};
 
 /// Bytes encoded at a time: a multiple of 3, so that only an image's end needs padding.
 const STEP: usize = 192 << 10;

@@ -3,6 +3,7 @@
 //! Translates to `RouterService` and `AdminService` and back, and keeps images that were asked for as `url`. It knows nothing of
 //! routing: headers travel to the router as metadata, and what routing did comes back as a report.
 
+mod admit;
 mod answer;
 mod deliver;
 pub mod encode;
@@ -21,6 +22,7 @@ use axum::{
     Router,
     extract::{DefaultBodyLimit, State},
     http::{HeaderMap, StatusCode, Uri},
+    middleware,
     response::{IntoResponse as _, Response},
     routing::{get, post},
 };
@@ -30,6 +32,7 @@ use tonic::{Request, metadata::MetadataMap};
 pub use self::{files::Files, here::only_from_here};
 use crate::{
     admin::SharedAdmin,
+    admission::Admission,
     error::{Error, ErrorKind},
     pb,
     provider::shown,
@@ -45,19 +48,21 @@ pub struct Shim {
     /// How clients reach us; else the request's own host.
     public_url: Option<Arc<str>>,
     max_body_bytes: usize,
+    admission: Admission,
 }
 
 impl Shim {
     /// A shim in front of a router and its memory.
-    /// Larger request bodies than `max_body_bytes` are refused.
+    /// Larger request bodies than `max_body_bytes` are refused, and requests that find no place.
     pub fn new(
         router: SharedRouter,
         admin: SharedAdmin,
         files: Arc<Files>,
         public_url: Option<&str>,
         max_body_bytes: usize,
+        admission: Admission,
     ) -> Self {
-        Self { router, admin, files, public_url: public_url.map(Into::into), max_body_bytes }
+        Self { router, admin, files, public_url: public_url.map(Into::into), max_body_bytes, admission }
     }
 
     /// All routes.
@@ -84,6 +89,7 @@ impl Shim {
             .fallback(not_found)
             .method_not_allowed_fallback(method_not_allowed)
             .layer(DefaultBodyLimit::max(self.max_body_bytes))
+            .layer(middleware::from_fn_with_state(self.clone(), admit::admitted))
             .with_state(self)
     }
 

@@ -6,14 +6,17 @@ use std::{borrow::Cow, collections::BTreeMap};
 
 use axum::{
     body::Body,
-    extract::{FromRequest as _, Multipart, Request},
+    extract::{
+        FromRequest as _, Multipart, Request,
+        multipart::{Field, MultipartError},
+    },
     http::header::{CONTENT_LENGTH, CONTENT_TYPE},
 };
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use serde::Deserialize;
 use serde_json::{Value, value::RawValue};
-use tokio::time::{Duration, Instant, timeout};
+use tokio::time::{Duration, timeout};
 
 use crate::{
     error::{Error, Result},
@@ -25,8 +28,8 @@ use crate::{
 const READ_AT_MOST: Duration = Duration::from_secs(300);
 
 /// How long a body that is thrown away may take, and how long it may pause.
-const DRAIN_AT_MOST: Duration = Duration::from_secs(10);
-const DRAIN_IDLE: Duration = Duration::from_millis(200);
+const THROW_AWAY_AT_MOST: Duration = Duration::from_secs(30);
+const THROW_AWAY_IDLE: Duration = Duration::from_secs(5);
 
 /// What a client asked for.
 #[derive(Debug, Default)]
@@ -45,12 +48,12 @@ pub async fn read(request: Request, operation: Operation, max_body_bytes: usize)
 
 /// Reads a request's body as it is, unless that takes too long.
 pub async fn read_bytes(request: Request, max_body_bytes: usize) -> Result<Bytes> {
-    let read = async { read_body(refuse_too_large(request, max_body_bytes).await?).await };
+    let read = async { read_body(refuse_too_large(request, max_body_bytes)?).await };
     timeout(READ_AT_MOST, read).await.unwrap_or_else(|_| Err(too_slow()))
 }
 
 async fn parse(request: Request, operation: Operation, max_body_bytes: usize) -> Result<Parsed> {
-    let request = refuse_too_large(request, max_body_bytes).await?;
+    let request = refuse_too_large(request, max_body_bytes)?;
     let content_type = request.headers().get(CONTENT_TYPE).map_or("", |value| value.to_str().unwrap_or("?"));
     let media_type = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     let mut parsed = match media_type.as_str() {
@@ -72,9 +75,9 @@ async fn read_body(request: Request) -> Result<Bytes> {
         .map_err(|rejection| too_large_or_broken(rejection.status().as_u16()))
 }
 
-async fn refuse_too_large(request: Request, max_body_bytes: usize) -> Result<Request> {
+fn refuse_too_large(request: Request, max_body_bytes: usize) -> Result<Request> {
     if announced_length(&request).is_some_and(|length| length > max_body_bytes) {
-        drain(request.into_body()).await;
+        throw_away(request.into_body());
         return Err(too_large());
     }
     Ok(request)
@@ -84,16 +87,12 @@ fn announced_length(request: &Request) -> Option<usize> {
     request.headers().get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
-/// Throws away what a client still sends: one that is busy writing does not see an answer, only that its
-/// connection broke. One that waits for an answer before it writes is not kept waiting.
-async fn drain(mut body: Body) {
-    let deadline = Instant::now() + DRAIN_AT_MOST;
-    while Instant::now() < deadline {
-        match timeout(DRAIN_IDLE, body.frame()).await {
-            Ok(Some(Ok(_))) => {}
-            Ok(Some(Err(_)) | None) | Err(_) => return,
-        }
-    }
+/// Throws away what a client still sends, behind its answer: one that is busy writing reads that only then, and would lose it
+/// with a connection that is closed.
+#[expect(clippy::disallowed_methods, reason = "no request waits for it: it was answered")]
+pub fn throw_away(mut body: Body) {
+    let read = async move { while let Ok(Some(Ok(_))) = timeout(THROW_AWAY_IDLE, body.frame()).await {} };
+    tokio::spawn(timeout(THROW_AWAY_AT_MOST, read));
 }
 
 fn too_slow() -> Error {
@@ -209,26 +208,26 @@ fn from_raw<'a, T: Deserialize<'a>>(name: &str, raw: &'a RawValue) -> Result<T> 
 }
 
 async fn read_form(request: Request) -> Result<Parsed> {
+    let announced = announced_length(&request).unwrap_or(0);
     let mut form = Multipart::from_request(request, &())
         .await
         .map_err(|_| Error::invalid("content-type", "the multipart form has no boundary"))?;
-    let broken =
-        |error: axum::extract::multipart::MultipartError| too_large_or_broken(error.status().as_u16());
+    let broken = |error: MultipartError| too_large_or_broken(error.status().as_u16());
     let mut parsed = Parsed::default();
     while let Some(part) = form.next_field().await.map_err(broken)? {
         let name = part.name().unwrap_or_default().to_owned();
         match name.as_str() {
             // One image, several under one name, or several under a list's name, as SDKs differ.
             "image" | "image[]" | "images" | "images[]" => {
-                let data = part.bytes().await.map_err(broken)?;
+                let data = read_image(part, announced).await.map_err(broken)?;
                 parsed.image.inputs.push(input(Source::Data(data), InputRole::Source));
             }
             "markup" => {
-                let data = part.bytes().await.map_err(broken)?;
+                let data = read_image(part, announced).await.map_err(broken)?;
                 parsed.image.inputs.push(input(Source::Data(data), InputRole::Markup));
             }
             "mask" => {
-                let data = part.bytes().await.map_err(broken)?;
+                let data = read_image(part, announced).await.map_err(broken)?;
                 parsed.image.mask = Some(pb::Mask { data, polarity: MaskPolarity::AlphaEdits.into() });
             }
             "stream" => parsed.stream = part.text().await.map_err(broken)?.trim() == "true",
@@ -239,4 +238,15 @@ async fn read_form(request: Request) -> Result<Parsed> {
         }
     }
     Ok(parsed)
+}
+
+/// An image of a form, in memory once: there is room for all that may come, so nothing moves while it comes, and what is
+/// not used of it is not there.
+async fn read_image(mut part: Field<'_>, at_most: usize) -> std::result::Result<Bytes, MultipartError> {
+    let mut data = Vec::with_capacity(at_most);
+    while let Some(piece) = part.chunk().await? {
+        data.extend_from_slice(&piece);
+    }
+    data.shrink_to_fit();
+    Ok(data.into())
 }

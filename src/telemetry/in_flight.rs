@@ -1,7 +1,5 @@
 //! What this process is working on, and the bytes that it holds for it.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-
 use metrics::{counter, gauge};
 
 use super::{Metric, process};
@@ -11,6 +9,7 @@ const HTTP_IN_FLIGHT: &str = "imagegate_http_requests_in_flight";
 const CALLS_IN_FLIGHT: &str = "imagegate_worker_calls_in_flight";
 const CALLS: &str = "imagegate_worker_calls_total";
 const BYTES_IN_FLIGHT: &str = "imagegate_bytes_in_flight";
+const OVERLOADED: &str = "imagegate_overloaded_total";
 
 /// What there is.
 pub(super) const METRICS: &[Metric] = &[
@@ -22,6 +21,7 @@ pub(super) const METRICS: &[Metric] = &[
         BYTES_IN_FLIGHT,
         "Bytes of requests and answers that this process holds now, but for what is kept.",
     ),
+    Metric::counter(OVERLOADED, "Requests that were told to come again because there was no room for them."),
 ];
 
 /// A role begins: what it counts is there from the beginning, as autoscalers take what is not there for unknown.
@@ -67,33 +67,12 @@ pub fn call_ends() {
     gauge!(CALLS_IN_FLIGHT).decrement(1.0);
 }
 
-/// Bytes that are held for a request or a call. They are no longer once this is dropped.
-#[derive(Debug, Default)]
-pub struct Held(AtomicUsize);
-
-impl Held {
-    /// So many from the beginning.
-    pub fn new(bytes: usize) -> Self {
-        let held = Self::default();
-        held.add(bytes);
-        held
-    }
-
-    /// So many more.
-    pub fn add(&self, bytes: usize) {
-        self.0.fetch_add(bytes, Ordering::Relaxed);
-        gauge!(BYTES_IN_FLIGHT).increment(bytes as f64);
-    }
-
-    /// So many less.
-    pub fn release(&self, bytes: usize) {
-        self.0.fetch_sub(bytes, Ordering::Relaxed);
-        gauge!(BYTES_IN_FLIGHT).decrement(bytes as f64);
-    }
+/// Bytes of requests and answers more, or less, are held.
+pub fn bytes_in_flight(more: f64) {
+    gauge!(BYTES_IN_FLIGHT).increment(more);
 }
 
-impl Drop for Held {
-    fn drop(&mut self) {
-        self.release(self.0.load(Ordering::Relaxed));
-    }
+/// A request found no room.
+pub fn overloaded() {
+    counter!(OVERLOADED).increment(1);
 }

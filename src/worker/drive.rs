@@ -18,6 +18,7 @@ use super::{
     tokens::Tokens,
 };
 use crate::{
+    admission,
     config::spec::Secret,
     error::{Error, ErrorKind, Result},
     images::Pieces,
@@ -27,7 +28,6 @@ use crate::{
         input_image::Source, worker_service_server::WorkerService,
     },
     provider::{self, Answer, AnswerBody, Job, Output, Provider, Step, Watched},
-    telemetry,
     trace::TraceContext,
 };
 
@@ -343,7 +343,7 @@ impl WorkerService for HttpWorker {
     ) -> std::result::Result<Response<EventStream>, Status> {
         let (sender, receiver) = mpsc::channel(EVENTS_WAITING);
         let name = self.name().to_owned();
-        let held = Arc::new(telemetry::Held::default());
+        let held = Arc::new(admission::Held::default());
         let holding = Arc::clone(&held);
         let run = self.clone().run(request, sender).map(move |outcome| match outcome {
             Ok(output) => {

@@ -3,7 +3,15 @@
 //! Connections of two kinds: for hosts the operator wrote, and for hosts that came with a request or an answer, which go
 //! to permitted addresses only, checked where the name is resolved. The environment may name a proxy for the former.
 
-use std::{error::Error as StdError, io, sync::Arc, time::Duration};
+use std::{
+    error::Error as StdError,
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -24,6 +32,7 @@ use super::{
     upstream::{self, CONNECT_TIMEOUT, Failure, RequestBody, Resolver, Upstreams, causes},
 };
 use crate::{
+    admission::Held,
     egress::Egress,
     error::{Error, ErrorKind, Result},
     images::{
@@ -32,7 +41,6 @@ use crate::{
     },
     pb::{BillingClass, ImageFormat},
     provider::{Answer, AnswerBody},
-    telemetry::Held,
 };
 
 /// Largest answer that is read, in bytes: ten images of 8 MiB in base64, and room.
@@ -40,6 +48,9 @@ const MAX_ANSWER_BYTES: usize = 256 << 20;
 
 /// Largest answer that is not JSON and not an image: an error page.
 const MAX_ERROR_BYTES: usize = 1 << 20;
+
+/// An answer of so many bytes waits for no room.
+const ALWAYS_READ: usize = 64 << 10;
 
 const AGENT: HeaderValue = HeaderValue::from_static(concat!("imagegate/", env!("CARGO_PKG_VERSION")));
 const ANYTHING: HeaderValue = HeaderValue::from_static("*/*");
@@ -71,6 +82,8 @@ pub struct Http {
     proxies: Matcher,
     egress: Arc<ArcSwap<Egress>>,
     later: (mpsc::Sender<Later>, tokio::sync::Mutex<mpsc::Receiver<Later>>),
+    /// Bytes that may be in flight in this process.
+    budget: AtomicUsize,
 }
 
 /// A request that nobody waits for.
@@ -85,8 +98,11 @@ pub struct Incoming {
     pub headers: HeaderMap,
     address: Uri,
     body: Body,
-    /// What has come of the body.
+    /// What has come of the body, and what is to come as far as there is a place for it.
     held: Held,
+    /// Of that, what is to come.
+    reserved: usize,
+    budget: usize,
 }
 
 /// A body on its way.
@@ -120,12 +136,18 @@ impl Http {
             proxies: Matcher::from_env(),
             egress,
             later: (sender, tokio::sync::Mutex::new(receiver)),
+            budget: AtomicUsize::new(usize::MAX),
         })
     }
 
     /// Replaces what strangers' hosts may reach.
     pub fn set_egress(&self, egress: Egress) {
         self.egress.store(Arc::new(egress));
+    }
+
+    /// Limits the bytes in flight with which an answer is still read without waiting.
+    pub fn set_budget(&self, bytes: usize) {
+        self.budget.store(bytes, Ordering::Relaxed);
     }
 
     /// Sends a request and waits for the answer's headers.
@@ -148,7 +170,15 @@ impl Http {
             }
         };
         let (head, body) = sent.map_err(|failure| unreachable_error(&failure, host))?.into_parts();
-        Ok(Incoming { status: head.status, headers: head.headers, address, body, held: Held::default() })
+        Ok(Incoming {
+            status: head.status,
+            headers: head.headers,
+            address,
+            body,
+            held: Held::default(),
+            reserved: 0,
+            budget: self.budget.load(Ordering::Relaxed),
+        })
     }
 
     async fn send_by_proxy(
@@ -264,6 +294,7 @@ impl Incoming {
     /// Reads the body to its end. JSON loses its images on the way.
     pub async fn answer(mut self, image_members: &'static [&'static str]) -> Result<Answer> {
         let address = self.address();
+        self.reserve().await;
         let body = if self.content_type().contains("json") {
             let expected = self.body.length().unwrap_or(0);
             let expected = usize::try_from(expected).unwrap_or(usize::MAX).min(MAX_ANSWER_BYTES);
@@ -289,6 +320,7 @@ impl Incoming {
     /// # Errors
     /// It is larger than `limit` bytes, or breaks off.
     pub async fn document(mut self, limit: usize) -> Result<Bytes> {
+        self.reserve().await;
         Ok(self.pieces(limit).await?.into_bytes())
     }
 
@@ -321,6 +353,7 @@ impl Incoming {
         if !may_be_image {
             return refused("a content type that is not an image's".to_owned());
         }
+        self.reserve().await;
         let image = self.pieces(limit).await?;
         match probe::probe(&image) {
             Ok(Probe { format, width, height })
@@ -348,6 +381,15 @@ impl Incoming {
         }
     }
 
+    /// Waits until there is room for the body: the provider's side of the connection holds it meanwhile.
+    async fn reserve(&mut self) {
+        let announced = self.body.length().map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
+        if announced.is_none_or(|bytes| bytes > ALWAYS_READ) {
+            self.reserved = announced.unwrap_or(0).min(MAX_ANSWER_BYTES);
+            self.held.add_in_turn(self.reserved, self.budget).await;
+        }
+    }
+
     async fn pieces(&mut self, limit: usize) -> Result<Pieces> {
         let mut pieces = Pieces::default();
         let mut read = 0;
@@ -365,7 +407,10 @@ impl Incoming {
                 if self.status.is_success() { BillingClass::Unknown } else { BillingClass::RejectedUnbilled };
             Error::transport(ErrorKind::BadAnswer, billing, "the provider's answer broke off")
         })?;
-        self.held.add(piece.as_ref().map_or(0, Bytes::len));
+        let come = piece.as_ref().map_or(0, Bytes::len);
+        let foreseen = come.min(self.reserved);
+        self.reserved -= foreseen;
+        self.held.add(come - foreseen);
         Ok(piece)
     }
 

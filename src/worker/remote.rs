@@ -7,13 +7,13 @@ use tonic::{Request, Response, Status};
 
 use super::{EventStream, SharedWorker};
 use crate::{
+    admission::Held,
     pb::{
         self, generate_response::Event, worker_service_client::WorkerServiceClient,
         worker_service_server::WorkerService,
     },
     pool::Pool,
-    telemetry::{self, Held},
-    transport,
+    telemetry, transport,
 };
 
 /// The adapter of a worker in another process.

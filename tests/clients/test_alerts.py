@@ -81,6 +81,7 @@ CASES = {
     ),
     "ImagegateErrorRate": Case(requests_of(failed=10), requests_of(failed=1)),
     "ImagegateSlow": Case(latency(quick=10), latency(quick=100)),
+    "ImagegateOverloaded": Case({"imagegate_overloaded_total": counter(10)}, {"imagegate_overloaded_total": counter(0.5)}),
     "ImagegateProviderFails": Case(calls_of(failed=60), calls_of(failed=40)),
     "ImagegateCredentialRefused": once('imagegate_attempts_total{provider="fal",outcome="unauthenticated"}', 80),
     # Of the requests of ImagegateErrorRate.

@@ -51,6 +51,15 @@ increased yet, so that the rare ones are compared with whether they were there b
       {{`One image request in twenty takes {{ $value | humanizeDuration }} or longer`}}
     description: >-
       imagegate_phase_duration_seconds tells where the time goes: upstream is the providers', waiting are pauses before retries.
+- alert: ImagegateOverloaded
+  expr: 'sum by (namespace, pod) (increase(imagegate_overloaded_total{ {{- $series -}} }[10m])) > 10'
+  for: 5m
+  labels: { severity: warning }
+  annotations:
+    summary: >-
+      {{`{{ $labels.pod }} has no room for requests`}}
+    description: >-
+      {{`{{ $value | printf "%.0f" }} requests in 10 minutes were told to come again because {{ $labels.pod }} holds as many bytes as it may.`}}
 - alert: ImagegateProviderFails
   expr: 'sum by (namespace, provider) (rate(imagegate_attempts_total{ {{- $series -}} ,outcome=~"unavailable|timeout|bad_answer|internal|rate_limited|quota_exhausted|unauthenticated|permission_denied"}[15m])) / sum by (namespace, provider) (rate(imagegate_attempts_total{ {{- $series -}} }[15m])) > 0.5 and sum by (namespace, provider) (increase(imagegate_attempts_total{ {{- $series -}} }[15m])) > 10'
   for: 15m

@@ -17,6 +17,7 @@ use tower::ServiceExt as _;
 
 use crate::{
     admin::for_each_call,
+    admission::Admission,
     config::images::ImagesSettings,
     objects::Objects,
     pb::{self, admin_service_server::AdminService},
@@ -100,7 +101,14 @@ pub async fn answer(memory: &Arc<Fake>, request: HttpRequest<Body>) -> (u16, Str
     let nowhere = Remote::new(Pool::new(Service::Router, Vec::new(), None));
     let objects = Objects::open(&ImagesSettings::below(&std::env::temp_dir())).unwrap();
     let files = Arc::new(Files::new(objects, std::time::Duration::from_secs(1)));
-    let shim = Shim::new(Arc::new(nowhere), Arc::<Fake>::clone(memory), files, None, 1 << 20);
+    let shim = Shim::new(
+        Arc::new(nowhere),
+        Arc::<Fake>::clone(memory),
+        files,
+        None,
+        1 << 20,
+        Admission::new(1 << 30),
+    );
     let response = shim.routes().oneshot(request).await.unwrap();
     let status = response.status().as_u16();
     // A body that breaks off is no body.

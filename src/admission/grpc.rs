@@ -1,0 +1,140 @@
+//! Requests over gRPC: a message says its length in front of it, so a call has its place before the message is read.
+
+use std::{
+    convert::Infallible,
+    fmt,
+    future::Future,
+    mem,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Frame;
+use http_body_util::BodyExt as _;
+use tonic::{Status, body::Body, server::NamedService};
+use tower::Service;
+
+use super::{Admission, caller};
+use crate::guarded::Guarded;
+
+/// In front of a message: whether it is compressed, and its length.
+const PREFIX: usize = 5;
+
+/// A service whose calls begin once they have a place, and have it until their answers have been written.
+#[derive(Clone)]
+pub struct Admitted<S> {
+    service: S,
+    admission: Admission,
+    /// Whoever sends more is told so by the service.
+    max_message_bytes: usize,
+}
+
+impl<S> Admitted<S> {
+    /// A service with room for its calls.
+    pub const fn new(service: S, admission: Admission, max_message_bytes: usize) -> Self {
+        Self { service, admission, max_message_bytes }
+    }
+}
+
+impl<S: NamedService> NamedService for Admitted<S> {
+    const NAME: &'static str = S::NAME;
+}
+
+impl<S> Service<Request<Body>> for Admitted<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.service.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let next = self.service.clone();
+        // The one that is ready.
+        let mut service = mem::replace(&mut self.service, next);
+        let (admission, max_message_bytes) = (self.admission.clone(), self.max_message_bytes);
+        Box::pin(async move {
+            let (head, mut body) = request.into_parts();
+            let begun = Begun::read(&mut body).await;
+            let bytes = begun.announced().unwrap_or(0).min(max_message_bytes);
+            match admission.admit(caller(&head.headers), bytes).await {
+                Ok(place) => {
+                    let body = Body::new(Resumed { begun: begun.0.into_iter(), rest: body });
+                    let answer = service.call(Request::from_parts(head, body)).await?;
+                    Ok(answer.map(|body| Body::new(Guarded::new(body, place))))
+                }
+                Err(error) => Ok(error.to_status().into_http()),
+            }
+        })
+    }
+}
+
+/// What was read of a call to know how much it brings.
+struct Begun(Vec<Result<Frame<Bytes>, Status>>);
+
+impl Begun {
+    /// Reads on until the length is there, or will not be.
+    async fn read(body: &mut Body) -> Self {
+        let mut begun = Self(Vec::with_capacity(1));
+        while begun.prefix().count() < PREFIX {
+            match body.frame().await {
+                Some(Ok(frame)) if frame.is_data() => begun.0.push(Ok(frame)),
+                Some(end) => {
+                    begun.0.push(end);
+                    break;
+                }
+                None => break,
+            }
+        }
+        begun
+    }
+
+    fn prefix(&self) -> impl Iterator<Item = u8> {
+        let data = self.0.iter().flatten().filter_map(Frame::data_ref);
+        data.flat_map(|data| data.iter().copied()).take(PREFIX)
+    }
+
+    /// The message's length.
+    fn announced(&self) -> Option<usize> {
+        let mut length = [0; 4];
+        let mut prefix = self.prefix().skip(1);
+        for byte in &mut length {
+            *byte = prefix.next()?;
+        }
+        usize::try_from(u32::from_be_bytes(length)).ok()
+    }
+}
+
+/// A body of which something was read already.
+struct Resumed<I> {
+    begun: I,
+    rest: Body,
+}
+
+impl<I: Iterator<Item = Result<Frame<Bytes>, Status>> + Unpin> http_body::Body for Resumed<I> {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        match self.begun.next() {
+            Some(frame) => Poll::Ready(Some(frame)),
+            None => Pin::new(&mut self.rest).poll_frame(cx),
+        }
+    }
+}
+
+impl<S> fmt::Debug for Admitted<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Admitted").field("admission", &self.admission).finish_non_exhaustive()
+    }
+}
