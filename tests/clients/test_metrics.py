@@ -1,6 +1,7 @@
 """What /metrics shows: all that is documented and nothing else, counted right, and bounded whatever callers write."""
 
 import json
+import os
 import re
 import threading
 
@@ -15,6 +16,8 @@ from gateway import ROOT, TEAM_KEY, eventually, founding_config
 DOCS = ROOT / "docs" / "metrics.md"
 # Of every process, under the names that all Prometheus clients have; others are told by Kubernetes.
 ELSEWHERE = ("container_",)
+# Who bring names of their own. 10,000 take 17 s with a build that is optimised, and too long with the one that the suite drives.
+CALLERS = int(os.environ.get("CALLERS", "2000"))
 SERIES = re.compile(r"^([a-z_]+?)(?:_bucket|_sum|_count)?(?:\{(.*)\})? ([-+.0-9e]+|NaN)$")
 
 
@@ -182,8 +185,8 @@ def test_callers_add_no_series(serve, stability_api, openai_api):
     # What is counted of the log comes with its first batch.
     eventually(lambda: value(gateway, "imagegate_request_log_written_total") > 0, what="the first batch of the log")
     before = series()
-    ask_all(range(100, 2000))
+    ask_all(range(100, CALLERS))
     assert series() == before
-    assert value(gateway, "imagegate_requests_total") == 2000
+    assert value(gateway, "imagegate_requests_total") == CALLERS
     assert "planted" not in shown(gateway)
-    assert value(gateway, "imagegate_images_total", provider="sandbox", model="other") > 1000
+    assert value(gateway, "imagegate_images_total", provider="sandbox", model="other") > CALLERS / 2
