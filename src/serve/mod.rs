@@ -7,6 +7,7 @@ mod http;
 
 use std::{
     future::{Future, IntoFuture as _},
+    io,
     net::SocketAddr,
     sync::{
         Arc,
@@ -26,7 +27,7 @@ use axum::{
     serve::ListenerExt as _,
 };
 use tokio::{
-    net::TcpListener,
+    net::{TcpListener, TcpSocket},
     signal::unix::{Signal, SignalKind, signal},
     task::JoinSet,
 };
@@ -52,6 +53,10 @@ use crate::{
 /// Services that a probe can ask for: whether to send requests here, and whether to let this process live.
 const READINESS: &str = "readiness";
 const LIVENESS: &str = "liveness";
+
+/// Connections that may wait to be accepted, as far as the system allows. Whoever comes beyond them tries again after a
+/// second, then after two and four: with tokio's 1,024 some of a crowd wait a minute.
+const BACKLOG: u32 = 8192;
 
 /// How often what histograms hold is put together.
 const TIDY_EVERY: Duration = Duration::from_secs(30);
@@ -110,7 +115,7 @@ impl Servers {
         routes: Router,
     ) -> Result<SocketAddr> {
         telemetry::shim_begins();
-        let (listener, bound) = bind(role, address).await?;
+        let (listener, bound) = bind(role, address)?;
         let routes = routes.layer(middleware::from_fn_with_state(Arc::clone(&self.ready), http::watched));
         let draining = self.draining.clone();
         self.tasks.spawn(async move {
@@ -129,7 +134,7 @@ impl Servers {
         tls: Option<&Arc<Tls>>,
         admission: Admission,
     ) -> Result<SocketAddr> {
-        let (listener, bound) = bind(role, address).await?;
+        let (listener, bound) = bind(role, address)?;
         let (health, health_service) = tonic_health::server::health_reporter();
         // grpcurl and Python's client still speak the older protocol.
         let name = match &service {
@@ -200,7 +205,7 @@ impl Servers {
             .with_state(ready)
             .route("/metrics", get(async move || render(&rendered)))
             .merge(pages);
-        let (listener, bound) = bind("admin", address).await?;
+        let (listener, bound) = bind("admin", address)?;
         let listener = listener.tap_io(|stream| _ = stream.set_nodelay(true));
         self.admin
             .spawn(async move { axum::serve(listener, routes).into_future().await.context("admin server") });
@@ -319,12 +324,18 @@ async fn failure(tasks: &mut JoinSet<Result<()>>) -> anyhow::Error {
     }
 }
 
-async fn bind(role: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr)> {
-    let listener =
-        TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address} for {role}"))?;
+fn bind(role: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr)> {
+    let listener = listen(address).with_context(|| format!("cannot listen on {address} for {role}"))?;
     let bound = listener.local_addr()?;
     info!(role, address = %bound, "listening");
     Ok((listener, bound))
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 async fn readyz(State(ready): State<Arc<AtomicBool>>) -> (StatusCode, &'static str) {
