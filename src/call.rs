@@ -56,7 +56,7 @@ pub struct Call {
 const RUNNING: &str = "running";
 
 /// Where previews and progress go. The other end also takes the answer, which may fail.
-pub type Events = mpsc::Sender<std::result::Result<Event, Status>>;
+pub type Events = mpsc::Sender<Box<std::result::Result<Event, Status>>>;
 
 /// Facts about a request as a whole.
 pub struct RequestContext {
@@ -269,7 +269,7 @@ impl RequestContext {
     /// Passes progress on. A slow reader misses some of it.
     pub fn progress(&self, progress: pb::Progress) {
         if let Some(events) = &self.events {
-            _ = events.try_send(Ok(Event::Progress(progress)));
+            _ = events.try_send(Box::new(Ok(Event::Progress(progress))));
         }
     }
 
@@ -279,7 +279,7 @@ impl RequestContext {
             if !self.committed.swap(true, Ordering::Relaxed) {
                 self.record.lock().phases.preview();
             }
-            _ = events.send(Ok(Event::PartialImage(preview))).await;
+            _ = events.send(Box::new(Ok(Event::PartialImage(preview)))).await;
         }
     }
 

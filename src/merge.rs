@@ -12,16 +12,17 @@ use std::{
 use futures::{Stream, future::BoxFuture};
 use tokio::sync::mpsc::Receiver;
 
-/// The channel's items in their order, and after them the future's, whatever the timing.
+/// The channel's items in their order, and after them the future's, whatever the timing. They are in boxes because a channel has
+/// room for 32 of them from the beginning, and most answers have nothing to say before they are there.
 pub fn merge<'a, T: Send + 'a>(
-    on_the_way: Receiver<T>,
+    on_the_way: Receiver<Box<T>>,
     answer: impl Future<Output = Vec<T>> + Send + 'a,
 ) -> impl Stream<Item = T> + Send + 'a {
     Merged { on_the_way, answer: State::Running(Box::pin(answer)) }
 }
 
 struct Merged<'a, T> {
-    on_the_way: Receiver<T>,
+    on_the_way: Receiver<Box<T>>,
     answer: State<'a, T>,
 }
 
@@ -40,13 +41,13 @@ impl<T> Stream for Merged<'_, T> {
         let this = &mut *self;
         loop {
             if let Poll::Ready(Some(item)) = this.on_the_way.poll_recv(cx) {
-                return Poll::Ready(Some(item));
+                return Poll::Ready(Some(*item));
             }
             match &mut this.answer {
                 // `poll_recv` also says pending when the task has used up its turn; `try_recv` does not.
                 State::Finished(items) => {
                     let waiting = this.on_the_way.try_recv().ok();
-                    return Poll::Ready(waiting.or_else(|| items.next()));
+                    return Poll::Ready(waiting.map(|item| *item).or_else(|| items.next()));
                 }
                 State::Running(answer) => match answer.as_mut().poll(cx) {
                     // It may have said something more just before it finished.
@@ -54,7 +55,7 @@ impl<T> Stream for Merged<'_, T> {
                     Poll::Pending => {
                         // And it may have said something before it had to wait.
                         return match this.on_the_way.poll_recv(cx) {
-                            Poll::Ready(Some(item)) => Poll::Ready(Some(item)),
+                            Poll::Ready(Some(item)) => Poll::Ready(Some(*item)),
                             Poll::Ready(None) | Poll::Pending => Poll::Pending,
                         };
                     }
@@ -76,7 +77,7 @@ mod tests {
         let (sender, receiver) = mpsc::channel(1);
         let answer = async move {
             for i in 0..5 {
-                sender.send(i).await.unwrap();
+                sender.send(Box::new(i)).await.unwrap();
                 if i % 2 == 0 {
                     tokio::task::yield_now().await;
                 }

@@ -190,10 +190,8 @@ impl Cli {
         telemetry::init_logs(self.log_format.unwrap_or_default(), level);
         // The one TLS implementation of this process; a second call, in tests, changes nothing.
         _ = rustls::crypto::ring::default_provider().install_default();
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .enable_all()
-            .thread_stack_size(STACK_BYTES)
-            .build();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().enable_all().thread_stack_size(STACK_BYTES).build();
         let runtime = match runtime {
             Ok(runtime) => runtime,
             Err(error) => return failed(&error.into(), as_json),

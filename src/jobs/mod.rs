@@ -156,7 +156,7 @@ impl Jobs {
     pub fn submit(
         &self,
         new: New,
-        progress: mpsc::Receiver<Said>,
+        progress: mpsc::Receiver<Box<Said>>,
         run: impl Future<Output = Result<Made>> + Send + 'static,
     ) -> Job {
         let New { operation, model, request_id, caller, webhook } = new;

@@ -24,7 +24,7 @@ impl Shared {
     pub(super) async fn carry_out(
         self: Arc<Self>,
         running: Arc<Running>,
-        mut progress: mpsc::Receiver<Said>,
+        mut progress: mpsc::Receiver<Box<Said>>,
         run: impl Future<Output = Result<Made>> + Send,
         webhook: Option<Webhook>,
     ) {
@@ -40,7 +40,7 @@ impl Shared {
                     outcome = &mut run => break Some(outcome),
                     () = running.given_up.cancelled() => break None,
                     Some(event) = progress.recv() => {
-                        if let Ok(Event::Progress(progress)) = event {
+                        if let Ok(Event::Progress(progress)) = *event {
                             running.now.send_modify(|job| job.progress = Some(progress));
                         }
                     }

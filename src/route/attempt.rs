@@ -259,7 +259,7 @@ impl<'a> Attempt<'a> {
                 Some(Event::Progress(progress)) => self.ctx.progress(progress),
                 Some(Event::PartialImage(mut preview)) => {
                     preview.image_index += u32::try_from(offset).unwrap_or_default();
-                    self.ctx.preview(preview).await;
+                    Box::pin(self.ctx.preview(preview)).await;
                 }
                 Some(Event::ImageChunk(chunk)) => {
                     // More images than asked for are not our caller's.

@@ -42,7 +42,7 @@ pub async fn run(ready: &Ready<'_>, call: &Call) -> Result<Reply> {
     let policy = policy(ready.target, call);
     let notice = policy.and_then(|policy| only_exact(policy, ready.target, call));
     let (status, outcome) = match policy {
-        Some(policy) => Asked::new(ready, call, policy).run().await,
+        Some(policy) => Box::pin(Asked::new(ready, call, policy).run()).await,
         None => (CacheStatus::Unspecified, tries(ready, call).await),
     };
     telemetry::cache_lookup(status);

@@ -77,14 +77,14 @@ impl Router {
             webhook,
         };
         let is_quick = !wait.is_zero() && started.usual_time().await.is_none_or(|usual| usual < wait);
-        let run = async move {
+        let run = Box::pin(async move {
             let (mut result, images) = result(started.run().await?);
             let images = images.into_iter().map(|(image, pieces)| {
                 result.images.push(image);
                 pieces
             });
             Ok(Made { images: images.collect(), result })
-        };
+        });
         let job = self.shared.jobs.submit(new, progress, run);
         Ok(if is_quick { self.shared.jobs.wait(job, wait).await } else { job })
     }

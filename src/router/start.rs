@@ -214,13 +214,14 @@ impl Started {
         let Self { plan, call, log, idempotency, shared } = self;
         // Until it is this request's turn.
         let waiting = idempotency.is_some().then(|| call.ctx.enter(Phase::Waiting));
-        let run = async {
+        // Else it is in this future once, and twice in that of `once`.
+        let run = Box::pin(async {
             drop(waiting);
             // An answer that is there already is paid for.
             call.ctx.ledger.check(&call.ctx.metered).map_err(Exceeded::refuse)?;
             let reply = route::run(&plan, &call).await?;
             Ok(Answered { report: report::of_reply(&call.ctx, &reply), reply })
-        };
+        });
         let outcome = match idempotency {
             Some(idempotency) => shared.replays.once(idempotency, &call, run).await,
             None => run.await,

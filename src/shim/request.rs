@@ -57,7 +57,7 @@ async fn parse(request: Request, operation: Operation, max_body_bytes: usize) ->
     let content_type = request.headers().get(CONTENT_TYPE).map_or("", |value| value.to_str().unwrap_or("?"));
     let media_type = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     let mut parsed = match media_type.as_str() {
-        "multipart/form-data" => read_form(request).await?,
+        "multipart/form-data" => Box::pin(read_form(request)).await?,
         "" | "application/json" => read_json(&read_body(request).await?)?,
         _ => {
             let message = "Invalid content type passed; allowed: application/json, multipart/form-data";

@@ -46,7 +46,7 @@ const WATCH_TIMEOUT: Duration = Duration::from_secs(2);
 const EVENTS_WAITING: usize = 4;
 
 /// Where previews and progress go. The other end also takes the answer, which may fail.
-type Events = mpsc::Sender<std::result::Result<Event, Status>>;
+type Events = mpsc::Sender<Box<std::result::Result<Event, Status>>>;
 
 /// What the worker holds itself of virtual keys, by their names.
 pub type Secrets = BTreeMap<String, Held>;
@@ -145,7 +145,10 @@ impl HttpWorker {
         credentials: &mut Credentials,
     ) -> Result<Output> {
         self.fetch_inputs(&mut job).await?;
-        let account = self.log_in(&mut job, &manner).await?;
+        let account = match self.provider.login(&job)? {
+            Some(login) => Some(Box::pin(self.log_in(&mut job, login, &manner)).await?),
+            None => None,
+        };
         if let Some(token) = &job.token {
             credentials.add(token.expose_secret());
         }
@@ -153,7 +156,10 @@ impl HttpWorker {
         let mut farewell =
             Farewell { http: Arc::clone(&self.http), trust: manner.upstream, requests: Vec::new() };
         let mut note = String::new();
-        let mut incoming = self.send_watched(&job, request, &manner, &events, &mut farewell).await?;
+        let mut incoming = match self.provider.watch(&job) {
+            Some(_) => Box::pin(self.send_watched(&job, request, &manner, &events, &mut farewell)).await?,
+            None => self.send(request, &manner).await?,
+        };
         loop {
             if announce_answer && incoming.status.is_success() {
                 say(&events, "answering");
@@ -189,9 +195,13 @@ impl HttpWorker {
         }
     }
 
-    /// Sees to the job's token, where its provider wants one. The account is returned that it belongs to.
-    async fn log_in(&self, job: &mut Job, manner: &Manner) -> Result<Option<[u8; 32]>> {
-        let Some(login) = self.provider.login(job)? else { return Ok(None) };
+    /// Sees to the job's token. The account is returned that it belongs to.
+    async fn log_in(
+        &self,
+        job: &mut Job,
+        login: Box<dyn provider::Login>,
+        manner: &Manner,
+    ) -> Result<[u8; 32]> {
         let account = login.account();
         let token = self.tokens.get(account, async {
             let incoming = self.http.send(login.request(job)?, manner.login).await?;
@@ -199,7 +209,7 @@ impl HttpWorker {
         });
         // Whatever went wrong, no image was asked for.
         job.token = Some(token.await.map_err(|error| error.billed(BillingClass::NotSent))?);
-        Ok(Some(account))
+        Ok(account)
     }
 
     async fn send(&self, request: http::Request<Pieces>, manner: &Manner) -> Result<Incoming> {
@@ -281,7 +291,7 @@ impl HttpWorker {
                         partial_index: index,
                         image_index: 0,
                     };
-                    _ = events.send(Ok(Event::PartialImage(preview))).await;
+                    _ = events.send(Box::new(Ok(Event::PartialImage(preview)))).await;
                 }
                 provider::Event::Ignored => {}
             }
@@ -386,14 +396,14 @@ impl Manner {
 /// Tells how far the job is. A slow reader misses some of it.
 fn tell(events: &Events, progress: Option<pb::Progress>) {
     match progress {
-        Some(progress) => _ = events.try_send(Ok(Event::Progress(progress))),
+        Some(progress) => _ = events.try_send(Box::new(Ok(Event::Progress(progress)))),
         None => say(events, "running"),
     }
 }
 
 fn say(events: &Events, state: &str) {
     let progress = pb::Progress { fraction: None, state: state.to_owned() };
-    _ = events.try_send(Ok(Event::Progress(progress)));
+    _ = events.try_send(Box::new(Ok(Event::Progress(progress))));
 }
 
 /// What a job leaves to be said to its provider if it is dropped.

@@ -232,7 +232,7 @@ impl Http {
     /// # Errors
     /// Why there is no image, without anything of what came instead.
     pub async fn fetch(&self, url: &str, trust: Trust, limit: usize) -> Result<Pieces> {
-        let image = timeout(FETCH_TIMEOUT, self.fetch_following(url, trust, limit)).await;
+        let image = timeout(FETCH_TIMEOUT, Box::pin(self.fetch_following(url, trust, limit))).await;
         image.unwrap_or_else(|_| {
             Err(Error::bad_answer(format!(
                 "fetching the image took longer than {} s",

@@ -98,7 +98,7 @@ impl Upstreams {
                 },
             }
         }
-        let mut link = self.open(&origin).await?;
+        let mut link = Box::pin(self.open(&origin)).await?;
         match link.exchange(request).await {
             Ok(answer) => Ok(self.answer(answer, link, origin)),
             Err(error) => Err(Failure::Broken(error.into_error().into())),
