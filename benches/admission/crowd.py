@@ -76,7 +76,7 @@ async def provide(reader, writer):
             body = json.dumps(answer).encode()
             status = "200 OK" if whole else "400 Bad Request"
             writer.write(f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body)
-    except asyncio.IncompleteReadError:
+    except (asyncio.IncompleteReadError, asyncio.CancelledError):
         pass
     finally:
         writer.close()

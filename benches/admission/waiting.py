@@ -31,7 +31,7 @@ async def provide(reader, writer):
             await reader.readexactly(int(LENGTH.search(asked)[1]))
             await asyncio.sleep(2)
             writer.write(head + answer)
-    except (asyncio.IncompleteReadError, ConnectionError):
+    except (asyncio.IncompleteReadError, asyncio.CancelledError, ConnectionError):
         pass
     finally:
         writer.close()
