@@ -30,8 +30,8 @@ const HEADER_LIST_BYTES: u32 = 64 << 10;
 pub const MESSAGE_BYTES: usize = 1 << 30;
 
 /// A caller that is partitioned away is noticed after an interval and a timeout, instead of never.
-const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(20);
-const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+pub const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(20);
+pub const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A connection on which nothing moves is noticed to be dead by the kernel after 15 s, and three probes 5 s apart.
 const TCP_KEEP_ALIVE: TcpKeepalive = TcpKeepalive::new()

@@ -10,9 +10,10 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures::{StreamExt as _, stream};
 use http::{Request, Response};
 use http_body::Frame;
-use http_body_util::BodyExt as _;
+use http_body_util::{BodyExt as _, BodyStream, StreamBody};
 use tonic::{Status, body::Body, server::NamedService};
 use tower::Service;
 
@@ -66,7 +67,8 @@ where
             let bytes = begun.announced().unwrap_or(0).min(max_message_bytes);
             match admission.admit(caller(&head.headers), bytes).await {
                 Ok(place) => {
-                    let body = Body::new(Resumed { begun: begun.0.into_iter(), rest: body });
+                    let frames = stream::iter(begun.0).chain(BodyStream::new(body));
+                    let body = Body::new(StreamBody::new(frames));
                     let answer = service.call(Request::from_parts(head, body)).await?;
                     Ok(answer.map(|body| Body::new(Guarded::new(body, place))))
                 }
@@ -109,27 +111,6 @@ impl Begun {
             *byte = prefix.next()?;
         }
         usize::try_from(u32::from_be_bytes(length)).ok()
-    }
-}
-
-/// A body of which something was read already.
-struct Resumed<I> {
-    begun: I,
-    rest: Body,
-}
-
-impl<I: Iterator<Item = Result<Frame<Bytes>, Status>> + Unpin> http_body::Body for Resumed<I> {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        match self.begun.next() {
-            Some(frame) => Poll::Ready(Some(frame)),
-            None => Pin::new(&mut self.rest).poll_frame(cx),
-        }
     }
 }
 

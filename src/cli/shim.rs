@@ -53,8 +53,8 @@ pub struct Shim {
     #[arg(long, value_name = "BYTES", default_value_t = 64 << 20)]
     max_body_bytes: usize,
 
-    /// Requests and answers that are held at once, by default 1 GiB or what the container has; what finds no room is told to
-    /// come again
+    /// Requests and answers that are held at once, by default 1 GiB or three fifths of a smaller container's memory; what
+    /// finds no room is told to come again
     #[arg(long, value_name = "BYTES")]
     bytes_in_flight: Option<usize>,
 

@@ -109,7 +109,7 @@ pub struct Shutdown {
 pub struct Limits {
     /// Larger request bodies are refused with 413.
     pub max_body_bytes: usize,
-    /// Bodies of all requests that the shim works on at once.
+    /// What this process holds of requests and answers at once.
     pub bytes_in_flight: usize,
     /// The whole request, all attempts together.
     pub total_timeout: Duration,

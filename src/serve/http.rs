@@ -28,7 +28,11 @@ use tokio::{net::TcpListener, task::JoinSet, time::sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
 
-use crate::{guarded::Guarded, telemetry};
+use crate::{
+    guarded::Guarded,
+    telemetry,
+    transport::{KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT},
+};
 
 /// What is read at a time of a request, at most, and so the largest head. As hyper has it, 400 KB, a crowd of uploads
 /// takes more memory for what is on its way than for what has come.
@@ -37,10 +41,6 @@ const READ_BYTES: usize = 128 << 10;
 /// How long a client may take for a request's head, and how long a connection may wait for its next request: longer than load
 /// balancers keep theirs, up to 600 s, or one of them would send a request just as it is closed here.
 const HEAD_WITHIN: Duration = Duration::from_secs(620);
-
-/// How often a connection of HTTP/2 is asked whether anybody is there, and how long the answer may take.
-const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(20);
-const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long to wait for file descriptors.
 const ACCEPT_AGAIN: Duration = Duration::from_secs(1);

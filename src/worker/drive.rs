@@ -157,7 +157,10 @@ impl HttpWorker {
             Farewell { http: Arc::clone(&self.http), trust: manner.upstream, requests: Vec::new() };
         let mut note = String::new();
         let mut incoming = match self.provider.watch(&job) {
-            Some(_) => Box::pin(self.send_watched(&job, request, &manner, &events, &mut farewell)).await?,
+            Some(watch) => {
+                let sent = self.send_watched(&job, request, watch, &manner, &events, &mut farewell);
+                Box::pin(sent).await?
+            }
             None => self.send(request, &manner).await?,
         };
         loop {
@@ -216,17 +219,19 @@ impl HttpWorker {
         self.http.send(manner.of(request), manner.upstream).await
     }
 
-    /// Sends a request, and asks how its job is doing as long as there is no answer.
+    /// Sends a request, and asks how its job is doing as long as there is no answer: first by `watch`.
     async fn send_watched(
         &self,
         job: &Job,
         request: http::Request<Pieces>,
+        watch: http::Request<Pieces>,
         manner: &Manner,
         events: &Events,
         farewell: &mut Farewell,
     ) -> Result<Incoming> {
         let mut sent = pin!(self.send(request, manner));
-        while let Some(watch) = self.provider.watch(job) {
+        let mut next = Some(watch);
+        while let Some(watch) = next {
             tokio::select! {
                 incoming = &mut sent => {
                     // The job is over, whatever has become of it.
@@ -238,6 +243,7 @@ impl HttpWorker {
                     tell(events, watched.progress);
                 }
             }
+            next = self.provider.watch(job);
         }
         sent.await
     }
