@@ -11,8 +11,8 @@ use std::{
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::{
-        Mutex, PoisonError, TryLockError,
-        atomic::{AtomicBool, Ordering},
+        Mutex, MutexGuard, PoisonError, TryLockError,
+        atomic::{AtomicU32, Ordering},
     },
     time::Duration,
 };
@@ -25,8 +25,10 @@ use crate::pb::RequestRecord;
 
 const FOLDER: &str = "journal";
 
-/// A disk that takes longer for a few KB holds up no more requests: it gets the rest when the store is written to.
+/// A disk that takes longer for a few KB, twice in a row, holds up no more requests: it gets the rest when the store is
+/// written to. Once may be a processor that had something else to do.
 const SLOW: Duration = Duration::from_millis(5);
+const SLOW_WRITES: u32 = 2;
 
 /// Bytes that wait for a slow disk. What is more is only in memory, as all of it would be without files.
 const BACKLOG: usize = 32 << 20;
@@ -39,7 +41,8 @@ const FILE: u64 = 64 << 20;
 pub struct Spool {
     backlog: Mutex<Vec<u8>>,
     pair: Mutex<Pair>,
-    is_slow: AtomicBool,
+    /// Since the last one that was not.
+    slow_writes: AtomicU32,
 }
 
 /// What processes left that ended without writing it to the store.
@@ -98,17 +101,17 @@ impl Spool {
             Ok::<_, io::Error>(Segment { path, file, length: 0 })
         };
         let pair = Mutex::new(Pair { segments: [make(0)?, make(1)?], current: 0, left: files });
-        Ok((Self { backlog: Mutex::default(), pair, is_slow: AtomicBool::new(false) }, left))
+        Ok((Self { backlog: Mutex::default(), pair, slow_writes: AtomicU32::new(0) }, left))
     }
 
     /// Notes a request that waits already.
     pub fn note(&self, frame: &[u8]) {
-        let mut backlog = self.backlog.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut backlog = self.backlog();
         if backlog.len() < BACKLOG {
             backlog.extend_from_slice(frame);
         }
         drop(backlog);
-        if !self.is_slow.load(Ordering::Relaxed) {
+        if !self.is_slow() {
             self.write_out();
         }
     }
@@ -129,7 +132,7 @@ impl Spool {
 
     /// Writes what a slow disk was spared, before the process ends. Waits for the disk.
     pub fn write_rest(&self) {
-        while !self.backlog.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
+        while !self.backlog().is_empty() {
             self.write_out();
         }
     }
@@ -141,6 +144,14 @@ impl Spool {
         paths.chain(pair.left.iter().map(|(path, _)| path)).for_each(|path| _ = fs::remove_file(path));
     }
 
+    fn is_slow(&self) -> bool {
+        self.slow_writes.load(Ordering::Relaxed) >= SLOW_WRITES
+    }
+
+    fn backlog(&self) -> MutexGuard<'_, Vec<u8>> {
+        self.backlog.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Writes what has come together. One does it at a time, for all: who finds somebody at it waits for no disk. What
     /// others add meanwhile it writes as well, but not to a slow disk: that would hold it for as long as they come.
     fn write_out(&self) {
@@ -150,18 +161,20 @@ impl Spool {
                 Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
                 Err(TryLockError::WouldBlock) => return,
             };
-            let due = mem::take(&mut *self.backlog.lock().unwrap_or_else(PoisonError::into_inner));
-            let mut is_slow = false;
+            let due = mem::take(&mut *self.backlog());
             if !due.is_empty() {
                 let began = Instant::now();
                 let current = pair.current;
                 pair.segments[current].append(&due);
-                is_slow = began.elapsed() > SLOW;
-                self.is_slow.store(is_slow, Ordering::Relaxed);
+                // Only who holds the pair changes it.
+                let slow_writes = self.slow_writes.load(Ordering::Relaxed);
+                let is_slow = began.elapsed() > SLOW;
+                self.slow_writes
+                    .store(if is_slow { slow_writes.saturating_add(1) } else { 0 }, Ordering::Relaxed);
             }
             drop(pair);
             // Somebody may have come between the last look and the end of the lock.
-            if is_slow || self.backlog.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
+            if self.is_slow() || self.backlog().is_empty() {
                 return;
             }
         }
