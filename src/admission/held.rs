@@ -11,8 +11,6 @@ use tokio::{
     time::timeout,
 };
 
-use crate::telemetry;
-
 /// How long an answer waits for room. It goes on then: the provider has been paid.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -79,12 +77,10 @@ impl Held {
         self.bytes.fetch_sub(bytes, Ordering::Relaxed);
         self.sum.bytes.fetch_sub(bytes, Ordering::Relaxed);
         self.sum.released.notify_waiters();
-        telemetry::bytes_in_flight(-(bytes as f64));
     }
 
     fn note(&self, bytes: usize) {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        telemetry::bytes_in_flight(bytes as f64);
     }
 }
 

@@ -559,16 +559,12 @@ fn fan_out(request: ImageRequest, capability: &ModelCapability) -> Vec<ImageRequ
     let per_call = if previews { 1 } else { capability.max_n.max(1) as usize };
     let wanted = request.wanted();
     let max_seed = if capability.max_seed == 0 { u64::from(u32::MAX) } else { capability.max_seed };
-    (0..wanted)
-        .step_by(per_call)
-        .map(|first| {
-            let mut call = request.clone();
-            call.n = Some(u32::try_from(per_call.min(wanted - first)).unwrap_or(u32::MAX));
-            call.seed =
-                request.seed.map(|seed| seed.wrapping_add(first as u64) % max_seed.saturating_add(1).max(1));
-            call
-        })
-        .collect()
+    let mut calls = vec![request; wanted.div_ceil(per_call)];
+    for (first, call) in (0..wanted).step_by(per_call).zip(&mut calls) {
+        call.n = Some(u32::try_from(per_call.min(wanted - first)).unwrap_or(u32::MAX));
+        call.seed = call.seed.map(|seed| seed.wrapping_add(first as u64) % max_seed.saturating_add(1).max(1));
+    }
+    calls
 }
 
 #[cfg(test)]

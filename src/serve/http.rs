@@ -2,6 +2,7 @@
 //! connection ends with it.
 
 use std::{
+    convert::Infallible,
     io,
     sync::{
         Arc,
@@ -13,19 +14,17 @@ use std::{
 use axum::{
     Router,
     body::Body,
-    extract::{Request, State},
-    http::{HeaderValue, header},
-    middleware::Next,
+    http::{HeaderValue, Request, header},
     response::Response,
 };
-
+use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::{conn::auto, graceful::GracefulShutdown},
-    service::TowerToHyperService,
 };
 use tokio::{net::TcpListener, task::JoinSet, time::sleep};
 use tokio_util::sync::CancellationToken;
+use tower::ServiceExt as _;
 use tracing::{debug, error};
 
 use crate::{
@@ -45,8 +44,14 @@ const HEAD_WITHIN: Duration = Duration::from_secs(620);
 /// How long to wait for file descriptors.
 const ACCEPT_AGAIN: Duration = Duration::from_secs(1);
 
-/// Serves connections until draining begins, and those that are there until they are done.
-pub async fn serve(listener: TcpListener, routes: Router, draining: CancellationToken) {
+/// Serves connections until draining begins, and those that are there until they are done. Once this process is not `ready` any
+/// more, clients are asked to come back on another connection.
+pub async fn serve(
+    listener: TcpListener,
+    routes: Router,
+    ready: Arc<AtomicBool>,
+    draining: CancellationToken,
+) {
     let mut server = auto::Builder::new(TokioExecutor::new());
     server.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_WITHIN).max_buf_size(READ_BYTES);
     server
@@ -54,7 +59,7 @@ pub async fn serve(listener: TcpListener, routes: Router, draining: Cancellation
         .timer(TokioTimer::new())
         .keep_alive_interval(KEEP_ALIVE_INTERVAL)
         .keep_alive_timeout(KEEP_ALIVE_TIMEOUT);
-    let service = TowerToHyperService::new(routes);
+    let service = service_fn(move |request| answer(routes.clone(), request, Arc::clone(&ready)));
     let (connections, mut tasks) = (GracefulShutdown::new(), JoinSet::new());
     while let Some(accepted) = draining.run_until_cancelled(listener.accept()).await {
         let wire = match accepted {
@@ -88,15 +93,19 @@ fn is_of_one_connection(error: &io::Error) -> bool {
     )
 }
 
-/// Counts a request until its answer has been written, and asks clients to come back on another connection once
-/// this process is about to go.
-pub async fn watched(State(ready): State<Arc<AtomicBool>>, request: Request, next: Next) -> Response {
+/// Counts a request until its answer has been written. Not a layer of the routes: of those each request makes copies of what
+/// lies below, in boxes.
+async fn answer(
+    routes: Router,
+    request: Request<Incoming>,
+    ready: Arc<AtomicBool>,
+) -> Result<Response, Infallible> {
     let in_flight = InFlight::new();
-    let mut response = next.run(request).await.map(|body| Body::new(Guarded::new(body, in_flight)));
+    let mut response = routes.oneshot(request).await?.map(|body| Body::new(Guarded::new(body, in_flight)));
     if !ready.load(Ordering::Relaxed) {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
-    response
+    Ok(response)
 }
 
 struct InFlight;

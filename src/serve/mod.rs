@@ -21,7 +21,6 @@ use axum::{
     Router,
     extract::State,
     http::{StatusCode, header},
-    middleware,
     response::IntoResponse,
     routing::get,
     serve::ListenerExt as _,
@@ -37,7 +36,7 @@ use tracing::{info, warn};
 
 use crate::{
     admin::Admin,
-    admission::{Admission, grpc::Admitted},
+    admission::{Admission, Held, grpc::Admitted},
     config::file::Shutdown,
     pb::{
         DESCRIPTORS,
@@ -116,10 +115,9 @@ impl Servers {
     ) -> Result<SocketAddr> {
         telemetry::shim_begins();
         let (listener, bound) = bind(role, address)?;
-        let routes = routes.layer(middleware::from_fn_with_state(Arc::clone(&self.ready), http::watched));
-        let draining = self.draining.clone();
+        let (ready, draining) = (Arc::clone(&self.ready), self.draining.clone());
         self.tasks.spawn(async move {
-            http::serve(listener, routes, draining).await;
+            http::serve(listener, routes, ready, draining).await;
             Ok(())
         });
         Ok(bound)
@@ -196,7 +194,8 @@ impl Servers {
         }
         health.set_service_status(LIVENESS, ServingStatus::Serving).await;
         self.probes = Some(health);
-        let metrics = Arc::new(metrics);
+        // Counted where it changes a dozen times a request, told where somebody asks.
+        let metrics = Arc::new(metrics.looking(|| telemetry::bytes_in_flight(Held::by_all())));
         let rendered = Arc::clone(&metrics);
         let routes = Router::new()
             .route_service(&health_path(&health_service), health_service)

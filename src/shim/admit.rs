@@ -2,7 +2,7 @@
 
 use axum::{
     body::Body,
-    extract::{Request, State},
+    extract::{DefaultBodyLimit, Request, State},
     middleware::Next,
     response::Response,
 };
@@ -12,7 +12,8 @@ use super::{Shim, answer, request};
 use crate::{admission::caller, guarded::Guarded};
 
 /// Runs a request once it has its place, which it has until its answer has been written.
-pub async fn admitted(State(shim): State<Shim>, request: Request, next: Next) -> Response {
+pub async fn admitted(State(shim): State<Shim>, mut request: Request, next: Next) -> Response {
+    DefaultBodyLimit::max(shim.max_body_bytes).apply(&mut request);
     // Who does not say how much it brings is taken to bring the most that is allowed.
     let bytes = request.body().size_hint().upper().and_then(|bytes| usize::try_from(bytes).ok());
     let bytes = bytes.unwrap_or(usize::MAX).min(shim.max_body_bytes);

@@ -20,7 +20,7 @@ use std::{sync::Arc, time::Duration};
 
 use axum::{
     Router,
-    extract::{DefaultBodyLimit, State},
+    extract::State,
     http::{HeaderMap, StatusCode, Uri},
     middleware,
     response::{IntoResponse as _, Response},
@@ -88,7 +88,6 @@ impl Shim {
             .route("/v1/images/files/{id}", get(files::get))
             .fallback(not_found)
             .method_not_allowed_fallback(method_not_allowed)
-            .layer(DefaultBodyLimit::max(self.max_body_bytes))
             .layer(middleware::from_fn_with_state(self.clone(), admit::admitted))
             .with_state(self)
     }

@@ -67,9 +67,9 @@ pub fn call_ends() {
     gauge!(CALLS_IN_FLIGHT).decrement(1.0);
 }
 
-/// Bytes of requests and answers more, or less, are held.
-pub fn bytes_in_flight(more: f64) {
-    gauge!(BYTES_IN_FLIGHT).increment(more);
+/// So many bytes of requests and answers are held now.
+pub fn bytes_in_flight(held: usize) {
+    gauge!(BYTES_IN_FLIGHT).set(held as f64);
 }
 
 /// A request found no room.
