@@ -212,6 +212,7 @@ async fn routers_behind_a_name_share_the_requests_as_they_come_and_go() {
     load.since(begun).assert_all_answered("a router that is new");
 
     // Killed, it takes along what it was doing: nobody can know whether that was paid for. No more than that.
+    let in_flight = load.in_flight();
     routers.remove(0).process.kill();
     // What is sent before the shim has heard of it is among them.
     let killed = Instant::now() + Duration::from_millis(100);
@@ -220,8 +221,9 @@ async fn routers_behind_a_name_share_the_requests_as_they_come_and_go() {
     assert_eq!(since.errors().count(), 0, "requests sent after a router was killed: {since}");
     let report = load.stop().await;
     tell(&report);
-    let (failed, most) = (report.errors().count(), PER_SECOND as usize / 3);
-    assert!(failed < most, "{failed} requests failed, and a router had about {}: {report}", most / 3);
+    // It had a third of them, give or take what a busy machine has not got round to.
+    let (failed, had) = (report.errors().count(), (in_flight + PER_SECOND as usize / 10) / 3);
+    assert!(failed < had * 2, "{failed} requests failed, and a router had about {had}: {report}");
     assert_eq!(upstream.duplicates(), []);
 }
 

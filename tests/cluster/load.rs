@@ -113,6 +113,7 @@ pub struct Load {
     arrivals: JoinSet<()>,
     stop: CancellationToken,
     samples: Arc<Mutex<Vec<Sample>>>,
+    sent: Arc<AtomicUsize>,
 }
 
 #[derive(Clone, Debug)]
@@ -200,6 +201,8 @@ impl Load {
         let samples = Arc::new(Mutex::new(Vec::new()));
         let mut arrivals = JoinSet::new();
         let (stopped, into) = (stop.clone(), Arc::clone(&samples));
+        let sent = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&sent);
         arrivals.spawn(async move {
             let mut ticks = (!interval.is_zero()).then(|| tokio::time::interval(interval));
             if let Some(ticks) = &mut ticks {
@@ -214,6 +217,7 @@ impl Load {
                     break;
                 }
                 let (client, into) = (Arc::clone(&client), Arc::clone(&into));
+                counted.fetch_add(1, Ordering::Relaxed);
                 running.spawn(async move {
                     let id = next_id(kind);
                     let sent = Instant::now();
@@ -224,7 +228,13 @@ impl Load {
             }
             running.join_all().await;
         });
-        Self { arrivals, stop, samples }
+        Self { arrivals, stop, samples, sent }
+    }
+
+    /// Requests that were sent and not answered yet.
+    pub fn in_flight(&self) -> usize {
+        let answered = self.samples.lock().unwrap().len();
+        self.sent.load(Ordering::Relaxed) - answered
     }
 
     /// What is known by now of the requests sent since then.
