@@ -35,6 +35,7 @@
 //! - `disk`: files that are there as a whole or not at all, and only for so long
 //! - [`egress`]: what hosts that come with a request may reach
 //! - [`transport`]: gRPC connections and their limits
+//! - `framing`: the calls whose answers carry images, without copies of these
 //! - [`otlp`]: spans and metrics of requests that have ended, for a collector
 //! - [`telemetry`]: logs and metrics, the only list of their names
 //! - [`trace`]: where a request stands in a trace of several services
@@ -69,6 +70,7 @@ mod disk;
 pub mod egress;
 pub mod error;
 pub mod fleet;
+mod framing;
 pub mod gateway;
 mod guarded;
 pub mod health;

@@ -1,18 +1,22 @@
 //! gRPC connections between roles: one place for their limits, so that no image meets a default of 4 MiB.
 
-use std::{io, time::Duration};
+use std::{convert::Infallible, io, sync::Arc, time::Duration};
 
 use futures::{Stream, StreamExt as _, stream};
 use h2::client;
 use http::HeaderMap;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{net::TcpStream, time::timeout};
-use tonic::{Status, transport::Server};
+use tonic::{Status, body::Body, server::NamedService, transport::Server};
+use tower::Service;
 
-use crate::pb::{
-    CHUNK_BYTES, ImageChunk,
-    router_service_server::{RouterService, RouterServiceServer},
-    worker_service_server::{WorkerService, WorkerServiceServer},
+use crate::{
+    framing::Streamed,
+    pb::{
+        CHUNK_BYTES, ImageChunk,
+        router_service_server::{RouterService, RouterServiceServer},
+        worker_service_server::{WorkerService, WorkerServiceServer},
+    },
 };
 
 /// Largest HTTP/2 frame accepted. h2 writes one frame per system call: with the usual 16 KiB a 2 MB image
@@ -51,6 +55,31 @@ const MAX_RESETS: usize = 1 << 20;
 
 /// How long a finished call may take to end. Its trailers come with the last message.
 const END_WITHIN: Duration = Duration::from_millis(100);
+
+/// The calls whose answers carry images.
+pub const GENERATE: &str = "/imagegate.v1.WorkerService/Generate";
+pub const STREAM_IMAGE: &str = "/imagegate.v1.RouterService/StreamImage";
+
+/// What tonic serves.
+pub trait GrpcServer:
+    Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible, Future: Send>
+    + NamedService
+    + Clone
+    + Send
+    + Sync
+    + 'static
+{
+}
+
+impl<S> GrpcServer for S where
+    S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible, Future: Send>
+        + NamedService
+        + Clone
+        + Send
+        + Sync
+        + 'static
+{
+}
 
 /// HTTP/2 as a client.
 pub fn client() -> client::Builder {
@@ -97,17 +126,32 @@ pub async fn end<S: Stream + Unpin>(mut events: S) {
 }
 
 /// A worker's server without the default limit of messages.
-pub fn worker_server<T: WorkerService>(service: T) -> WorkerServiceServer<T> {
-    WorkerServiceServer::new(service)
+pub fn worker_server<T: WorkerService<GenerateStream: Unpin>>(worker: T) -> impl GrpcServer {
+    let worker = Arc::new(worker);
+    let generated = WorkerServiceServer::from_arc(Arc::clone(&worker))
         .max_decoding_message_size(MESSAGE_BYTES)
-        .max_encoding_message_size(MESSAGE_BYTES)
+        .max_encoding_message_size(MESSAGE_BYTES);
+    let generate = move |request| {
+        let worker = Arc::clone(&worker);
+        async move { worker.generate(request).await }
+    };
+    Streamed::new(generated, GENERATE, generate, MESSAGE_BYTES)
 }
 
 /// A router's server, whose callers may send no more than `max_request_bytes`.
-pub fn router_server<T: RouterService>(service: T, max_request_bytes: usize) -> RouterServiceServer<T> {
-    RouterServiceServer::new(service)
+pub fn router_server<T: RouterService<StreamImageStream: Unpin>>(
+    router: T,
+    max_request_bytes: usize,
+) -> impl GrpcServer {
+    let router = Arc::new(router);
+    let generated = RouterServiceServer::from_arc(Arc::clone(&router))
         .max_decoding_message_size(max_request_bytes)
-        .max_encoding_message_size(MESSAGE_BYTES)
+        .max_encoding_message_size(MESSAGE_BYTES);
+    let stream_image = move |request| {
+        let router = Arc::clone(&router);
+        async move { router.stream_image(request).await }
+    };
+    Streamed::new(generated, STREAM_IMAGE, stream_image, max_request_bytes)
 }
 
 /// An image chunk as several messages of bounded size. Nothing is copied.

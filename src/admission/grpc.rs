@@ -18,10 +18,7 @@ use tonic::{Status, body::Body, server::NamedService};
 use tower::Service;
 
 use super::{Admission, caller};
-use crate::guarded::Guarded;
-
-/// In front of a message: whether it is compressed, and its length.
-const PREFIX: usize = 5;
+use crate::{framing::PREFIX, guarded::Guarded};
 
 /// A service whose calls begin once they have a place, and have it until their answers have been written.
 #[derive(Clone)]

@@ -2,7 +2,8 @@
 //!
 //! A Kubernetes Service in front of gRPC pins every caller to one pod, since HTTP/2 keeps its connection. So the
 //! caller balances by itself: a [`Pool`] knows the endpoints behind a name, keeps connections to all of them, and puts
-//! each call on one by power of two choices. It is what the generated gRPC clients send their requests through.
+//! each call on one by power of two choices. It is what the generated gRPC clients and `framing` send their requests
+//! through.
 //!
 //! A call that was certainly not sent, or that its endpoint says it has not begun, goes to another endpoint. What may
 //! have been sent is never repeated here: that is for the routing config to say, which knows what it costs.
@@ -176,8 +177,12 @@ impl Pool {
         Self { inner, _keeper: Arc::new(AbortOnDropHandle::new(keeper)) }
     }
 
-    async fn call(self, request: Request<Body>) -> Result<Response<Answer>, Status> {
-        let (parts, body) = request.into_parts();
+    /// Sends a request, whose body is there in pieces, to an endpoint. `grpc-timeout` among its headers limits the time
+    /// until the answer begins.
+    ///
+    /// # Errors
+    /// No endpoint can be reached, or the connection broke.
+    pub async fn send(&self, parts: Parts, body: Vec<Bytes>) -> Result<Response<Answer>, Status> {
         let limit = grpc_timeout(&parts.headers);
         let exchange = self.inner.exchange(parts, body);
         match limit {
@@ -199,13 +204,16 @@ impl tower::Service<Request<Body>> for Pool {
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        Box::pin(self.clone().call(request))
+        let pool = self.clone();
+        Box::pin(async move {
+            let (parts, body) = request.into_parts();
+            pool.send(parts, gather(body).await?).await
+        })
     }
 }
 
 impl Inner {
-    async fn exchange(&self, parts: Parts, body: Body) -> Result<Response<Answer>, Status> {
-        let pieces = gather(body).await?;
+    async fn exchange(&self, parts: Parts, pieces: Vec<Bytes>) -> Result<Response<Answer>, Status> {
         let mut turned_away: Vec<Arc<Endpoint>> = Vec::new();
         loop {
             let found = self.find(&turned_away).await;

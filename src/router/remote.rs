@@ -6,6 +6,7 @@ use tonic::{Request, Response, Status};
 use super::{EventStream, SharedRouter};
 use crate::{
     error::Error,
+    framing,
     jobs::JobStream,
     pb::{
         self, router_service_client::RouterServiceClient, router_service_server::RouterService,
@@ -17,12 +18,15 @@ use crate::{
 
 /// The adapter of a router in another process.
 #[derive(Clone, Debug)]
-pub struct Remote(RouterServiceClient<Pool>);
+pub struct Remote {
+    pool: Pool,
+    client: RouterServiceClient<Pool>,
+}
 
 impl Remote {
     /// At the endpoints of a pool.
     pub fn new(pool: Pool) -> Self {
-        Self(pool.router())
+        Self { client: pool.clone().router(), pool }
     }
 }
 
@@ -35,67 +39,68 @@ impl RouterService for Remote {
         &self,
         request: Request<pb::GenerateImageRequest>,
     ) -> Result<Response<pb::GenerateImageResponse>, Status> {
-        self.0.clone().generate_image(request).await
+        self.client.clone().generate_image(request).await
     }
 
     async fn edit_image(
         &self,
         request: Request<pb::EditImageRequest>,
     ) -> Result<Response<pb::EditImageResponse>, Status> {
-        self.0.clone().edit_image(request).await
+        self.client.clone().edit_image(request).await
     }
 
     async fn vary_image(
         &self,
         request: Request<pb::VaryImageRequest>,
     ) -> Result<Response<pb::VaryImageResponse>, Status> {
-        self.0.clone().vary_image(request).await
+        self.client.clone().vary_image(request).await
     }
 
     async fn stream_image(
         &self,
         request: Request<pb::StreamImageRequest>,
     ) -> Result<Response<EventStream>, Status> {
-        Ok(self.0.clone().stream_image(request).await?.map(|events| Box::pin(events) as _))
+        let answer = framing::ask(&self.pool, transport::STREAM_IMAGE, request).await?;
+        Ok(answer.map(|events| Box::pin(events) as _))
     }
 
     async fn submit_image(
         &self,
         request: Request<pb::SubmitImageRequest>,
     ) -> Result<Response<pb::SubmitImageResponse>, Status> {
-        self.0.clone().submit_image(request).await
+        self.client.clone().submit_image(request).await
     }
 
     async fn get_job(
         &self,
         request: Request<pb::GetJobRequest>,
     ) -> Result<Response<pb::GetJobResponse>, Status> {
-        self.0.clone().get_job(request).await
+        self.client.clone().get_job(request).await
     }
 
     async fn cancel_job(
         &self,
         request: Request<pb::CancelJobRequest>,
     ) -> Result<Response<pb::CancelJobResponse>, Status> {
-        self.0.clone().cancel_job(request).await
+        self.client.clone().cancel_job(request).await
     }
 
     async fn watch_job(&self, request: Request<pb::WatchJobRequest>) -> Result<Response<JobStream>, Status> {
-        Ok(self.0.clone().watch_job(request).await?.map(|events| Box::pin(events) as _))
+        Ok(self.client.clone().watch_job(request).await?.map(|events| Box::pin(events) as _))
     }
 
     async fn explain_route(
         &self,
         request: Request<pb::ExplainRouteRequest>,
     ) -> Result<Response<pb::ExplainRouteResponse>, Status> {
-        self.0.clone().explain_route(request).await
+        self.client.clone().explain_route(request).await
     }
 
     async fn list_models(
         &self,
         request: Request<pb::ListModelsRequest>,
     ) -> Result<Response<pb::ListModelsResponse>, Status> {
-        self.0.clone().list_models(request).await
+        self.client.clone().list_models(request).await
     }
 }
 

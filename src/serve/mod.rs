@@ -124,7 +124,7 @@ impl Servers {
     }
 
     /// Serves gRPC with health and reflection, over TLS if there is any. Requests that may be large need a place.
-    pub async fn grpc<R: RouterService, W: WorkerService>(
+    pub async fn grpc<R: RouterService<StreamImageStream: Unpin>, W: WorkerService<GenerateStream: Unpin>>(
         &mut self,
         role: &'static str,
         address: SocketAddr,

@@ -8,22 +8,20 @@ use tonic::{Request, Response, Status};
 use super::{EventStream, SharedWorker};
 use crate::{
     admission::Held,
-    pb::{
-        self, generate_response::Event, worker_service_client::WorkerServiceClient,
-        worker_service_server::WorkerService,
-    },
+    framing,
+    pb::{self, generate_response::Event, worker_service_server::WorkerService},
     pool::Pool,
     telemetry, transport,
 };
 
 /// The adapter of a worker in another process.
 #[derive(Clone, Debug)]
-pub struct Remote(WorkerServiceClient<Pool>);
+pub struct Remote(Pool);
 
 impl Remote {
     /// At the endpoints of a pool.
     pub fn new(pool: Pool) -> Self {
-        Self(pool.worker())
+        Self(pool)
     }
 }
 
@@ -35,11 +33,12 @@ impl WorkerService for Remote {
         &self,
         request: Request<pb::DescribeRequest>,
     ) -> Result<Response<pb::DescribeResponse>, Status> {
-        self.0.clone().describe(request).await
+        self.0.clone().worker().describe(request).await
     }
 
     async fn generate(&self, request: Request<pb::GenerateRequest>) -> Result<Response<EventStream>, Status> {
-        Ok(self.0.clone().generate(request).await?.map(|events| Box::pin(events) as _))
+        let answer = framing::ask(&self.0, transport::GENERATE, request).await?;
+        Ok(answer.map(|events| Box::pin(events) as _))
     }
 }
 
