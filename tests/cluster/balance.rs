@@ -21,7 +21,7 @@ use crate::{
     upstream::Upstream,
 };
 
-const PER_SECOND: u32 = 200;
+const PER_SECOND: u32 = 100;
 
 const SMALL: Kind = Kind { route: "small", size: Size::Small };
 
@@ -32,7 +32,7 @@ const EVEN: f64 = 1.3;
 const TAKES_PART: f64 = 0.7;
 
 /// Calls that are counted at once: some hundred, so that chance does not matter.
-const WINDOW: Duration = Duration::from_secs(3);
+const WINDOW: Duration = Duration::from_secs(4);
 
 /// A call that dies with its worker was perhaps paid for: what becomes of it is the config's decision.
 const RETRY: &str = "retry: { attempts: 2, max_delay_ms: 100, budget: false }";
