@@ -32,13 +32,30 @@ pub struct Target {
     pub request: String,
 }
 
+/// What became of a load.
+#[derive(Debug)]
+pub struct Ran {
+    /// Of each answer, the shortest first.
+    pub latencies: Vec<Duration>,
+    pub took: Duration,
+}
+
+impl Ran {
+    /// The latency that this share of the answers did not exceed.
+    pub fn quantile_ms(&self, share: f64) -> f64 {
+        let last = self.latencies.len().saturating_sub(1);
+        let at = (last as f64 * share).round() as usize;
+        self.latencies.get(at).map_or(f64::NAN, |latency| latency.as_secs_f64() * 1e3)
+    }
+}
+
 impl Target {
-    /// A request for one image.
-    pub fn new(address: &str, path: &str, virtual_key: &str) -> Self {
-        let body = r#"{"model":"gpt-image-1","prompt":"a lighthouse at dusk"}"#;
+    /// A request for one image. Each of `headers` is a line.
+    pub fn new(address: &str, path: &str, headers: &str, model: &str) -> Self {
+        let body = format!(r#"{{"model":"{model}","prompt":"a lighthouse at dusk"}}"#);
         let request = format!(
-            "POST {path} HTTP/1.1\r\nhost: {address}\r\nx-portkey-virtual-key: {virtual_key}\r\n\
-             content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            "POST {path} HTTP/1.1\r\nhost: {address}\r\n{headers}content-type: application/json\r\n\
+             content-length: {}\r\n\r\n{body}",
             body.len(),
         );
         Self { address: address.to_owned(), request }
@@ -51,51 +68,57 @@ impl Target {
         Ok(body)
     }
 
-    /// Keeps `connections` busy. Gives the number of answers and the time they took; one that is not a 200 of
-    /// `length` bytes ends it all.
-    pub async fn run(&self, connections: usize, until: Until, length: usize) -> Result<(usize, Duration)> {
+    /// Keeps `connections` busy. An answer that is not a 200 of `length` bytes ends it all.
+    pub async fn run(&self, connections: usize, until: Until, length: usize) -> Result<Ran> {
         let started = Instant::now();
         let mut running = JoinSet::new();
         for _ in 0..connections {
             let target = self.clone();
             running.spawn(async move {
                 let mut connection = Connection::open(&target).await?;
-                let mut answered = 0;
+                let mut latencies = Vec::new();
                 while match until {
                     Until::Elapsed(limit) => started.elapsed() < limit,
-                    Until::Answered(limit) => answered < limit,
+                    Until::Answered(limit) => latencies.len() < limit,
                 } {
-                    let mut received = 0;
+                    let (sent, mut received) = (Instant::now(), 0);
                     connection.exchange(|piece| received += piece.len()).await?;
                     ensure!(received == length, "an answer of {received} bytes instead of {length}");
-                    answered += 1;
+                    latencies.push(sent.elapsed());
                 }
-                Ok(answered)
+                Ok(latencies)
             });
         }
-        let mut answered = 0;
+        let mut latencies = Vec::new();
         while let Some(finished) = running.join_next().await {
-            answered += finished??;
+            latencies.extend(finished??);
         }
-        Ok((answered, started.elapsed()))
+        let took = started.elapsed();
+        latencies.sort_unstable();
+        Ok(Ran { latencies, took })
     }
 }
 
 struct Connection<'a> {
     stream: TcpStream,
-    request: &'a str,
+    target: &'a Target,
     buffer: Vec<u8>,
+    /// The other side has said that it will close it.
+    is_over: bool,
 }
 
 impl<'a> Connection<'a> {
     async fn open(target: &'a Target) -> Result<Self> {
         let stream = TcpStream::connect(&target.address).await?;
         stream.set_nodelay(true)?;
-        Ok(Self { stream, request: &target.request, buffer: vec![0; READ_BYTES] })
+        Ok(Self { stream, target, buffer: vec![0; READ_BYTES], is_over: false })
     }
 
     async fn exchange(&mut self, mut body: impl FnMut(&[u8])) -> Result<()> {
-        self.stream.write_all(self.request.as_bytes()).await?;
+        if self.is_over {
+            *self = Self::open(self.target).await?;
+        }
+        self.stream.write_all(self.target.request.as_bytes()).await?;
         let mut filled = 0;
         let head = loop {
             filled += self.read(filled).await?;
@@ -104,17 +127,19 @@ impl<'a> Connection<'a> {
             }
         };
         let text = std::str::from_utf8(&self.buffer[..head])?;
-        let mut lines = text.lines();
-        let status = lines.next().unwrap_or_default();
+        let status = text.lines().next().unwrap_or_default();
         if !status.starts_with("HTTP/1.1 200 ") {
             bail!("{status}: {}", String::from_utf8_lossy(&self.buffer[head..filled]));
         }
-        let length = lines.find_map(|line| {
-            let (name, value) = line.split_once(':')?;
-            name.eq_ignore_ascii_case("content-length").then_some(value)
-        });
-        let length = length.context("an answer without content-length")?;
-        let mut missing: usize = length.trim().parse()?;
+        let header = |wanted: &str| {
+            text.lines().find_map(|line| {
+                let (name, value) = line.split_once(':')?;
+                name.eq_ignore_ascii_case(wanted).then_some(value.trim())
+            })
+        };
+        self.is_over = header("connection") == Some("close");
+        let mut missing: usize =
+            header("content-length").context("an answer without content-length")?.parse()?;
         let mut from = head;
         loop {
             ensure!(filled - from <= missing, "an answer longer than it said");

@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File},
     io::{BufRead as _, BufReader},
+    net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
@@ -25,12 +26,18 @@ const TICKS_PER_SECOND: f64 = 100.0;
 pub enum Kind {
     /// hyper's server and client, copying.
     Proxy,
+    /// nginx, copying, with one process.
+    Nginx,
+    /// Portkey's gateway, of the package in this folder.
+    Portkey(PathBuf),
     /// `imagegate serve`.
     Serve,
     /// The same without log line and request log.
     Silent,
     /// The same with both, and every trace sent to a collector.
     Traced,
+    /// Shim and router in one process, so many workers in others.
+    Apart(usize),
     /// Shim, router and worker apart.
     Split,
     /// The same with certificates on all sides.
@@ -55,6 +62,8 @@ pub struct System {
     processes: Vec<(&'static str, Process)>,
     /// Where clients go.
     pub address: String,
+    /// From the start of the first process until clients can be served.
+    pub started: Duration,
 }
 
 /// Dropped, it is killed.
@@ -66,9 +75,13 @@ impl Kind {
     pub fn name(&self) -> String {
         match self {
             Self::Proxy => "plain proxy".into(),
+            Self::Nginx => "nginx".into(),
+            Self::Portkey(_) => "Portkey".into(),
             Self::Serve => "serve".into(),
             Self::Silent => "serve, silent".into(),
             Self::Traced => "serve, traced".into(),
+            Self::Apart(1) => "shim and router, worker".into(),
+            Self::Apart(workers) => format!("shim and router, {workers} workers"),
             Self::Split => "shim, router, worker".into(),
             Self::SplitTls => "the same with mTLS".into(),
             Self::Other(binary) => {
@@ -85,33 +98,124 @@ impl Kind {
     /// Starts it in front of a provider. `folder` is for its files.
     pub async fn start(&self, mock: &str, folder: &Path) -> Result<System> {
         let folder = tempfile::tempdir_in(folder)?.keep();
+        let begun = Instant::now();
+        let (processes, address) = self.processes(mock, &folder).await?;
+        Ok(System { processes, address, started: begun.elapsed() })
+    }
+
+    async fn processes(&self, mock: &str, folder: &Path) -> Result<Processes> {
         match self {
             Self::Proxy => {
                 let (process, address) = Process::of_this_program(&["proxy", mock])?;
-                Ok(System { processes: vec![("proxy", process)], address })
+                Ok((vec![("proxy", process)], address))
             }
-            Self::Serve => serve(Path::new(IMAGEGATE), mock, &folder, "", Lines::All).await,
-            Self::Silent => serve(Path::new(IMAGEGATE), mock, &folder, "store: off\n", Lines::Start).await,
+            Self::Nginx => nginx(mock, folder).await,
+            Self::Portkey(package) => {
+                let (address, port) = free_address()?;
+                let mut command = Command::new("node");
+                command
+                    .arg(package.join("build/start-server.js"))
+                    .args(["--headless", &format!("--port={port}")]);
+                command.env("NODE_ENV", "production");
+                let process = Process::of_others(command, folder, &address).await?;
+                Ok((vec![("gateway", process)], address))
+            }
+            Self::Serve => serve(Path::new(IMAGEGATE), mock, folder, "", Lines::All).await,
+            Self::Silent => serve(Path::new(IMAGEGATE), mock, folder, "store: off\n", Lines::Start).await,
             Self::Traced => {
                 let otlp = format!("otlp: {{ endpoint: \"http://{mock}\", protocol: http }}\n");
-                serve(Path::new(IMAGEGATE), mock, &folder, &otlp, Lines::All).await
+                serve(Path::new(IMAGEGATE), mock, folder, &otlp, Lines::All).await
             }
-            Self::Other(binary) => serve(binary, mock, &folder, "", Lines::All).await,
-            Self::Split => split(mock, &folder, false).await,
-            Self::SplitTls => split(mock, &folder, true).await,
+            Self::Other(binary) => serve(binary, mock, folder, "", Lines::All).await,
+            Self::Apart(workers) => apart(*workers, mock, folder).await,
+            Self::Split => split(mock, folder, false).await,
+            Self::SplitTls => split(mock, folder, true).await,
         }
     }
 }
 
-async fn serve(binary: &Path, mock: &str, folder: &Path, more: &str, lines: Lines) -> Result<System> {
-    let listen = "http: 127.0.0.1:0, grpc: 127.0.0.1:0, admin: 127.0.0.1:0";
-    let config = write_config(folder, mock, listen, "", more)?;
+/// By their roles, and where clients go.
+type Processes = (Vec<(&'static str, Process)>, String);
+
+/// Where the whole gateway listens.
+const LISTEN: &str = "http: 127.0.0.1:0, grpc: 127.0.0.1:0, admin: 127.0.0.1:0";
+
+async fn serve(binary: &Path, mock: &str, folder: &Path, more: &str, lines: Lines) -> Result<Processes> {
+    let config = write_config(folder, mock, LISTEN, "", more)?;
     let arguments = ["serve", "--config", &config];
     let (process, address) = Process::of_ours(binary, folder, "http", &arguments, lines).await?;
-    Ok(System { processes: vec![("serve", process)], address })
+    Ok((vec![("serve", process)], address))
 }
 
-async fn split(mock: &str, folder: &Path, tls: bool) -> Result<System> {
+async fn apart(count: usize, mock: &str, folder: &Path) -> Result<Processes> {
+    let binary = Path::new(IMAGEGATE);
+    let (workers, processes) = workers(count, mock, folder, "http", "").await?;
+    let config = write_config(folder, mock, LISTEN, &workers, "")?;
+    let arguments = ["serve", "--config", &config];
+    let (serve, address) = Process::of_ours(binary, folder, "http", &arguments, Lines::All).await?;
+    Ok(([("shim and router", serve)].into_iter().chain(processes).collect(), address))
+}
+
+/// Workers of all providers that are asked, and where the router finds them.
+async fn workers(
+    count: usize,
+    mock: &str,
+    folder: &Path,
+    scheme: &str,
+    more: &str,
+) -> Result<(String, Vec<(&'static str, Process)>)> {
+    let plain = write_config(folder, mock, "", "", more)?;
+    let mut arguments = vec!["worker", "--listen", "127.0.0.1:0", "--config", &plain];
+    arguments.extend(["--provider", "openai", "--provider", "stability-ai"]);
+    let (mut processes, mut addresses) = (Vec::new(), Vec::new());
+    for _ in 0..count {
+        let binary = Path::new(IMAGEGATE);
+        let (worker, address) = Process::of_ours(binary, folder, "worker", &arguments, Lines::All).await?;
+        processes.push(("worker", worker));
+        addresses.push(format!("{scheme}://{address}"));
+    }
+    let addresses = addresses.join(", ");
+    Ok((format!("openai: [{addresses}], stability-ai: [{addresses}]"), processes))
+}
+
+/// As a bare proxy that looks at nothing, with room in memory for whole answers.
+async fn nginx(mock: &str, folder: &Path) -> Result<Processes> {
+    let (address, _) = free_address()?;
+    let here = folder.display();
+    let text = format!(
+        "daemon off; master_process off; worker_processes 1; pid {here}/pid; error_log {here}/error.log;\n\
+         events {{ worker_connections 4096; }}\n\
+         http {{\n\
+         access_log off; keepalive_requests 100000000; client_max_body_size 32m;\n\
+         client_body_temp_path {here}/b; proxy_temp_path {here}/p; fastcgi_temp_path {here}/f;\n\
+         uwsgi_temp_path {here}/u; scgi_temp_path {here}/s;\n\
+         upstream mock {{ server {mock}; keepalive 256; keepalive_requests 100000000; }}\n\
+         proxy_http_version 1.1; proxy_set_header Connection \"\";\n\
+         proxy_buffers 16 64k; proxy_buffer_size 64k; proxy_busy_buffers_size 512k; proxy_max_temp_file_size 0;\n\
+         server {{\n\
+         listen {address} backlog=4096;\n\
+         location / {{ proxy_pass http://mock; }}\n\
+         location /fallback/ {{ proxy_intercept_errors on; error_page 500 = @second;\n\
+         rewrite ^ /0/500/v1/images/generations break; proxy_pass http://mock; }}\n\
+         location @second {{ rewrite ^ /0/2m/v1/images/generations break; proxy_pass http://mock; }}\n\
+         }}\n\
+         }}\n"
+    );
+    let path = folder.join("nginx.conf");
+    fs::write(&path, text)?;
+    let mut command = Command::new("nginx");
+    command.arg("-p").arg(folder).arg("-e").arg(folder.join("error.log")).arg("-c").arg(path);
+    let process = Process::of_others(command, folder, &address).await?;
+    Ok((vec![("nginx", process)], address))
+}
+
+/// One that nobody listens at, and its port.
+fn free_address() -> Result<(String, u16)> {
+    let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+    Ok((address.to_string(), address.port()))
+}
+
+async fn split(mock: &str, folder: &Path, tls: bool) -> Result<Processes> {
     let binary = Path::new(IMAGEGATE);
     if tls {
         super::tls::write(folder)?;
@@ -122,10 +226,7 @@ async fn split(mock: &str, folder: &Path, tls: bool) -> Result<System> {
     } else {
         ""
     };
-    let plain = write_config(folder, mock, "", "", more)?;
-    let arguments = ["worker", "--provider", "openai", "--listen", "127.0.0.1:0", "--config", &plain];
-    let (worker, address) = Process::of_ours(binary, folder, "worker", &arguments, Lines::All).await?;
-    let workers = format!("openai: {scheme}://{address}");
+    let (workers, processes) = workers(1, mock, folder, scheme, more).await?;
     let config = write_config(folder, mock, "grpc: 127.0.0.1:0, admin: 127.0.0.1:0", &workers, more)?;
     let arguments = ["router", "--config", &config];
     let (router, address) = Process::of_ours(binary, folder, "grpc", &arguments, Lines::All).await?;
@@ -135,19 +236,15 @@ async fn split(mock: &str, folder: &Path, tls: bool) -> Result<System> {
         arguments.extend(["--tls-certificate", "tls.crt", "--tls-key", "tls.key", "--tls-ca", "ca.crt"]);
     }
     let (shim, address) = Process::of_ours(binary, folder, "http", &arguments, Lines::All).await?;
-    Ok(System { processes: vec![("shim", shim), ("router", router), ("worker", worker)], address })
+    Ok(([("shim", shim), ("router", router)].into_iter().chain(processes).collect(), address))
 }
 
-/// One virtual key for each thing that the mock does.
+/// The gateway's file.
 fn write_config(folder: &Path, mock: &str, listen: &str, workers: &str, more: &str) -> Result<String> {
-    let key = |id: &str, path: &str| {
-        format!("  {id}: {{ provider: openai, api_key: none, base_url: \"http://{mock}/{path}/v1\" }}\n")
-    };
-    let keys = super::WORKLOADS.iter().map(|workload| key(workload.virtual_key, workload.upstream));
     let text = format!(
-        "{more}listen: {{ {listen} }}\nworkers: {{ {workers} }}\ndata_dir: {}\nvirtual_keys:\n{}",
+        "{more}listen: {{ {listen} }}\nworkers: {{ {workers} }}\ndata_dir: {}\n{}",
         folder.display(),
-        keys.collect::<String>(),
+        super::workload::settings(mock),
     );
     let path = tempfile::Builder::new().suffix(".yaml").tempfile_in(folder)?.into_temp_path().keep()?;
     fs::write(&path, text)?;
@@ -167,7 +264,20 @@ impl System {
 
     /// Largest resident memory of each process in bytes since the start or the last reset.
     pub fn peak_memory(&self) -> Result<Vec<u64>> {
-        self.processes.iter().map(|(_, process)| process.peak_memory()).collect()
+        self.processes.iter().map(|(_, process)| process.memory("VmHWM:")).collect()
+    }
+
+    /// Resident memory of all processes in bytes.
+    pub fn memory(&self) -> Result<u64> {
+        self.processes.iter().map(|(_, process)| process.memory("VmRSS:")).sum()
+    }
+
+    /// How many there are of something that `/proc` has a folder of, of all processes.
+    pub fn count(&self, folder: &str) -> Result<usize> {
+        let of_one = |(_, process): &(_, Process)| {
+            Ok(fs::read_dir(format!("/proc/{}/{folder}", process.0.id()))?.count())
+        };
+        self.processes.iter().map(of_one).sum()
     }
 
     /// Begins the peak anew.
@@ -189,6 +299,22 @@ impl Process {
         let mut address = String::new();
         BufReader::new(stdout).read_line(&mut address)?;
         Ok((process, address.trim().to_owned()))
+    }
+
+    /// Somebody else's, once it listens.
+    async fn of_others(mut command: Command, folder: &Path, address: &str) -> Result<Self> {
+        let log = folder.join("other.log");
+        command.current_dir(folder).stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&log)?);
+        let name = command.get_program().display().to_string();
+        let mut process = Self(command.spawn().with_context(|| format!("{name} cannot be started"))?);
+        let started = Instant::now();
+        while TcpStream::connect(address).is_err() {
+            if process.0.try_wait()?.is_some() || started.elapsed() > PATIENCE {
+                bail!("{name} does not listen: {}", fs::read_to_string(&log)?);
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Ok(process)
     }
 
     async fn of_ours(
@@ -234,9 +360,10 @@ impl Process {
         Ok(Duration::from_secs_f64(ticks / TICKS_PER_SECOND))
     }
 
-    fn peak_memory(&self) -> Result<u64> {
+    /// One of the sizes in `/proc`.
+    fn memory(&self, name: &'static str) -> Result<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.0.id()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("VmHWM")?;
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).context(name)?;
         Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
     }
 }

@@ -21,15 +21,26 @@ use tokio::{net::TcpListener, task::JoinSet};
 use super::picture::image_text;
 
 /// Sizes of the base64 text, by the name they have in paths.
-const SIZES: [(&str, usize); 2] = [("1k", 1 << 10), ("2m", 2 << 20)];
+pub const SIZES: [(&str, usize); 7] = [
+    ("1k", 1 << 10),
+    ("16k", 16 << 10),
+    ("256k", 256 << 10),
+    ("1m", 1 << 20),
+    ("2m", 2 << 20),
+    ("8m", 8 << 20),
+    ("32m", 32 << 20),
+];
 
-/// A provider. `/200/2m/…` waits 200 ms and answers with 2 MB. `/v1/traces` and `/v1/metrics` take what is sent.
+/// A provider. `/200/2m/…` waits 200 ms and answers with 2 MB, as Stability does where the path is Stability's; `/0/500/…`
+/// fails. `/v1/traces` and `/v1/metrics` take what is sent.
 pub async fn mock() -> Result<()> {
     let mut answers = Vec::with_capacity(SIZES.len());
     for (name, length) in SIZES {
         let text = image_text(length)?;
-        let json = format!("{{\"created\":1700000000,\"data\":[{{\"b64_json\":\"{text}\"}}]}}");
-        answers.push((name, Bytes::from(json)));
+        let openai = format!("{{\"created\":1700000000,\"data\":[{{\"b64_json\":\"{text}\"}}]}}");
+        let stability =
+            format!("{{\"artifacts\":[{{\"base64\":\"{text}\",\"seed\":1,\"finishReason\":\"SUCCESS\"}}]}}");
+        answers.push((name, [Bytes::from(openai), Bytes::from(stability)]));
     }
     serve(move |request: Request<Incoming>| {
         let answers = answers.clone();
@@ -43,13 +54,19 @@ pub async fn mock() -> Result<()> {
             let delay = path.next().and_then(|delay| delay.parse().ok());
             let size = path.next().unwrap_or_default();
             let answer = answers.iter().find(|(name, _)| *name == size);
-            let (Ok(_), Some(delay), Some((_, json))) = (received, delay, answer) else {
+            if size == "500" {
+                let failed =
+                    Bytes::from_static(br#"{"error":{"message":"it failed","type":"server_error"}}"#);
+                return respond(StatusCode::INTERNAL_SERVER_ERROR, failed);
+            }
+            let is_stability = path.any(|part| part == "text-to-image");
+            let (Ok(_), Some(delay), Some((_, [openai, stability]))) = (received, delay, answer) else {
                 return respond(StatusCode::NOT_FOUND, Bytes::new());
             };
             if delay > 0 {
                 tokio::time::sleep(Duration::from_millis(delay)).await;
             }
-            respond(StatusCode::OK, json.clone())
+            respond(StatusCode::OK, if is_stability { stability } else { openai }.clone())
         }
     })
     .await

@@ -1,0 +1,170 @@
+//! Kinds of requests, as each system is asked for them.
+
+use std::borrow::Cow;
+
+use serde_json::json;
+
+use super::{
+    load::Target,
+    system::{Kind, System},
+    upstream::SIZES,
+};
+
+/// A kind of request.
+pub struct Workload {
+    /// For the table.
+    pub name: Cow<'static, str>,
+    way: Way,
+    /// What the mock does, as its path says it.
+    upstream: Cow<'static, str>,
+    /// Of the base64 text.
+    pub text_bytes: usize,
+}
+
+/// How an image is had.
+enum Way {
+    /// From a provider that speaks as OpenAI does.
+    Plain,
+    /// From Stability, in OpenAI's shape.
+    Rewritten,
+    /// From the second provider, after the first has failed.
+    Fallback,
+    /// Without a provider, but for the first time. Who has no cache proxies.
+    Cached,
+    /// From one of so many targets.
+    Balanced(usize),
+}
+
+/// Targets of configs that balance.
+pub const TARGETS: [usize; 4] = [1, 10, 100, 1000];
+
+/// The size of an image of which many are in flight, as the mock knows it, and its delay in ms.
+const MANY: (&str, usize) = ("256k", 1000);
+
+/// node takes 16 KB of headers.
+const MOST_IN_A_HEADER: usize = 100;
+
+const STABILITY_MODEL: &str = "stable-diffusion-xl-1024-v1-0";
+
+pub const WORKLOADS: [Workload; 6] = [
+    Workload::new("1 KB", Way::Plain, "0/1k", 1 << 10),
+    Workload::new("2 MB", Way::Plain, "0/2m", 2 << 20),
+    Workload::new("8 MB", Way::Plain, "0/8m", 8 << 20),
+    Workload::new("500, then 2 MB", Way::Fallback, "0/2m", 2 << 20),
+    Workload::new("2 MB, rewritten", Way::Rewritten, "0/2m", 2 << 20),
+    Workload::new("2 MB, cached", Way::Cached, "0/2m", 2 << 20),
+];
+
+/// All of them arrive together after the mock's delay.
+pub const CROWDED: Workload = Workload::new("64 × 2 MB at once", Way::Plain, "200/2m", 2 << 20);
+
+impl Workload {
+    const fn new(name: &'static str, way: Way, upstream: &'static str, text_bytes: usize) -> Self {
+        Self { name: Cow::Borrowed(name), way, upstream: Cow::Borrowed(upstream), text_bytes }
+    }
+
+    /// Images of each size that the mock has, the smallest first.
+    pub fn sizes() -> impl Iterator<Item = Self> {
+        SIZES.into_iter().map(|(name, bytes)| Self::delayed(name, bytes, 0))
+    }
+
+    /// An image for a request that waits a while, as many do at once.
+    pub fn waiting() -> Self {
+        let (name, delay) = MANY;
+        let bytes = SIZES.into_iter().find(|(size, _)| *size == name).map_or(0, |(_, bytes)| bytes);
+        Self::delayed(name, bytes, delay)
+    }
+
+    /// A small image from one of so many targets.
+    pub fn balanced(targets: usize) -> Self {
+        let name = format!("{targets} targets").into();
+        Self { name, way: Way::Balanced(targets), ..Self::new("", Way::Plain, "0/1k", 1 << 10) }
+    }
+
+    fn delayed(size: &str, text_bytes: usize, delay: usize) -> Self {
+        let (name, upstream) = (size.to_owned().into(), format!("{delay}/{size}").into());
+        Self { name, way: Way::Plain, upstream, text_bytes }
+    }
+
+    /// The request to a system, if it can do that.
+    pub fn target(&self, kind: &Kind, system: &System, mock: &str) -> Option<Target> {
+        let openai = || format!("http://{mock}/{}/v1", self.upstream);
+        let (path, headers) = match (kind, &self.way) {
+            (Kind::Proxy | Kind::Nginx, Way::Rewritten | Way::Balanced(_))
+            | (Kind::Proxy, Way::Fallback)
+            | (Kind::Portkey(_), Way::Cached) => return None,
+            (Kind::Nginx, Way::Fallback) => ("/fallback/v1/images/generations".into(), String::new()),
+            (Kind::Proxy | Kind::Nginx, Way::Plain | Way::Cached) => {
+                (format!("/{}/v1/images/generations", self.upstream), String::new())
+            }
+            (Kind::Portkey(_), Way::Balanced(targets)) if *targets > MOST_IN_A_HEADER => return None,
+            (Kind::Portkey(_), Way::Balanced(targets)) => {
+                let target = json!({ "provider": "openai", "api_key": "none", "custom_host": openai() });
+                let config =
+                    json!({ "strategy": { "mode": "loadbalance" }, "targets": vec![target; *targets] });
+                ("/v1/images/generations".into(), format!("x-portkey-config: {config}\r\n"))
+            }
+            (Kind::Portkey(_), Way::Fallback) => {
+                let failing = json!({ "provider": "openai", "api_key": "none", "custom_host": format!("http://{mock}/0/500/v1") });
+                let second = json!({ "provider": "openai", "api_key": "none", "custom_host": openai() });
+                let config = json!({ "strategy": { "mode": "fallback" }, "targets": [failing, second] });
+                ("/v1/images/generations".into(), format!("x-portkey-config: {config}\r\n"))
+            }
+            (Kind::Portkey(_), way) => {
+                let (provider, host) = match way {
+                    Way::Rewritten => ("stability-ai", format!("http://{mock}/{}", self.upstream)),
+                    _ => ("openai", openai()),
+                };
+                let headers = format!(
+                    "authorization: Bearer none\r\nx-portkey-provider: {provider}\r\nx-portkey-custom-host: {host}\r\n"
+                );
+                ("/v1/images/generations".into(), headers)
+            }
+            (_, way) => {
+                let header = match way {
+                    Way::Plain => format!("x-portkey-virtual-key: {}", key_of(&self.upstream)),
+                    Way::Balanced(targets) => format!("x-portkey-config: balance-{targets}"),
+                    Way::Rewritten => "x-portkey-virtual-key: stability".into(),
+                    Way::Fallback => "x-portkey-config: fallback".into(),
+                    Way::Cached => "x-portkey-config: cached".into(),
+                };
+                ("/v1/images/generations".into(), header + "\r\n")
+            }
+        };
+        let model = if matches!(self.way, Way::Rewritten) { STABILITY_MODEL } else { "gpt-image-1" };
+        Some(Target::new(&system.address, &path, &headers, model))
+    }
+}
+
+/// What the gateway's file says of them.
+pub fn settings(mock: &str) -> String {
+    let key = |upstream: &str| {
+        let base_url = format!("http://{mock}/{upstream}/v1");
+        format!("  {}: {{ provider: openai, api_key: none, base_url: \"{base_url}\" }}\n", key_of(upstream))
+    };
+    let mut upstreams: Vec<String> = SIZES.iter().map(|(size, _)| format!("0/{size}")).collect();
+    upstreams.extend([
+        "0/500".into(),
+        CROWDED.upstream.into_owned(),
+        Workload::waiting().upstream.into_owned(),
+    ]);
+    let keys: String = upstreams.iter().map(|upstream| key(upstream)).collect();
+    let (small, large, failing) = (key_of("0/1k"), key_of("0/2m"), key_of("0/500"));
+    let balances = TARGETS.map(|targets| {
+        let target = format!("{{ virtual_key: {small} }}");
+        let targets_text = vec![target; targets].join(", ");
+        format!("  balance-{targets}: {{ strategy: {{ mode: loadbalance }}, targets: [{targets_text}] }}\n")
+    });
+    format!(
+        "virtual_keys:\n{keys}  stability: {{ provider: stability-ai, api_key: none, base_url: \"http://{mock}/0/2m\" }}\n\
+         configs:\n  \
+         fallback: {{ strategy: {{ mode: fallback }}, targets: [{{ virtual_key: {failing} }}, {{ virtual_key: {large} }}] }}\n  \
+         cached: {{ virtual_key: {large}, cache: {{ mode: simple }} }}\n{}",
+        balances.concat()
+    )
+}
+
+/// The virtual key that leads to what the mock does.
+fn key_of(upstream: &str) -> String {
+    format!("key-{}", upstream.replace('/', "-"))
+}
