@@ -41,6 +41,8 @@ pub const TARGETS: [usize; 4] = [1, 10, 100, 1000];
 /// The size of an image of which many are in flight, as the mock knows it, and its delay in ms.
 const MANY: (&str, usize) = ("256k", 1000);
 
+const IMAGES: &str = "/v1/images/generations";
+
 /// node takes 16 KB of headers.
 const MOST_IN_A_HEADER: usize = 100;
 
@@ -88,52 +90,56 @@ impl Workload {
 
     /// The request to a system, if it can do that.
     pub fn target(&self, kind: &Kind, system: &System, mock: &str) -> Option<Target> {
-        let openai = || format!("http://{mock}/{}/v1", self.upstream);
-        let (path, headers) = match (kind, &self.way) {
-            (Kind::Proxy | Kind::Nginx, Way::Rewritten | Way::Balanced(_))
-            | (Kind::Proxy, Way::Fallback)
-            | (Kind::Portkey(_), Way::Cached) => return None,
-            (Kind::Nginx, Way::Fallback) => ("/fallback/v1/images/generations".into(), String::new()),
-            (Kind::Proxy | Kind::Nginx, Way::Plain | Way::Cached) => {
-                (format!("/{}/v1/images/generations", self.upstream), String::new())
-            }
-            (Kind::Portkey(_), Way::Balanced(targets)) if *targets > MOST_IN_A_HEADER => return None,
-            (Kind::Portkey(_), Way::Balanced(targets)) => {
-                let target = json!({ "provider": "openai", "api_key": "none", "custom_host": openai() });
-                let config =
-                    json!({ "strategy": { "mode": "loadbalance" }, "targets": vec![target; *targets] });
-                ("/v1/images/generations".into(), format!("x-portkey-config: {config}\r\n"))
-            }
-            (Kind::Portkey(_), Way::Fallback) => {
-                let failing = json!({ "provider": "openai", "api_key": "none", "custom_host": format!("http://{mock}/0/500/v1") });
-                let second = json!({ "provider": "openai", "api_key": "none", "custom_host": openai() });
-                let config = json!({ "strategy": { "mode": "fallback" }, "targets": [failing, second] });
-                ("/v1/images/generations".into(), format!("x-portkey-config: {config}\r\n"))
-            }
-            (Kind::Portkey(_), way) => {
-                let (provider, host) = match way {
-                    Way::Rewritten => ("stability-ai", format!("http://{mock}/{}", self.upstream)),
-                    _ => ("openai", openai()),
-                };
-                let headers = format!(
-                    "authorization: Bearer none\r\nx-portkey-provider: {provider}\r\nx-portkey-custom-host: {host}\r\n"
-                );
-                ("/v1/images/generations".into(), headers)
-            }
-            (_, way) => {
-                let header = match way {
-                    Way::Plain => format!("x-portkey-virtual-key: {}", key_of(&self.upstream)),
-                    Way::Balanced(targets) => format!("x-portkey-config: balance-{targets}"),
-                    Way::Rewritten => "x-portkey-virtual-key: stability".into(),
-                    Way::Fallback => "x-portkey-config: fallback".into(),
-                    Way::Cached => "x-portkey-config: cached".into(),
-                };
-                ("/v1/images/generations".into(), header + "\r\n")
-            }
+        let (path, headers) = match kind {
+            Kind::Proxy | Kind::Nginx => (self.proxied(kind)?, String::new()),
+            Kind::Portkey(_) => (IMAGES.into(), self.portkeys_headers(mock)?),
+            _ => (IMAGES.into(), self.our_header()),
         };
         let model = if matches!(self.way, Way::Rewritten) { STABILITY_MODEL } else { "gpt-image-1" };
         Some(Target::new(&system.address, &path, &headers, model))
     }
+
+    /// The path of a proxy, which is the mock's.
+    fn proxied(&self, kind: &Kind) -> Option<String> {
+        match (&self.way, kind) {
+            (Way::Plain | Way::Cached, _) => Some(format!("/{}{IMAGES}", self.upstream)),
+            (Way::Fallback, Kind::Nginx) => Some(format!("/fallback{IMAGES}")),
+            (Way::Fallback | Way::Rewritten | Way::Balanced(_), _) => None,
+        }
+    }
+
+    /// Provider and address in headers, or a config in one.
+    fn portkeys_headers(&self, mock: &str) -> Option<String> {
+        let host = format!("http://{mock}/{}", self.upstream);
+        let target = |host: &str| json!({ "provider": "openai", "api_key": "none", "custom_host": host });
+        let openai = format!("{host}/v1");
+        let (mode, targets) = match self.way {
+            Way::Plain => return Some(of_provider("openai", &openai)),
+            Way::Rewritten => return Some(of_provider("stability-ai", &host)),
+            Way::Fallback => ("fallback", vec![target(&format!("http://{mock}/0/500/v1")), target(&openai)]),
+            Way::Balanced(targets @ ..=MOST_IN_A_HEADER) => ("loadbalance", vec![target(&openai); targets]),
+            Way::Cached | Way::Balanced(_) => return None,
+        };
+        let config = json!({ "strategy": { "mode": mode }, "targets": targets });
+        Some(format!("x-portkey-config: {config}\r\n"))
+    }
+
+    /// A virtual key or a saved config of the gateway's file.
+    fn our_header(&self) -> String {
+        match self.way {
+            Way::Plain => format!("x-portkey-virtual-key: {}\r\n", key_of(&self.upstream)),
+            Way::Rewritten => "x-portkey-virtual-key: stability\r\n".into(),
+            Way::Fallback => "x-portkey-config: fallback\r\n".into(),
+            Way::Cached => "x-portkey-config: cached\r\n".into(),
+            Way::Balanced(targets) => format!("x-portkey-config: balance-{targets}\r\n"),
+        }
+    }
+}
+
+fn of_provider(provider: &str, host: &str) -> String {
+    format!(
+        "authorization: Bearer none\r\nx-portkey-provider: {provider}\r\nx-portkey-custom-host: {host}\r\n"
+    )
 }
 
 /// What the gateway's file says of them.
