@@ -18,7 +18,7 @@ use tonic::{Status, body::Body, server::NamedService};
 use tower::Service;
 
 use super::{Admission, caller};
-use crate::{framing::PREFIX, guarded::Guarded};
+use crate::{framing, guarded::Guarded};
 
 /// A service whose calls begin once they have a place, and have it until their answers have been written.
 #[derive(Clone)]
@@ -82,7 +82,7 @@ impl Begun {
     /// Reads on until the length is there, or will not be.
     async fn read(body: &mut Body) -> Self {
         let mut begun = Self(Vec::with_capacity(1));
-        while begun.prefix().count() < PREFIX {
+        while begun.announced().is_none() {
             match body.frame().await {
                 Some(Ok(frame)) if frame.is_data() => begun.0.push(Ok(frame)),
                 Some(end) => {
@@ -95,19 +95,10 @@ impl Begun {
         begun
     }
 
-    fn prefix(&self) -> impl Iterator<Item = u8> {
-        let data = self.0.iter().flatten().filter_map(Frame::data_ref);
-        data.flat_map(|data| data.iter().copied()).take(PREFIX)
-    }
-
     /// The message's length.
     fn announced(&self) -> Option<usize> {
-        let mut length = [0; 4];
-        let mut prefix = self.prefix().skip(1);
-        for byte in &mut length {
-            *byte = prefix.next()?;
-        }
-        usize::try_from(u32::from_be_bytes(length)).ok()
+        let data = self.0.iter().flatten().filter_map(Frame::data_ref);
+        framing::announced(data.flatten().copied()).map(|(_, length)| length)
     }
 }
 

@@ -13,7 +13,7 @@ use http_body::Body;
 use prost::Message;
 use tonic::{Code, Request, Response, Status, metadata::MetadataMap};
 
-use super::{GRPC, MayCarry, PREFIX, prefix, rope::Rope};
+use super::{GRPC, MayCarry, PREFIX, announced, prefix, rope::Rope};
 use crate::{
     pool::{Answer, Pool},
     transport::MESSAGE_BYTES,
@@ -70,9 +70,8 @@ pub struct Incoming<B, M> {
 impl<B, M: MayCarry> Incoming<B, M> {
     /// The next message, if all of it is there.
     fn read(&mut self) -> Option<Result<M, Status>> {
-        let [compressed, length @ ..] = self.received.peek::<PREFIX>()?;
-        let length = u32::from_be_bytes(length) as usize;
-        if compressed != 0 {
+        let (is_compressed, length) = announced(self.received.bytes())?;
+        if is_compressed {
             return Some(Err(Status::internal("the other side has compressed a message, unasked")));
         }
         if length > MESSAGE_BYTES {

@@ -20,8 +20,8 @@ use crate::pb::{
     GenerateResponse, ImageChunk, StreamImageResponse, generate_response, stream_image_response,
 };
 
-/// In front of a message: whether it is compressed, which none is, and its length.
-pub const PREFIX: usize = 5;
+/// In front of a message: whether it is compressed, and its length.
+const PREFIX: usize = 5;
 
 const GRPC: http::HeaderValue = http::HeaderValue::from_static("application/grpc");
 
@@ -83,6 +83,14 @@ fn write<M: MayCarry>(mut message: M, into: &mut BytesMut) -> Option<Bytes> {
     Some(data)
 }
 
+/// What stands in front of a message: whether it is compressed, and its length. None: not all of it is there.
+pub fn announced(bytes: impl Iterator<Item = u8>) -> Option<(bool, usize)> {
+    let mut prefix = [0; PREFIX];
+    let read = prefix.iter_mut().zip(bytes).map(|(into, byte)| *into = byte).count();
+    let [compressed, length @ ..] = prefix;
+    (read == PREFIX).then_some((compressed != 0, u32::from_be_bytes(length) as usize))
+}
+
 /// The length is known to fit: chunks have 256 KiB, and other messages no images.
 fn prefix(length: usize, into: &mut BytesMut) {
     into.extend_from_slice(&[0]);
@@ -94,28 +102,32 @@ mod tests {
     use super::*;
     use crate::pb::Progress;
 
-    fn chunk(image_index: u32, bytes: usize) -> GenerateResponse {
-        let data = (0..bytes).map(|i| (i % 251) as u8).collect();
-        GenerateResponse {
-            event: Some(generate_response::Event::ImageChunk(ImageChunk { image_index, data })),
-        }
+    fn assert_as_prost_writes<M: MayCarry + Clone + std::fmt::Debug>(message: &M) {
+        let mut expected = BytesMut::new();
+        prefix(message.encoded_len(), &mut expected);
+        message.encode_raw(&mut expected);
+        let mut written = BytesMut::new();
+        let uncopied = write(message.clone(), &mut written).unwrap_or_default();
+        written.extend_from_slice(&uncopied);
+        assert!(written == expected, "{message:?}");
+        assert_eq!(announced(written.into_iter()), Some((false, message.encoded_len())));
     }
 
     #[test]
     fn what_is_written_is_what_prost_writes() {
-        let progress = Progress { fraction: Some(0.5), state: "running".into() };
-        let progress = GenerateResponse { event: Some(generate_response::Event::Progress(progress)) };
-        let chunks = [0, 1, 300].into_iter().flat_map(|image| {
-            [0, 1, 127, 128, COPIED, COPIED + 1, 16_383, 16_384, 256 << 10].map(|bytes| chunk(image, bytes))
-        });
-        for message in chunks.chain([progress, GenerateResponse::default()]) {
-            let mut expected = BytesMut::new();
-            prefix(message.encoded_len(), &mut expected);
-            message.encode_raw(&mut expected);
-            let mut written = BytesMut::new();
-            let uncopied = write(message.clone(), &mut written).unwrap_or_default();
-            written.extend_from_slice(&uncopied);
-            assert!(written == expected, "{message:?}");
+        for image_index in [0, 1, 300] {
+            for bytes in [0, 1, 127, 128, COPIED, COPIED + 1, 16_383, 16_384, 256 << 10] {
+                let data = (0..bytes).map(|i| (i % 251) as u8).collect();
+                let chunk = ImageChunk { image_index, data };
+                let event = generate_response::Event::ImageChunk(chunk.clone());
+                assert_as_prost_writes(&GenerateResponse { event: Some(event) });
+                let event = stream_image_response::Event::ImageChunk(chunk);
+                assert_as_prost_writes(&StreamImageResponse { event: Some(event) });
+            }
         }
+        let progress = Progress { fraction: Some(0.5), state: "running".into() };
+        let event = generate_response::Event::Progress(progress);
+        assert_as_prost_writes(&GenerateResponse { event: Some(event) });
+        assert_as_prost_writes(&GenerateResponse::default());
     }
 }

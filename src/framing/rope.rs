@@ -19,14 +19,9 @@ impl Rope {
         }
     }
 
-    /// The first bytes, if so many are there.
-    pub fn peek<const N: usize>(&self) -> Option<[u8; N]> {
-        let mut first = [0; N];
-        let mut bytes = self.pieces.iter().flat_map(|piece| piece.iter());
-        for byte in &mut first {
-            *byte = *bytes.next()?;
-        }
-        Some(first)
+    /// All of them, one by one.
+    pub fn bytes(&self) -> impl Iterator<Item = u8> {
+        self.pieces.iter().flatten().copied()
     }
 }
 
@@ -94,8 +89,7 @@ mod tests {
             pieces.into_iter().for_each(|piece| rope.push(piece.into()));
             for (copies, count) in takes {
                 prop_assert_eq!(rope.remaining(), whole.len());
-                let peeked = rope.peek::<5>();
-                prop_assert_eq!(peeked.as_ref().map(<[u8; 5]>::as_slice), whole.get(..5));
+                prop_assert!(rope.bytes().eq(whole.iter().copied()));
                 let count = count.min(whole.len());
                 if copies {
                     prop_assert_eq!(rope.copy_to_bytes(count), whole.split_to(count));
