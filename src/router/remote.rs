@@ -9,8 +9,8 @@ use crate::{
     framing,
     jobs::JobStream,
     pb::{
-        self, router_service_client::RouterServiceClient, router_service_server::RouterService,
-        stream_image_response::Event, watch_job_response::Event as JobEvent,
+        self, router_service_server::RouterService, stream_image_response::Event,
+        watch_job_response::Event as JobEvent,
     },
     pool::Pool,
     transport,
@@ -18,15 +18,12 @@ use crate::{
 
 /// The adapter of a router in another process.
 #[derive(Clone, Debug)]
-pub struct Remote {
-    pool: Pool,
-    client: RouterServiceClient<Pool>,
-}
+pub struct Remote(Pool);
 
 impl Remote {
     /// At the endpoints of a pool.
     pub fn new(pool: Pool) -> Self {
-        Self { client: pool.clone().router(), pool }
+        Self(pool)
     }
 }
 
@@ -39,28 +36,28 @@ impl RouterService for Remote {
         &self,
         request: Request<pb::GenerateImageRequest>,
     ) -> Result<Response<pb::GenerateImageResponse>, Status> {
-        self.client.clone().generate_image(request).await
+        self.0.clone().router().generate_image(request).await
     }
 
     async fn edit_image(
         &self,
         request: Request<pb::EditImageRequest>,
     ) -> Result<Response<pb::EditImageResponse>, Status> {
-        self.client.clone().edit_image(request).await
+        self.0.clone().router().edit_image(request).await
     }
 
     async fn vary_image(
         &self,
         request: Request<pb::VaryImageRequest>,
     ) -> Result<Response<pb::VaryImageResponse>, Status> {
-        self.client.clone().vary_image(request).await
+        self.0.clone().router().vary_image(request).await
     }
 
     async fn stream_image(
         &self,
         request: Request<pb::StreamImageRequest>,
     ) -> Result<Response<EventStream>, Status> {
-        let answer = framing::ask(&self.pool, transport::STREAM_IMAGE, request).await?;
+        let answer = framing::ask(&self.0, transport::STREAM_IMAGE, request).await?;
         Ok(answer.map(|events| Box::pin(events) as _))
     }
 
@@ -68,39 +65,39 @@ impl RouterService for Remote {
         &self,
         request: Request<pb::SubmitImageRequest>,
     ) -> Result<Response<pb::SubmitImageResponse>, Status> {
-        self.client.clone().submit_image(request).await
+        self.0.clone().router().submit_image(request).await
     }
 
     async fn get_job(
         &self,
         request: Request<pb::GetJobRequest>,
     ) -> Result<Response<pb::GetJobResponse>, Status> {
-        self.client.clone().get_job(request).await
+        self.0.clone().router().get_job(request).await
     }
 
     async fn cancel_job(
         &self,
         request: Request<pb::CancelJobRequest>,
     ) -> Result<Response<pb::CancelJobResponse>, Status> {
-        self.client.clone().cancel_job(request).await
+        self.0.clone().router().cancel_job(request).await
     }
 
     async fn watch_job(&self, request: Request<pb::WatchJobRequest>) -> Result<Response<JobStream>, Status> {
-        Ok(self.client.clone().watch_job(request).await?.map(|events| Box::pin(events) as _))
+        Ok(self.0.clone().router().watch_job(request).await?.map(|events| Box::pin(events) as _))
     }
 
     async fn explain_route(
         &self,
         request: Request<pb::ExplainRouteRequest>,
     ) -> Result<Response<pb::ExplainRouteResponse>, Status> {
-        self.client.clone().explain_route(request).await
+        self.0.clone().router().explain_route(request).await
     }
 
     async fn list_models(
         &self,
         request: Request<pb::ListModelsRequest>,
     ) -> Result<Response<pb::ListModelsResponse>, Status> {
-        self.client.clone().list_models(request).await
+        self.0.clone().router().list_models(request).await
     }
 }
 
