@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Args, CONNECTIONS, Sample,
     load::Until,
-    median, sample, save,
+    median, sample, sample_fresh, save,
     system::{Kind, System},
     verified,
     workload::{TARGETS, Workload},
@@ -18,6 +18,7 @@ use super::{
 
 /// Requests in flight at once.
 const IN_FLIGHT: [usize; 5] = [1, 10, 100, 300, 1000];
+const IN_FLIGHT_ROUNDS: usize = 2;
 
 /// Worker processes.
 const WORKERS: [usize; 4] = [1, 2, 4, 8];
@@ -106,12 +107,8 @@ async fn over_requests(kinds: &[Kind], mock: &str, folder: &Path) -> Result<Curv
     for kind in kinds {
         let mut points = Vec::new();
         for count in IN_FLIGHT {
-            // Fresh, so that nothing is left over in its heap.
-            let system = kind.start(mock, folder).await?;
-            let Some(target) = workload.target(kind, &system, mock) else { continue };
-            let length = verified(&workload, kind, &target).await?;
-            let sample = sample(&system, &target, count, Until::Answered(2), length).await?;
-            points.push((count as f64, sample.peak_mb()));
+            let sample = sample_fresh(kind, &workload, count, IN_FLIGHT_ROUNDS, mock, folder).await?;
+            points.extend(sample.map(|sample| (count as f64, sample.peak_mb())));
         }
         lines.push(Line { system: kind.name(), points });
     }

@@ -180,7 +180,7 @@ async fn compare(args: &Args) -> Result<()> {
     for kind in &kinds {
         systems.push(kind.start(&mock, folder.path()).await?);
     }
-    println!("| system | first answer after, ms | idle MB |\n|---|---:|---:|");
+    println!("| system | ready after, ms | idle MB |\n|---|---:|---:|");
     for (kind, system) in kinds.iter().zip(&systems) {
         let (started, idle) = (system.started.as_secs_f64() * 1e3, system.memory()? as f64 / 1e6);
         println!("| {} | {started:.0} | {idle:.0} |", kind.name());
@@ -249,15 +249,27 @@ async fn measure_memory(kinds: &[Kind], mock: &str, folder: &Path) -> Result<Mea
     for kind in kinds {
         let mut samples = Vec::with_capacity(3);
         for _ in 0..3 {
-            // Fresh, so that nothing is left over in its heap.
-            let system = kind.start(mock, folder).await?;
-            let Some(target) = CROWDED.target(kind, &system, mock) else { continue };
-            let length = verified(&CROWDED, kind, &target).await?;
-            samples.push(sample(&system, &target, CROWD, Until::Answered(CROWD_ROUNDS), length).await?);
+            samples.extend(sample_fresh(kind, &CROWDED, CROWD, CROWD_ROUNDS, mock, folder).await?);
         }
         systems.push(Samples { kind: kind.clone(), system: kind.name(), samples });
     }
     Ok(Measured { request: CROWDED.name.into_owned(), systems })
+}
+
+/// One sample of a system that is started for it, so that nothing is left over in its heap. Each connection has so many
+/// answers. None: it cannot be asked for that.
+async fn sample_fresh(
+    kind: &Kind,
+    workload: &Workload,
+    connections: usize,
+    answers: usize,
+    mock: &str,
+    folder: &Path,
+) -> Result<Option<Sample>> {
+    let system = kind.start(mock, folder).await?;
+    let Some(target) = workload.target(kind, &system, mock) else { return Ok(None) };
+    let length = verified(workload, kind, &target).await?;
+    sample(&system, &target, connections, Until::Answered(answers), length).await.map(Some)
 }
 
 /// Samples of each system that knows this kind of request, taken in turn so that the machine's moods fall on all of them

@@ -307,13 +307,7 @@ impl Process {
         command.current_dir(folder).stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&log)?);
         let name = command.get_program().display().to_string();
         let mut process = Self(command.spawn().with_context(|| format!("{name} cannot be started"))?);
-        let started = Instant::now();
-        while TcpStream::connect(address).is_err() {
-            if process.0.try_wait()?.is_some() || started.elapsed() > PATIENCE {
-                bail!("{name} does not listen: {}", fs::read_to_string(&log)?);
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        process.until(&name, &log, |_| TcpStream::connect(address).ok()).await?;
         Ok(process)
     }
 
@@ -332,20 +326,28 @@ impl Process {
             command.env("RUST_LOG", "warn,imagegate::serve=info");
         }
         let mut process = Self(command.spawn()?);
+        let name = format!("{} {}", binary.display(), arguments.join(" "));
+        let listening = |text: &str| {
+            text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()).find_map(|line| {
+                let fields = &line["fields"];
+                let listening = fields["message"] == "listening" && fields["role"] == role;
+                listening.then(|| fields["address"].as_str().map(str::to_owned))?
+            })
+        };
+        let address = process.until(&name, &log, listening).await?;
+        Ok((process, address))
+    }
+
+    /// Looks again and again for a sign that it listens, also in what it has written.
+    async fn until<T>(&mut self, name: &str, log: &Path, look: impl Fn(&str) -> Option<T>) -> Result<T> {
         let started = Instant::now();
         loop {
-            let text = fs::read_to_string(&log)?;
-            let address =
-                text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()).find_map(|line| {
-                    let fields = &line["fields"];
-                    let listening = fields["message"] == "listening" && fields["role"] == role;
-                    listening.then(|| fields["address"].as_str().map(str::to_owned))?
-                });
-            if let Some(address) = address {
-                return Ok((process, address));
+            let text = fs::read_to_string(log)?;
+            if let Some(found) = look(&text) {
+                return Ok(found);
             }
-            if process.0.try_wait()?.is_some() || started.elapsed() > PATIENCE {
-                bail!("{} {} does not listen: {text}", binary.display(), arguments.join(" "));
+            if self.0.try_wait()?.is_some() || started.elapsed() > PATIENCE {
+                bail!("{name} does not listen: {text}");
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
