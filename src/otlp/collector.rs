@@ -1,8 +1,9 @@
 //! The other side: OTLP over gRPC, through a pool as between the roles, or over HTTP, through the connections that this
 //! process has anyway.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, marker::PhantomData, sync::Arc, time::Duration};
 
+use bytes::{BufMut as _, Bytes};
 use http::{HeaderMap, HeaderValue, Request as HttpRequest, header::CONTENT_TYPE, uri::PathAndQuery};
 use opentelemetry_proto::tonic::collector::{
     metrics::v1::{ExportMetricsServiceRequest, ExportMetricsServiceResponse},
@@ -10,8 +11,13 @@ use opentelemetry_proto::tonic::collector::{
 };
 use prost::Message;
 use tokio::time::timeout;
-use tonic::{Code, Request, Status, client::Grpc, metadata::MetadataMap};
-use tonic_prost::ProstCodec;
+use tonic::{
+    Code, Request, Status,
+    client::Grpc,
+    codec::{BufferSettings, Codec, EncodeBuf, Encoder},
+    metadata::MetadataMap,
+};
+use tonic_prost::ProstDecoder;
 
 use crate::{
     config::otlp::{Endpoint, OtlpSettings},
@@ -93,7 +99,7 @@ impl Collector {
     ///
     /// # Errors
     /// None was taken.
-    pub async fn traces(&self, request: ExportTraceServiceRequest) -> Result<usize, Failure> {
+    pub async fn traces(&self, request: &ExportTraceServiceRequest) -> Result<usize, Failure> {
         let answer: ExportTraceServiceResponse = self.send(&TRACES, request).await?;
         let rejected = answer.partial_success.map_or(0, |partial| partial.rejected_spans);
         Ok(usize::try_from(rejected).unwrap_or_default())
@@ -104,27 +110,26 @@ impl Collector {
     /// # Errors
     /// It was not taken.
     pub async fn metrics(&self, request: &ExportMetricsServiceRequest) -> Result<(), Failure> {
-        self.send::<_, ExportMetricsServiceResponse>(&METRICS, request.clone()).await.map(drop)
+        self.send::<ExportMetricsServiceResponse>(&METRICS, request).await.map(drop)
     }
 
-    async fn send<Q, A>(&self, place: &Place, request: Q) -> Result<A, Failure>
+    async fn send<A>(&self, place: &Place, request: &impl Message) -> Result<A, Failure>
     where
-        Q: Message + 'static,
         A: Message + Default + 'static,
     {
+        let request = request.encode_to_vec().into();
         let exchange = async {
             match &self.wire {
                 Wire::Grpc(pool) => self.call(pool, place, request).await,
-                Wire::Http { http, base_url } => self.post(http, base_url, place, &request).await,
+                Wire::Http { http, base_url } => self.post(http, base_url, place, request).await,
             }
         };
         let late = |_| Err(Failure::Away(format!("no answer within {} s", ANSWER_WITHIN.as_secs())));
         timeout(ANSWER_WITHIN, exchange).await.unwrap_or_else(late)
     }
 
-    async fn call<Q, A>(&self, pool: &Pool, place: &Place, request: Q) -> Result<A, Failure>
+    async fn call<A>(&self, pool: &Pool, place: &Place, request: Bytes) -> Result<A, Failure>
     where
-        Q: Message + 'static,
         A: Message + Default + 'static,
     {
         let mut request = Request::new(request);
@@ -133,7 +138,7 @@ impl Collector {
         let mut client = Grpc::new(pool.clone());
         let path = PathAndQuery::from_static(place.grpc);
         client.ready().await.map_err(|status| failure(&status))?;
-        let answer = client.unary(request, path, ProstCodec::<Q, A>::default()).await;
+        let answer = client.unary(request, path, Encoded::<A>(PhantomData)).await;
         answer.map(tonic::Response::into_inner).map_err(|status| failure(&status))
     }
 
@@ -142,10 +147,10 @@ impl Collector {
         http: &Http,
         base_url: &str,
         place: &Place,
-        request: &impl Message,
+        request: Bytes,
     ) -> Result<A, Failure> {
         let mut post = HttpRequest::post(format!("{base_url}{}", place.http))
-            .body(Pieces::from(request.encode_to_vec()))
+            .body(Pieces::from(request))
             .map_err(|_| Failure::Refused("its address cannot be called".into()))?;
         *post.headers_mut() = self.headers.clone();
         post.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/x-protobuf"));
@@ -160,6 +165,36 @@ impl Collector {
         // Taken is taken, whatever else is said.
         let answer = answer.document(MOST_BYTES).await.unwrap_or_default();
         Ok(A::decode(answer).unwrap_or_default())
+    }
+}
+
+/// Messages that are encoded already, and answers of some kind.
+struct Encoded<A>(PhantomData<A>);
+
+struct AsItIs;
+
+impl<A: Message + Default + 'static> Codec for Encoded<A> {
+    type Encode = Bytes;
+    type Decode = A;
+    type Encoder = AsItIs;
+    type Decoder = ProstDecoder<A>;
+
+    fn encoder(&mut self) -> AsItIs {
+        AsItIs
+    }
+
+    fn decoder(&mut self) -> ProstDecoder<A> {
+        ProstDecoder::new(BufferSettings::default())
+    }
+}
+
+impl Encoder for AsItIs {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn encode(&mut self, message: Bytes, into: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        into.put(message);
+        Ok(())
     }
 }
 

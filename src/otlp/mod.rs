@@ -20,11 +20,7 @@ use std::{
     time::Duration,
 };
 
-use opentelemetry_proto::tonic::{
-    collector::trace::v1::ExportTraceServiceRequest,
-    resource::v1::Resource,
-    trace::v1::{ResourceSpans, ScopeSpans},
-};
+use opentelemetry_proto::tonic::resource::v1::Resource;
 use tokio::time::{sleep, timeout};
 
 use self::{
@@ -54,7 +50,6 @@ pub struct Exporter {
     queue: Queue,
     meters: Option<Meters>,
     collector: Collector,
-    resource: Resource,
     /// It did not answer the last time.
     is_away: AtomicBool,
     /// It did not take the last of these, and said so.
@@ -68,13 +63,14 @@ impl Exporter {
     /// The system's CAs cannot be had.
     pub fn try_new(settings: &OtlpSettings, http: &Arc<Http>) -> anyhow::Result<Arc<Self>> {
         let described = attributes::resource(settings);
+        let meters = settings.metrics_every.map(|every| Meters::new(every, &described));
+        let resource = Resource { attributes: attributes::written(described), ..Default::default() };
         Ok(Arc::new(Self {
             sampling: settings.sampling,
             prompts: settings.prompts,
-            queue: Queue::new(),
-            meters: settings.metrics_every.map(|every| Meters::new(every, &described)),
+            queue: Queue::new(resource),
+            meters,
             collector: Collector::try_new(settings, http)?,
-            resource: Resource { attributes: attributes::written(described), ..Default::default() },
             is_away: AtomicBool::new(false),
             refuses: Default::default(),
         }))
@@ -132,13 +128,8 @@ impl Exporter {
 
     /// False: they have to be sent again.
     async fn send_spans(&self, waiting: &mut Waiting) -> bool {
-        let (spans, count) = (waiting.batch().to_vec(), waiting.batch().len());
-        let scope_spans = vec![ScopeSpans { scope: Some(attributes::scope()), spans, ..Default::default() }];
-        let resource = Some(self.resource.clone());
-        let request = ExportTraceServiceRequest {
-            resource_spans: vec![ResourceSpans { resource, scope_spans, ..Default::default() }],
-        };
-        match self.judge(OtlpSignal::Traces, self.collector.traces(request).await) {
+        let count = waiting.count();
+        match self.judge(OtlpSignal::Traces, self.collector.traces(waiting.request()).await) {
             Ok(rejected) => {
                 telemetry::otlp_spans_sent(count.saturating_sub(rejected));
                 telemetry::otlp_spans_lost("rejected", rejected);

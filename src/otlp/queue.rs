@@ -9,13 +9,18 @@ use std::{
     time::Duration,
 };
 
-use opentelemetry_proto::tonic::trace::v1::Span;
+use opentelemetry_proto::tonic::{
+    collector::trace::v1::ExportTraceServiceRequest,
+    resource::v1::Resource,
+    trace::v1::{ResourceSpans, ScopeSpans, Span},
+};
 use prost::Message as _;
 use tokio::{
     sync::{Mutex, MutexGuard, mpsc},
     time::{Instant, timeout_at},
 };
 
+use super::attributes;
 use crate::telemetry;
 
 /// Requests whose spans may wait, and the memory that these may take. With prompts a span has as much as its prompt.
@@ -42,8 +47,8 @@ pub struct Queue {
 pub struct Waiting {
     queue: mpsc::Receiver<Parcel>,
     queued_bytes: Arc<AtomicUsize>,
-    /// Taken from the queue, and not known to be sent.
-    batch: Vec<Span>,
+    /// What was taken from the queue, and is not known to be sent, as it is sent.
+    request: ExportTraceServiceRequest,
     bytes: usize,
 }
 
@@ -55,12 +60,16 @@ struct Parcel {
 }
 
 impl Queue {
-    /// Nothing waits yet.
-    pub fn new() -> Self {
+    /// Nothing waits yet. The resource is who sends.
+    pub fn new(resource: Resource) -> Self {
         let (sender, queue) = mpsc::channel(QUEUED);
         let bytes = Arc::<AtomicUsize>::default();
         let queued_bytes = Arc::clone(&bytes);
-        let waiting = Waiting { queue, queued_bytes, batch: Vec::new(), bytes: 0 };
+        let scope_spans = vec![ScopeSpans { scope: Some(attributes::scope()), ..Default::default() }];
+        let resource_spans =
+            vec![ResourceSpans { resource: Some(resource), scope_spans, ..Default::default() }];
+        let request = ExportTraceServiceRequest { resource_spans };
+        let waiting = Waiting { queue, queued_bytes, request, bytes: 0 };
         Self { sender, bytes, waiting: Mutex::new(waiting) }
     }
 
@@ -87,7 +96,7 @@ impl Queue {
 impl Waiting {
     /// Waits until there is something to send, and a moment for more.
     pub async fn gather(&mut self) {
-        if self.batch.is_empty() {
+        if self.count() == 0 {
             let Some(first) = self.queue.recv().await else { return };
             self.add(first);
         }
@@ -104,17 +113,22 @@ impl Waiting {
             let Ok(more) = self.queue.try_recv() else { break };
             self.add(more);
         }
-        !self.batch.is_empty()
+        self.count() > 0
     }
 
     /// What to send next.
-    pub fn batch(&self) -> &[Span] {
-        &self.batch
+    pub fn request(&self) -> &ExportTraceServiceRequest {
+        &self.request
     }
 
-    /// The batch needs not be sent any more.
+    /// How many spans that are.
+    pub fn count(&self) -> usize {
+        self.request.resource_spans[0].scope_spans[0].spans.len()
+    }
+
+    /// They need not be sent any more.
     pub fn done(&mut self) {
-        self.batch.clear();
+        self.spans().clear();
         self.bytes = 0;
     }
 
@@ -122,20 +136,24 @@ impl Waiting {
     pub fn give_up(&mut self) -> usize {
         let mut count = 0;
         while self.take_more() {
-            count += self.batch.len();
+            count += self.count();
             self.done();
         }
         count
     }
 
     fn has_room(&self) -> bool {
-        self.batch.len() < BATCH && self.bytes < BATCH_BYTES
+        self.count() < BATCH && self.bytes < BATCH_BYTES
     }
 
     fn add(&mut self, parcel: Parcel) {
         self.queued_bytes.fetch_sub(parcel.bytes, Ordering::Relaxed);
         self.bytes += parcel.bytes;
-        self.batch.extend(parcel.spans);
+        self.spans().extend(parcel.spans);
+    }
+
+    fn spans(&mut self) -> &mut Vec<Span> {
+        &mut self.request.resource_spans[0].scope_spans[0].spans
     }
 }
 
@@ -149,24 +167,24 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_batch_waits_a_moment_for_more_and_is_not_larger_than_a_collector_takes() {
-        let queue = Queue::new();
+        let queue = Queue::new(Resource::default());
         let mut waiting = queue.waiting().await;
         queue.put(2, || spans(2, "a"));
         queue.put(1, || spans(1, "b"));
         let begun = Instant::now();
         waiting.gather().await;
-        assert_eq!((waiting.batch().len(), begun.elapsed()), (3, GATHER_WITHIN));
+        assert_eq!((waiting.count(), begun.elapsed()), (3, GATHER_WITHIN));
         // It could not be sent: the next one has it and more.
         queue.put(1, || spans(1, "c"));
         waiting.gather().await;
-        assert_eq!(waiting.batch().len(), 4);
+        assert_eq!(waiting.count(), 4);
         waiting.done();
         let large = "x".repeat(BATCH_BYTES / 2);
         for _ in 0..3 {
             queue.put(1, || spans(1, &large));
         }
         waiting.gather().await;
-        assert_eq!(waiting.batch().len(), 2);
+        assert_eq!(waiting.count(), 2);
         waiting.done();
         assert_eq!(waiting.give_up(), 1);
         assert!(!waiting.take_more());
@@ -174,7 +192,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_does_not_fit_is_not_even_made() {
-        let queue = Queue::new();
+        let queue = Queue::new(Resource::default());
         let large = "x".repeat(QUEUED_BYTES);
         queue.put(1, || spans(1, &large));
         queue.put(1, || unreachable!("there is no room"));
