@@ -216,11 +216,11 @@ fn with(model: &ModelCapability, usual: &ImageRequest, name: &str, value: &Value
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::provider::catalog;
+    use crate::{config::yaml, provider::catalog};
 
     fn labels(yaml: &str) -> Vec<String> {
-        let record = catalog::read(&format!("name: p\nmodels:\n  - {yaml}\n")).unwrap();
-        cases(&record.models[0]).into_iter().map(|case| case.label).collect()
+        let models = catalog::entry(&yaml::parse(yaml).unwrap().value).unwrap();
+        cases(&models[0]).into_iter().map(|case| case.label).collect()
     }
 
     #[test]

@@ -29,8 +29,11 @@ pub const COUNTED: &[&str] = &[
 pub const MADE: &[&str] =
     &["request", "image", "input_image", "output_pixel", "input_pixel", "step", "pixel_step"];
 
-static EMBEDDED: LazyLock<Book> =
-    LazyLock::new(|| read::text(include_str!("book.yaml")).expect("tests read the embedded price book"));
+static EMBEDDED: LazyLock<Book> = LazyLock::new(|| {
+    let book = include_str!(concat!(env!("OUT_DIR"), "/book.json"));
+    let book = serde_json::from_str(book).expect("the build has written it");
+    read::book(&book).expect("tests read the embedded price book")
+});
 
 /// Prices by provider and model.
 #[derive(Clone, Debug, Default)]
@@ -94,7 +97,6 @@ pub fn in_force(prices: &[Price], day: impl FnOnce() -> String) -> Option<Arc<[P
 #[cfg(test)]
 mod tests {
     use super::*;
-
     #[test]
     fn a_price_change_is_written_down_before_it_happens() {
         let book = read::text(
@@ -123,7 +125,7 @@ mod tests {
 
     #[test]
     fn the_embedded_book_is_read_and_dated() {
-        let book = read::text(include_str!("book.yaml")).unwrap();
+        let book = Book::embedded();
         assert!(read::is_day(book.as_of()));
         assert!(book.entries().count() > 100);
     }

@@ -34,9 +34,18 @@ const PIXELS: &[&str] = &["output_pixel", "input_pixel"];
 /// Everything that is wrong with it, with lines.
 pub fn text(text: &str) -> Result<Book, Vec<Problem>> {
     let document = yaml::parse(text).map_err(|problem| vec![problem])?;
+    let located = |found: Vec<_>| found.into_iter().map(|problem| document.locate(problem)).collect();
+    book(&document.value).map_err(located)
+}
+
+/// Reads a book, of whatever providers.
+///
+/// # Errors
+/// Everything that is wrong with it.
+pub fn book(value: &Value) -> Result<Book, Vec<Problem>> {
     let problems = Problems::default();
-    let book = Object::open(&document.value, "", &problems).map(|book| read(book, None));
-    let found: Vec<_> = problems.into_vec().into_iter().map(|problem| document.locate(problem)).collect();
+    let book = Object::open(value, "", &problems).map(|book| read(book, None));
+    let found = problems.into_vec();
     book.filter(|_| found.is_empty()).ok_or(found)
 }
 

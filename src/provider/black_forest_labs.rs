@@ -31,8 +31,7 @@ const POLL_EVERY: Duration = Duration::from_millis(500);
 /// One credit is one cent.
 const USD_PER_CREDIT: f64 = 0.01;
 
-static RECORD: LazyLock<pb::Provider> =
-    LazyLock::new(|| catalog::embedded(include_str!("black_forest_labs.yaml")));
+static RECORD: LazyLock<pb::Provider> = LazyLock::new(|| catalog::embedded(data!("black_forest_labs")));
 
 /// The provider `black-forest-labs`.
 #[derive(Debug)]

@@ -15,13 +15,12 @@ use crate::{
     prices::{self, Book},
 };
 
-/// Reads an embedded data file.
+/// Reads an embedded data file, which is JSON by now.
 ///
 /// # Errors
-/// What is wrong with the file, with the line where YAML tells it.
+/// What is wrong with the file.
 pub fn read(text: &str) -> Result<pb::Provider, String> {
-    let value = crate::config::yaml::parse(text).map_err(|problem| problem.to_string())?.value;
-    let data: Data = serde_json::from_value(value).map_err(|error| error.to_string())?;
+    let data: Data = serde_json::from_str(text).map_err(|error| error.to_string())?;
     data.into_record()
 }
 
@@ -267,7 +266,7 @@ mod tests {
                 assert_eq!(model.prices, prices.map(|prices| prices.to_vec()).unwrap_or_default());
             }
         }
-        let text = "name: x\nmodels: [{ids: [a], operations: [generate], prices: [{item: image, usd: 1}]}]";
+        let text = r#"{"name":"x","models":[{"ids":["a"],"operations":["generate"],"prices":[{"item":"image","usd":1}]}]}"#;
         assert!(embedded(text).models[0].prices.is_empty());
     }
 
@@ -307,8 +306,8 @@ mod tests {
 
     #[test]
     fn a_misspelt_field_is_refused() {
-        let problem =
-            read("name: x\nmodels:\n  - ids: [a]\n    operations: [generate]\n    max_m: 1\n").unwrap_err();
+        let text = r#"{"name":"x","models":[{"ids":["a"],"operations":["generate"],"max_m":1}]}"#;
+        let problem = read(text).unwrap_err();
         assert!(problem.contains("max_m"), "{problem}");
     }
 }

@@ -32,8 +32,8 @@ const CREDENTIAL: (HeaderName, &str) = (AUTHORIZATION, "Key ");
 const NO_RETRY: (HeaderName, HeaderValue) =
     (HeaderName::from_static("x-fal-no-retry"), HeaderValue::from_static("1"));
 
-static RECORD: LazyLock<pb::Provider> = LazyLock::new(|| catalog::embedded(include_str!("fal.yaml")));
-static NAMES: LazyLock<Vec<Names>> = LazyLock::new(|| names::embedded(include_str!("fal_names.yaml")));
+static RECORD: LazyLock<pb::Provider> = LazyLock::new(|| catalog::embedded(data!("fal")));
+static NAMES: LazyLock<Vec<Names>> = LazyLock::new(|| names::embedded(data!("fal_names")));
 
 /// The provider `fal`.
 #[derive(Debug)]

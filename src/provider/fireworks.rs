@@ -26,7 +26,7 @@ const NAME: &str = "fireworks-ai";
 /// As often as vercel/ai's adapter asks; no document says how often one may.
 const POLL_EVERY: Duration = Duration::from_millis(500);
 
-static RECORD: LazyLock<pb::Provider> = LazyLock::new(|| catalog::embedded(include_str!("fireworks.yaml")));
+static RECORD: LazyLock<pb::Provider> = LazyLock::new(|| catalog::embedded(data!("fireworks")));
 
 /// The provider `fireworks-ai`.
 #[derive(Debug)]

@@ -22,7 +22,7 @@ const NAME: &str = "ideogram";
 
 const KEY_HEADER: HeaderName = HeaderName::from_static("api-key");
 
-static RECORD: LazyLock<pb::Provider> = LazyLock::new(|| catalog::embedded(include_str!("ideogram.yaml")));
+static RECORD: LazyLock<pb::Provider> = LazyLock::new(|| catalog::embedded(data!("ideogram")));
 
 /// The provider `ideogram`.
 #[derive(Debug)]

@@ -23,7 +23,7 @@ use crate::{
 
 const NAME: &str = "openai";
 
-static RECORD: LazyLock<pb::Provider> = LazyLock::new(|| catalog::embedded(include_str!("openai.yaml")));
+static RECORD: LazyLock<pb::Provider> = LazyLock::new(|| catalog::embedded(data!("openai")));
 
 /// The provider `openai`.
 #[derive(Debug)]

@@ -18,8 +18,7 @@ use crate::{
 
 const NAME: &str = "openai-compatible";
 
-static RECORD: LazyLock<pb::Provider> =
-    LazyLock::new(|| catalog::embedded(include_str!("openai_compatible.yaml")));
+static RECORD: LazyLock<pb::Provider> = LazyLock::new(|| catalog::embedded(data!("openai_compatible")));
 
 /// The provider `openai-compatible`.
 #[derive(Debug)]

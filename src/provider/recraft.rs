@@ -25,7 +25,7 @@ const NAME: &str = "recraft-ai";
 /// How far an edit goes when nobody says so; the endpoint wants a value.
 const DEFAULT_STRENGTH: f64 = 0.5;
 
-static RECORD: LazyLock<pb::Provider> = LazyLock::new(|| catalog::embedded(include_str!("recraft.yaml")));
+static RECORD: LazyLock<pb::Provider> = LazyLock::new(|| catalog::embedded(data!("recraft")));
 
 /// The provider `recraft-ai`.
 #[derive(Debug)]

@@ -37,8 +37,8 @@ const REFUSALS: [&str; 5] = ["nsfw", "sensitive", "safety", "flagged", "e005"];
 
 const MAX_ERROR_CHARS: usize = 300;
 
-static RECORD: LazyLock<pb::Provider> = LazyLock::new(|| catalog::embedded(include_str!("replicate.yaml")));
-static NAMES: LazyLock<Vec<Names>> = LazyLock::new(|| names::embedded(include_str!("replicate_names.yaml")));
+static RECORD: LazyLock<pb::Provider> = LazyLock::new(|| catalog::embedded(data!("replicate")));
+static NAMES: LazyLock<Vec<Names>> = LazyLock::new(|| names::embedded(data!("replicate_names")));
 
 /// The provider `replicate`.
 #[derive(Debug)]

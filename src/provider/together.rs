@@ -17,7 +17,7 @@ use crate::{
 
 const NAME: &str = "together";
 
-static RECORD: LazyLock<pb::Provider> = LazyLock::new(|| catalog::embedded(include_str!("together.yaml")));
+static RECORD: LazyLock<pb::Provider> = LazyLock::new(|| catalog::embedded(data!("together")));
 
 /// The provider `together`.
 #[derive(Debug)]

@@ -36,7 +36,7 @@ const ACCOUNT: &str = "workers_ai_account_id";
 /// Longest side of an input of the FLUX.2 models, of which Cloudflare says that larger ones may not be sent.
 const MAX_INPUT_SIDE: u32 = 512;
 
-static RECORD: LazyLock<pb::Provider> = LazyLock::new(|| catalog::embedded(include_str!("workers_ai.yaml")));
+static RECORD: LazyLock<pb::Provider> = LazyLock::new(|| catalog::embedded(data!("workers_ai")));
 
 /// The provider `workers-ai`.
 #[derive(Debug)]

@@ -23,7 +23,7 @@ const NAME: &str = "x-ai";
 /// Ticks of a US dollar. Nowhere stated; it follows from 200,000,000 for an image of $0.02.
 const TICKS_PER_USD: f64 = 1e10;
 
-static RECORD: LazyLock<pb::Provider> = LazyLock::new(|| catalog::embedded(include_str!("xai.yaml")));
+static RECORD: LazyLock<pb::Provider> = LazyLock::new(|| catalog::embedded(data!("xai")));
 
 /// The provider `x-ai`.
 #[derive(Debug)]

@@ -52,8 +52,7 @@ const LOADED: &str = "loaded";
 /// the job must not have ended, and another begun, since it was last looked at, which is up to three seconds ago.
 const INTERRUPTED_FROM_S: f64 = 5.0;
 
-static RECORD: LazyLock<pb::Provider> =
-    LazyLock::new(|| catalog::embedded(include_str!("../automatic1111.yaml")));
+static RECORD: LazyLock<pb::Provider> = LazyLock::new(|| catalog::embedded(data!("automatic1111")));
 
 /// The provider `automatic1111`.
 #[derive(Debug)]

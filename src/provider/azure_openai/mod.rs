@@ -28,8 +28,7 @@ const NO_RESOURCE: &str = "https://{resource_name}.openai.azure.com/openai";
 /// A key in `authorization` fails behind API Management.
 const API_KEY: HeaderName = HeaderName::from_static("api-key");
 
-static RECORD: LazyLock<pb::Provider> =
-    LazyLock::new(|| catalog::embedded(include_str!("../azure_openai.yaml")));
+static RECORD: LazyLock<pb::Provider> = LazyLock::new(|| catalog::embedded(data!("azure_openai")));
 
 /// The provider `azure-openai`.
 #[derive(Debug)]

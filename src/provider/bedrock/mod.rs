@@ -36,7 +36,7 @@ const REGIONAL: &str = "https://bedrock-runtime.{aws_region}.amazonaws.com";
 
 const DEFAULT_REGION: &str = "us-east-1";
 
-static RECORD: LazyLock<pb::Provider> = LazyLock::new(|| catalog::embedded(include_str!("../bedrock.yaml")));
+static RECORD: LazyLock<pb::Provider> = LazyLock::new(|| catalog::embedded(data!("bedrock")));
 
 /// The provider `bedrock`.
 #[derive(Debug)]

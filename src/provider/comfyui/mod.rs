@@ -42,7 +42,7 @@ const POLL_EVERY: Duration = Duration::from_millis(500);
 /// The queue's answer holds every graph that waits, so that who stands far back asks less often: at most this long.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
-static RECORD: LazyLock<pb::Provider> = LazyLock::new(|| catalog::embedded(include_str!("comfyui.yaml")));
+static RECORD: LazyLock<pb::Provider> = LazyLock::new(|| catalog::embedded(data!("comfyui")));
 
 /// The provider `comfyui`.
 #[derive(Debug)]

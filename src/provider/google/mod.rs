@@ -20,7 +20,7 @@ const NAME: &str = "google";
 
 const KEY_HEADER: HeaderName = HeaderName::from_static("x-goog-api-key");
 
-static RECORD: LazyLock<pb::Provider> = LazyLock::new(|| catalog::embedded(include_str!("../google.yaml")));
+static RECORD: LazyLock<pb::Provider> = LazyLock::new(|| catalog::embedded(data!("google")));
 
 /// The provider `google`.
 #[derive(Debug)]

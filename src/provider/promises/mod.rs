@@ -69,7 +69,7 @@ enum Refused {
 
 impl Subject {
     fn all() -> Vec<Self> {
-        let record = catalog::embedded(include_str!("../sandbox/sandbox.yaml"));
+        let record = catalog::embedded(data!("sandbox"));
         let sandbox = Self { record: record.into(), http: None };
         let of = |provider: Arc<dyn Provider>| Self {
             record: provider.record().clone().into(),

@@ -79,7 +79,7 @@ impl Sandbox {
 
     /// The sandbox with its embedded capability record.
     pub fn new() -> Self {
-        Self { record: catalog::embedded(include_str!("sandbox.yaml")), work: Arc::default() }
+        Self { record: catalog::embedded(data!("sandbox")), work: Arc::default() }
     }
 }
 

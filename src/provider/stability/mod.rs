@@ -30,8 +30,7 @@ const RATE_LIMIT_WAIT: Duration = Duration::from_secs(60);
 /// Longest text in a client header.
 const MAX_CLIENT_HEADER_CHARS: usize = 256;
 
-static RECORD: LazyLock<pb::Provider> =
-    LazyLock::new(|| catalog::embedded(include_str!("../stability.yaml")));
+static RECORD: LazyLock<pb::Provider> = LazyLock::new(|| catalog::embedded(data!("stability")));
 
 /// The provider `stability-ai`.
 #[derive(Debug)]

@@ -28,8 +28,7 @@ const NAME: &str = "vertex-ai";
 /// What no config can mean: every region has an address of its own.
 const NO_REGION: &str = "https://{vertex_region}-aiplatform.googleapis.com/v1";
 
-static RECORD: LazyLock<pb::Provider> =
-    LazyLock::new(|| catalog::embedded(include_str!("../vertex_ai.yaml")));
+static RECORD: LazyLock<pb::Provider> = LazyLock::new(|| catalog::embedded(data!("vertex_ai")));
 
 /// The provider `vertex-ai`.
 #[derive(Debug)]
