@@ -78,12 +78,12 @@ async fn fill(store: &Store, requests: u64) {
     for made in traffic {
         made.calls.iter().for_each(|call| invoice.add(call));
         batch.push(made.logged);
-        if batch.len() == 500 {
+        if batch.len() == 2000 {
             write(store, &mut batch, &mut writing).await;
         }
     }
     write(store, &mut batch, &mut writing).await;
-    println!("writing: {:.0} requests/s in batches of 500", requests as f64 / writing.as_secs_f64());
+    println!("writing: {:.0} requests/s in batches of 2,000", requests as f64 / writing.as_secs_f64());
     compare(store, &invoice).await;
 }
 

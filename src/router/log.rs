@@ -146,6 +146,9 @@ impl RequestLog {
     ) -> RequestRecord {
         let ctx = &self.call.ctx;
         let keeps_nothing = ctx.overrides.keep_nothing;
+        // The record says both, and whoever reads it has the report say them again.
+        report.request_id.clear();
+        report.trace_id.clear();
         if keeps_nothing {
             report.attempts.iter_mut().for_each(|attempt| attempt.message.clear());
         }

@@ -35,7 +35,7 @@ impl Store {
         let mut order: Vec<usize> = (0..used.len()).collect();
         order.sort_by_key(|i| (&used[*i].counter, used[*i].start_ms));
         within(async {
-            let mut transaction = self.begin().await?;
+            let mut transaction = self.begin(&self.pool).await?;
             let mut totals = vec![0; used.len()];
             for i in order {
                 let Kept { counter, start_ms, end_ms, amount } = &used[i];

@@ -23,8 +23,8 @@ use crate::{objects::gallery::Gallery, pb::unix_now_ms, telemetry};
 /// Requests that wait to be written, about 2 KB each.
 const QUEUED: usize = 10_000;
 
-/// Requests of one transaction.
-const BATCH: usize = 500;
+/// Requests of one transaction: each waits for the disk once, and keeps others from writing for as long as it takes.
+const BATCH: usize = 2000;
 
 /// How long a store that was away is left alone.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -127,9 +127,12 @@ impl Journal {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            while waiting.take() {
+            // Until a batch is not full: what has come since can wait for the next time, with others.
+            while let Some(is_full) = waiting.take() {
                 if !self.write(store, &mut waiting.batch).await {
                     sleep(PAUSE).await;
+                } else if !is_full {
+                    break;
                 }
             }
             if let Some(spool) = self.spool.get().cloned() {
@@ -161,7 +164,7 @@ impl Journal {
                 self.hand_on(request, pictures);
             }
             let mut waiting = self.waiting.lock().await;
-            while waiting.take() && self.write(store, &mut waiting.batch).await {}
+            while waiting.take().is_some() && self.write(store, &mut waiting.batch).await {}
         };
         _ = timeout(FLUSH_WITHIN, write).await;
         let waiting = self.waiting.lock().await;
@@ -181,7 +184,7 @@ impl Journal {
         let part = batch.len().min(BATCH);
         let began = Instant::now();
         store.alarm.writes();
-        match store.log(&batch[..part]).await {
+        match store.log(&mut batch[..part]).await {
             Ok(written) => {
                 batch.drain(..part);
                 store.alarm.wrote(Ok(began.elapsed()));
@@ -203,12 +206,12 @@ impl Journal {
 }
 
 impl Waiting {
-    /// Fills the batch from the queue. False: there is nothing to write.
-    fn take(&mut self) -> bool {
+    /// Fills the batch from the queue, and says whether it is full. None: there is nothing to write.
+    fn take(&mut self) -> Option<bool> {
         while self.batch.len() < BATCH {
             let Ok(request) = self.queue.try_recv() else { break };
             self.batch.push(request);
         }
-        !self.batch.is_empty()
+        (!self.batch.is_empty()).then_some(self.batch.len() >= BATCH)
     }
 }

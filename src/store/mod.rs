@@ -76,6 +76,9 @@ const SCHEMAS: &[(&str, &str)] = &[
 /// The store.
 pub struct Store {
     pool: AnyPool,
+    /// Where the request log is written. SQLite has one connection for that: what one has read is of no more use once
+    /// another one has written.
+    log: AnyPool,
     engine: Engine,
     vault: Vault,
     alarm: Alarm,
@@ -150,17 +153,24 @@ impl Store {
                             "PRAGMA busy_timeout = 15000",
                             "PRAGMA journal_mode = WAL",
                             "PRAGMA synchronous = FULL",
+                            // Pages, 16 MB of them: most are written again by the next requests.
+                            "PRAGMA wal_autocheckpoint = 4000",
+                            // What it needs to take half a statement back, which many rows at once may have to be.
+                            "PRAGMA temp_store = MEMORY",
                         ] {
                             connection.execute(pragma).await?;
                         }
                     }
                     Ok(())
                 })
-            })
-            .connect_with(options)
-            .await
-            .map_err(failed("the store cannot be reached"))?;
-        let store = Self { pool, engine, vault, alarm: Alarm::default(), refused };
+            });
+        let only = pool.clone().max_connections(1);
+        let pool = pool.connect_with(options.clone()).await.map_err(failed("the store cannot be reached"))?;
+        let log = match engine {
+            Engine::Sqlite => only.connect_lazy_with(options),
+            Engine::Postgres => pool.clone(),
+        };
+        let store = Self { pool, log, engine, vault, alarm: Alarm::default(), refused };
         store.migrate().await?;
         store.reseal().await.map_err(|error| CannotOpen(error.message.clone()))?;
         Ok(store)
@@ -205,7 +215,7 @@ impl Store {
 
     /// Closes the connections.
     pub async fn close(&self) {
-        _ = timeout(ANSWER_WITHIN, self.pool.close()).await;
+        _ = timeout(ANSWER_WITHIN, async { tokio::join!(self.log.close(), self.pool.close()) }).await;
     }
 
     async fn migrate(&self) -> Result<(), CannotOpen> {
@@ -228,7 +238,7 @@ impl Store {
 
     /// Begins to change something that routers hold in memory.
     async fn change(&self) -> sqlx::Result<Change> {
-        self.begin().await.map(Change)
+        self.begin(&self.pool).await.map(Change)
     }
 
     /// Deletes what a statement with the tenant and a name finds. False: there is no such thing.
@@ -262,22 +272,22 @@ impl Store {
     }
 
     /// Begins to write.
-    async fn begin(&self) -> sqlx::Result<Transaction<'static, Any>> {
+    async fn begin(&self, pool: &AnyPool) -> sqlx::Result<Transaction<'static, Any>> {
         match self.engine {
-            Engine::Sqlite => match self.begin_immediate().await {
+            Engine::Sqlite => match self.begin_immediate(pool).await {
                 // A connection that was made while nothing could be written never writes. A new one may.
                 Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some(READ_ONLY) => {
-                    self.begin_immediate().await
+                    self.begin_immediate(pool).await
                 }
                 begun => begun,
             },
-            Engine::Postgres => self.pool.begin().await,
+            Engine::Postgres => pool.begin().await,
         }
     }
 
     /// One that begins to write later than to read may find that it cannot.
-    async fn begin_immediate(&self) -> sqlx::Result<Transaction<'static, Any>> {
-        self.pool.begin_with("BEGIN IMMEDIATE").await.inspect_err(|_| {
+    async fn begin_immediate(&self, pool: &AnyPool) -> sqlx::Result<Transaction<'static, Any>> {
+        pool.begin_with("BEGIN IMMEDIATE").await.inspect_err(|_| {
             *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         })
     }

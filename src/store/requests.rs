@@ -1,6 +1,6 @@
 //! The request log: one row a request, with everything else in an encoded record.
 
-use std::time::Duration;
+use std::{mem, time::Duration};
 
 use prost::Message as _;
 use sqlx::{
@@ -24,9 +24,12 @@ pub const NANOS: f64 = 1e9;
 /// Nobody waits for the log; a store that is slow still gets it.
 const LOG_WITHIN: Duration = Duration::from_secs(30);
 
-/// Rows of one statement: with as many values as any has they are within what both engines take (32,766). There are few
-/// sizes, so that statements come again and need not be parsed again.
-const ROWS: [usize; 5] = [256, 64, 16, 4, 1];
+/// Rows of one statement: with as many values as any has they are within what both engines take (32,766).
+const MOST_ROWS: usize = 1300;
+
+/// SQLite parses a statement for as long as it takes to do it, and keeps those that come again: there are few sizes. For
+/// PostgreSQL each statement is a way there and back.
+const SQLITES_ROWS: [usize; 5] = [256, 64, 16, 4, 1];
 
 /// Rows that are forgotten in one transaction: the store is not kept from others for long.
 const FORGOTTEN_AT_ONCE: i64 = 2000;
@@ -107,37 +110,26 @@ enum Bound {
     Number(i64),
 }
 
-/// Rows in their order, for one statement after the other.
-fn parts<T>(mut rows: &[T]) -> impl Iterator<Item = &[T]> {
-    std::iter::from_fn(move || {
-        let size = ROWS.into_iter().find(|size| *size <= rows.len())?;
-        let (part, rest) = rows.split_at(size);
-        rows = rest;
-        Some(part)
-    })
-}
-
 impl Store {
-    /// Keeps some requests, all at once; one by one if some of them are such as the store never takes.
+    /// Keeps some requests, all at once; without those that are such as the store never takes.
     ///
     /// # Errors
     /// Why it takes none now. Those that it has all the same are found again by their ids.
-    pub async fn log(&self, requests: &[Logged]) -> Result<Written, String> {
-        match timed(LOG_WITHIN, self.insert(requests)).await {
-            Ok(()) => Ok(Written { kept: requests.len(), refused: 0 }),
-            Err(error) if self.is_of_rows(&error) => {
-                let mut written = Written::default();
-                for request in requests {
-                    match timed(LOG_WITHIN, self.insert(std::slice::from_ref(request))).await {
-                        Ok(()) => written.kept += 1,
-                        Err(error) if self.is_of_rows(&error) => written.refused += 1,
-                        Err(error) => return Err(failed(&error)),
-                    }
+    pub async fn log(&self, requests: &mut [Logged]) -> Result<Written, String> {
+        let mut written = Written::default();
+        let mut parts = vec![requests];
+        while let Some(part) = parts.pop() {
+            match timed(LOG_WITHIN, self.insert(part)).await {
+                Ok(()) => written.kept += part.len(),
+                Err(error) if !self.is_of_rows(&error) => return Err(failed(&error)),
+                Err(_) if part.len() == 1 => written.refused += 1,
+                Err(_) => {
+                    let (first, rest) = part.split_at_mut(part.len() / 2);
+                    parts.extend([rest, first]);
                 }
-                Ok(written)
             }
-            Err(error) => Err(failed(&error)),
         }
+        Ok(written)
     }
 
     /// The newest of a tenant's requests with all that is known of them but feedback, and whether these are all.
@@ -255,10 +247,12 @@ impl Store {
 
     /// In as few statements as it takes: each is a way to the database and back. Some requests may be kept already, by a
     /// transaction that was not known to have succeeded.
-    async fn insert(&self, requests: &[Logged]) -> sqlx::Result<()> {
-        let mut transaction = self.begin().await?;
+    async fn insert(&self, requests: &mut [Logged]) -> sqlx::Result<()> {
+        let mut transaction = self.begin(&self.log).await?;
+        let encoded: Vec<_> = requests.iter_mut().map(|request| encoded(&mut request.record)).collect();
+        let requests = &*requests;
         let all: Vec<_> = requests.iter().map(|request| (request, costs(&request.record))).collect();
-        for some in parts(&all) {
+        for some in self.parts(&all) {
             let query = some.iter().fold(
                 self.rows_into("requests", REQUESTS, some.len()),
                 |query, (request, costs)| {
@@ -293,18 +287,20 @@ impl Store {
             );
             query.execute(&mut *transaction).await?;
         }
-        for some in parts(requests) {
+        let mut encoded = encoded.into_iter();
+        for some in self.parts(requests) {
             let insert = self.rows_into("records", &["request_id", "record"], some.len());
             let query = some
                 .iter()
-                .fold(insert, |query, Logged { record, .. }| query.bind(&record.id).bind(encoded(record)));
+                .zip(&mut encoded)
+                .fold(insert, |query, (Logged { record, .. }, encoded)| query.bind(&record.id).bind(encoded));
             query.execute(&mut *transaction).await?;
         }
         let metadata = requests.iter().map(|request| &request.record);
         let metadata: Vec<_> = metadata
             .flat_map(|record| record.metadata.iter().map(|(name, value)| (name, value, &record.id)))
             .collect();
-        for some in parts(&metadata) {
+        for some in self.parts(&metadata) {
             let insert = self.rows_into("request_metadata", &["request_id", "name", "value"], some.len());
             let query = some.iter().fold(insert, |query, (name, value, id)| {
                 query.bind(*id).bind(clean(name)).bind(clean(value))
@@ -314,7 +310,7 @@ impl Store {
         let costs = all.iter().filter(|(request, costs)| !is_plain(&request.record, costs));
         let costs = costs.map(|(request, costs)| (&request.record.id, costs));
         let costs: Vec<_> = costs.flat_map(|(id, costs)| costs.iter().map(move |cost| (id, cost))).collect();
-        for some in parts(&costs) {
+        for some in self.parts(&costs) {
             let query = some.iter().fold(self.rows_into("costs", COSTS, some.len()), |query, (id, cost)| {
                 query
                     .bind(*id)
@@ -328,25 +324,36 @@ impl Store {
         transaction.commit().await
     }
 
+    /// Rows in their order, for one statement after the other.
+    fn parts<'a, T>(&self, mut rows: &'a [T]) -> impl Iterator<Item = &'a [T]> + use<'a, T> {
+        let engine = self.engine;
+        std::iter::from_fn(move || {
+            let size = match engine {
+                Engine::Sqlite => SQLITES_ROWS.into_iter().find(|size| *size <= rows.len()),
+                Engine::Postgres => Some(rows.len().min(MOST_ROWS)).filter(|size| *size > 0),
+            };
+            let (part, rest) = rows.split_at(size?);
+            rows = rest;
+            Some(part)
+        })
+    }
+
     /// A statement that inserts so many rows of so many values, without those that are there, to be bound row by row.
     fn rows_into<'q>(&self, table: &str, names: &[&str], rows: usize) -> Query<'q, Any, AnyArguments> {
-        let (columns, names) = (names.len(), names.join(", "));
-        let mut sql = format!("INSERT INTO {table} ({names}) VALUES ");
-        for row in 0..rows {
-            sql.push_str(if row == 0 { "(" } else { "), (" });
-            for column in 1..=columns {
-                sql.push_str(if column == 1 { "" } else { ", " });
-                match self.engine {
-                    // It looks a parameter with a name or a number up in a list of all of them, each time it is named or bound: of
-                    // thousands, that takes longer than all else.
-                    Engine::Sqlite => sql.push('?'),
-                    Engine::Postgres => sql.push_str(&format!("${}", row * columns + column)),
-                }
+        let columns = names.len();
+        let rows: Vec<String> = match self.engine {
+            // It looks a parameter with a name or a number up in a list of all of them, each time it is named or bound: of
+            // thousands, that takes longer than all else.
+            Engine::Sqlite => vec![format!("({})", vec!["?"; columns].join(", ")); rows],
+            Engine::Postgres => {
+                let row = |row| (1..=columns).map(move |column| format!("${}", row * columns + column));
+                (0..rows).map(|i| format!("({})", row(i).collect::<Vec<_>>().join(", "))).collect()
             }
-        }
-        sql.push_str(") ON CONFLICT DO NOTHING");
-        // The next batch has another size.
-        sqlx::query(sqlx::AssertSqlSafe(sql)).persistent(false)
+        };
+        let (names, rows) = (names.join(", "), rows.join(", "));
+        let sql = format!("INSERT INTO {table} ({names}) VALUES {rows} ON CONFLICT DO NOTHING");
+        // PostgreSQL would hold MBs for each that was kept.
+        sqlx::query(sqlx::AssertSqlSafe(sql)).persistent(self.engine == Engine::Sqlite)
     }
 
     /// Whether a row is at fault, and not the store: the same would be refused by any.
@@ -505,21 +512,16 @@ fn whole(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
-/// Without what its row says, too, and what its report says again.
-fn encoded(record: &RequestRecord) -> Vec<u8> {
-    let mut record = record.clone();
-    if let Some(report) = &mut record.report
-        && (&report.request_id, &report.trace_id) == (&record.id, &record.trace_id)
-    {
-        report.request_id.clear();
-        report.trace_id.clear();
-    }
-    record.id.clear();
+/// Without what its row says, too.
+fn encoded(record: &mut RequestRecord) -> Vec<u8> {
+    let (id, trace_id) = (mem::take(&mut record.id), mem::take(&mut record.trace_id));
     // The row has it without characters that PostgreSQL has not.
-    if !record.trace_id.contains('\0') {
-        record.trace_id.clear();
+    if trace_id.contains('\0') {
+        record.trace_id.clone_from(&trace_id);
     }
-    record.encode_to_vec()
+    let encoded = record.encode_to_vec();
+    (record.id, record.trace_id) = (id, trace_id);
+    encoded
 }
 
 /// Of a record, and of its row the id and the trace id.
@@ -533,7 +535,7 @@ fn read(row: &AnyRow) -> sqlx::Result<RequestRecord> {
     if record.trace_id.is_empty() {
         record.trace_id = row.try_get(2)?;
     }
-    // A report always has both.
+    // A report that says neither is the record's own.
     if let Some(report) = record.report.as_mut().filter(|report| report.request_id.is_empty()) {
         report.request_id.clone_from(&record.id);
         report.trace_id.clone_from(&record.trace_id);

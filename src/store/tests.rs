@@ -122,7 +122,7 @@ async fn a_version_tells_which_requests_used_it() {
     // Of the file's config of this name, and of another tenant's.
     log.push(used(5, 0, now + 50));
     log.push(Logged { tenant: "b".into(), ..used(6, 2, now + 60) });
-    store.log(&log).await.unwrap();
+    store.log(&mut log).await.unwrap();
     let versions = store.config_versions("a", "pc-a").await.unwrap();
     let uses = versions.into_iter().map(|version| {
         let since = |ms: Option<i64>| ms.map(|ms| ms - now);
@@ -262,7 +262,7 @@ async fn an_api_key_is_known_by_its_digest_only_and_two_work_while_it_rotates() 
 #[tokio::test]
 async fn a_filter_finds_exactly_what_it_says() {
     let (_folder, store) = store().await;
-    let log = [
+    let mut log = [
         request(1, |r| r.provider = "p1".into()),
         request(2, |r| (r.status, r.outcome) = (503, "unavailable".into())),
         request(3, |r| r.fallback = true),
@@ -279,7 +279,7 @@ async fn a_filter_finds_exactly_what_it_says() {
         }),
         request(10, |r| (r.model, r.trace_id) = ("m".into(), "t".into())),
     ];
-    assert_eq!(store.log(&log).await.unwrap().kept, 10);
+    assert_eq!(store.log(&mut log).await.unwrap().kept, 10);
     let base = RequestFilter::default;
     let team = |value: &str| BTreeMap::from([("team".to_owned(), value.to_owned())]);
     for (filter, expected) in [
@@ -313,8 +313,8 @@ async fn a_filter_finds_exactly_what_it_says() {
 async fn pages_show_everything_once_the_newest_first() {
     let (_folder, store) = store().await;
     // Several of the same millisecond, across the ends of pages.
-    let log: Vec<_> = (0..25).map(|i| request(i, |r| r.created_unix_ms = i / 7)).collect();
-    store.log(&log).await.unwrap();
+    let mut log: Vec<_> = (0..25).map(|i| request(i, |r| r.created_unix_ms = i / 7)).collect();
+    store.log(&mut log).await.unwrap();
     let (mut seen, mut token) = (Vec::new(), String::new());
     loop {
         let page = store.list_requests("a", &RequestFilter::default(), 4, &token).await.unwrap();
@@ -335,7 +335,7 @@ async fn pages_show_everything_once_the_newest_first() {
 #[tokio::test]
 async fn usage_counts_money_for_whoever_was_paid() {
     let (_folder, store) = store().await;
-    let log = [
+    let mut log = [
         request(1, |r| {
             (r.provider, r.fallback, r.images) = ("p2".into(), true, 2);
             r.report = costing(&[("p1", Some(0.1)), ("p2", Some(0.2))]);
@@ -351,9 +351,9 @@ async fn usage_counts_money_for_whoever_was_paid() {
             r.metadata = BTreeMap::from([("team".into(), "red".into())]);
         }),
     ];
-    store.log(&log).await.unwrap();
+    store.log(&mut log).await.unwrap();
     // What is not known to have been kept is written again, and counts once.
-    store.log(&log).await.unwrap();
+    store.log(&mut log).await.unwrap();
     let usage = async |group_by: &str| {
         let request = pb::GetUsageRequest { group_by: group_by.into(), ..Default::default() };
         store.usage("a", &request).await
@@ -394,7 +394,7 @@ async fn usage_counts_tokens_users_and_groups_of_groups() {
     };
     let mut log = vec![day(1, "mia", 200), day(2, "mia", 429), day(3, "bo", 503), day(90_000, "mia", 503)];
     log.push(request(4, |_| {}));
-    store.log(&log).await.unwrap();
+    store.log(&mut log).await.unwrap();
     let ask = |group_by: &str, then_by: &str| pb::GetUsageRequest {
         group_by: group_by.into(),
         then_by: then_by.into(),
@@ -431,7 +431,7 @@ async fn usage_tells_how_long_requests_took() {
     // A minute has sixty: two minutes.
     let mut log: Vec<_> = (0..100).map(|i| took(i, 1000 + u64::try_from(i).unwrap() * 10, "a")).collect();
     log.push(took(100, 60_000, "b"));
-    store.log(&log).await.unwrap();
+    store.log(&mut log).await.unwrap();
     let ask = async |group_by: &str, count_users: bool| {
         let request = pb::GetUsageRequest {
             group_by: group_by.into(),
@@ -467,7 +467,7 @@ async fn usage_tells_how_long_requests_took() {
 #[tokio::test]
 async fn feedback_is_summed_up_over_time() {
     let (_folder, store) = store().await;
-    store.log(&[request(1, |r| (r.trace_id, r.model) = ("t".into(), "m".into()))]).await.unwrap();
+    store.log(&mut [request(1, |r| (r.trace_id, r.model) = ("t".into(), "m".into()))]).await.unwrap();
     for (tenant, trace, value, weight) in
         [("a", "t", 10, 1.0), ("a", "t", -5, 0.5), ("a", "other", -5, 0.0), ("b", "t", 1, 1.0)]
     {
@@ -500,7 +500,7 @@ async fn feedback_is_summed_up_over_time() {
 #[tokio::test]
 async fn old_requests_are_forgotten_with_all_that_belongs_to_them() {
     let (_folder, store) = store().await;
-    let log: Vec<_> = (1..=4)
+    let mut log: Vec<_> = (1..=4)
         .map(|i| {
             request(i, |r| {
                 r.metadata = BTreeMap::from([("team".into(), "red".into())]);
@@ -508,7 +508,7 @@ async fn old_requests_are_forgotten_with_all_that_belongs_to_them() {
             })
         })
         .collect();
-    store.log(&log).await.unwrap();
+    store.log(&mut log).await.unwrap();
     assert_eq!(store.forget_before(3000).await.unwrap(), 2);
     assert_eq!(found(&store, RequestFilter::default()).await, ["id-0004", "id-0003"]);
     for (table, expected) in [("records", 2), ("request_metadata", 2), ("costs", 2)] {
@@ -525,12 +525,12 @@ async fn a_record_comes_back_as_it_was() {
         let lines = costing(&[("p", Some(1.0))]);
         Some(pb::RouteReport { request_id: id.into(), trace_id: trace.into(), ..lines.unwrap() })
     };
-    let kept = [
+    let mut kept = [
         request(1, |r| r.report = report("id-0001", "trace-1")),
         request(2, |r| r.report = report("id-0002", "another")),
         request(3, |r| r.report = None),
     ];
-    store.log(&kept).await.unwrap();
+    store.log(&mut kept).await.unwrap();
     for Logged { record, .. } in &kept {
         assert_eq!(store.get_request("a", &record.id).await.unwrap(), *record);
     }
@@ -582,7 +582,7 @@ async fn requests_of_an_older_schema_are_found_as_before() {
 #[tokio::test]
 async fn metadata_that_many_requests_have_is_found_as_what_few_have() {
     let (_folder, store) = store().await;
-    let log: Vec<_> = (1..=1200)
+    let mut log: Vec<_> = (1..=1200)
         .map(|i| {
             request(i, |r| {
                 let team = if i % 600 == 0 { "blue" } else { "red" };
@@ -591,7 +591,7 @@ async fn metadata_that_many_requests_have_is_found_as_what_few_have() {
             })
         })
         .collect();
-    store.log(&log).await.unwrap();
+    store.log(&mut log).await.unwrap();
     let metadata = |pairs: &[(&str, &str)]| RequestFilter {
         metadata: pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
         ..Default::default()
@@ -605,7 +605,7 @@ async fn metadata_that_many_requests_have_is_found_as_what_few_have() {
 #[tokio::test]
 async fn feedback_belongs_to_a_trace_of_ones_own() {
     let (_folder, store) = store().await;
-    store.log(&[request(1, |r| r.trace_id = "t".into())]).await.unwrap();
+    store.log(&mut [request(1, |r| r.trace_id = "t".into())]).await.unwrap();
     let new = pb::CreateFeedbackRequest { trace_id: "t".into(), value: 5, ..Default::default() };
     let given = store.create_feedback("a", &new).await.unwrap();
     store.create_feedback("b", &new).await.unwrap();
@@ -701,22 +701,25 @@ fn what_there_is_no_room_for_is_counted() {
 #[tokio::test]
 async fn a_request_that_no_store_takes_costs_only_itself() {
     let (_folder, store) = store().await;
-    // A constraint that only one of them breaks, as a stand-in for whatever a database may refuse of a row.
-    let sql = "CREATE TRIGGER picky BEFORE INSERT ON requests WHEN NEW.id = 'id-0002' \
+    // A constraint that only some of them break, as a stand-in for whatever a database may refuse of a row.
+    let sql = "CREATE TRIGGER picky BEFORE INSERT ON requests WHEN NEW.id IN ('id-0002', 'id-0009') \
                BEGIN SELECT RAISE(ABORT, 'never'); END";
     sqlx::query(sql).execute(&store.pool).await.unwrap();
-    let log: Vec<_> = (1..=3).map(|number| request(number, |_| {})).collect();
-    let written = store.log(&log).await.unwrap();
-    assert_eq!((written.kept, written.refused), (2, 1));
-    assert_eq!(found(&store, RequestFilter::default()).await, ["id-0003", "id-0001"]);
+    let mut log: Vec<_> = (1..=11).map(|number| request(number, |_| {})).collect();
+    let written = store.log(&mut log).await.unwrap();
+    assert_eq!((written.kept, written.refused), (9, 2));
+    let kept = found(&store, RequestFilter::default()).await;
+    let missing: Vec<_> = log.iter().map(|one| &one.record.id).filter(|id| !kept.contains(id)).collect();
+    assert_eq!(missing, ["id-0002", "id-0009"]);
+    assert_eq!(kept.len(), 9);
 }
 
 #[tokio::test]
 async fn a_store_that_takes_nothing_refuses_no_request_for_good() {
     let (_folder, store) = store().await;
     sqlx::query("ALTER TABLE requests RENAME TO gone").execute(&store.pool).await.unwrap();
-    assert!(store.log(&[request(1, |_| {})]).await.is_err());
+    assert!(store.log(&mut [request(1, |_| {})]).await.is_err());
     assert!(store.look().await.is_ok());
     sqlx::query("ALTER TABLE gone RENAME TO requests").execute(&store.pool).await.unwrap();
-    assert_eq!(store.log(&[request(1, |_| {})]).await.unwrap().kept, 1);
+    assert_eq!(store.log(&mut [request(1, |_| {})]).await.unwrap().kept, 1);
 }

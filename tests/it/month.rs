@@ -47,7 +47,7 @@ async fn the_logs_total_is_the_invoices_to_the_cent() {
         made.calls.iter().for_each(|call| invoice.add(call));
         batch.push(made.logged);
         if batch.len() == 2000 {
-            assert_eq!(store.log(&batch).await.unwrap().kept, batch.len());
+            assert_eq!(store.log(&mut batch).await.unwrap().kept, batch.len());
             batch.clear();
         }
     }
