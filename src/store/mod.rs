@@ -71,6 +71,7 @@ const SCHEMAS: &[(&str, &str)] = &[
     ("config versions", include_str!("config_versions.sql")),
     ("tokens", include_str!("tokens.sql")),
     ("search", include_str!("search.sql")),
+    ("age", include_str!("age.sql")),
 ];
 
 /// The store.

@@ -208,20 +208,37 @@ impl Store {
     /// Forgets the requests before a time, and the feedback.
     pub async fn forget_before(&self, ms: i64) -> Result<u64> {
         let mut forgotten = 0;
-        loop {
-            let query = sqlx::query(
-                "DELETE FROM requests WHERE id IN (SELECT id FROM requests WHERE created_ms < $1 LIMIT $2)",
-            );
-            let done = within(query.bind(ms).bind(FORGOTTEN_AT_ONCE).execute(&self.pool)).await?;
-            forgotten += done.rows_affected();
-            if done.rows_affected() == 0 {
-                break;
+        let mut tenant = self.tenant_after(None).await?;
+        while let Some(current) = &tenant {
+            loop {
+                let query = sqlx::query(
+                    "DELETE FROM requests WHERE id IN \
+                     (SELECT id FROM requests WHERE tenant = $1 AND created_ms < $2 LIMIT $3)",
+                );
+                let query = query.bind(current).bind(ms).bind(FORGOTTEN_AT_ONCE);
+                let done = within(query.execute(&self.pool)).await?;
+                forgotten += done.rows_affected();
+                if done.rows_affected() == 0 {
+                    break;
+                }
             }
+            tenant = self.tenant_after(Some(current)).await?;
         }
         self.forget_counters().await?;
         let query = sqlx::query("DELETE FROM feedback WHERE created_ms < $1");
         within(query.bind(ms).execute(&self.pool)).await?;
         Ok(forgotten)
+    }
+
+    /// The next of the tenants that have requests, in some order: an index finds each at once.
+    async fn tenant_after(&self, last: Option<&str>) -> Result<Option<String>> {
+        let query = match last {
+            None => sqlx::query("SELECT MIN(tenant) FROM requests"),
+            Some(last) => {
+                sqlx::query("SELECT MIN(tenant) FROM requests WHERE tenant > $1").bind(last.to_owned())
+            }
+        };
+        Ok(self.one(query, |row| row.try_get(0)).await?.flatten())
     }
 
     /// Begins a search with those of its entries of metadata that few requests have: they are found at once, and

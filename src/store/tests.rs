@@ -508,10 +508,20 @@ async fn old_requests_are_forgotten_with_all_that_belongs_to_them() {
             })
         })
         .collect();
+    for (tenant, number) in [("b", 5), ("c", 1)] {
+        log.push(Logged {
+            tenant: tenant.into(),
+            ..request(10 + number, |r| r.created_unix_ms = number * 1000)
+        });
+    }
     store.log(&mut log).await.unwrap();
-    assert_eq!(store.forget_before(3000).await.unwrap(), 2);
+    assert_eq!(store.forget_before(3000).await.unwrap(), 3);
     assert_eq!(found(&store, RequestFilter::default()).await, ["id-0004", "id-0003"]);
-    for (table, expected) in [("records", 2), ("request_metadata", 2), ("costs", 2)] {
+    for (tenant, left) in [("b", 1), ("c", 0)] {
+        let page = store.list_requests(tenant, &RequestFilter::default(), 0, "").await.unwrap();
+        assert_eq!(page.requests.len(), left, "{tenant}");
+    }
+    for (table, expected) in [("records", 3), ("request_metadata", 2), ("costs", 2)] {
         let sql = sqlx::AssertSqlSafe(format!("SELECT COUNT(*) FROM {table}"));
         let left: i64 = sqlx::query(sql).fetch_one(&store.pool).await.unwrap().try_get(0).unwrap();
         assert_eq!(left, expected, "{table}");
