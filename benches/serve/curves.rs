@@ -11,7 +11,7 @@ use super::{
     Args, CONNECTIONS, Sample,
     load::Until,
     median, sample, sample_fresh, save,
-    system::{Kind, System},
+    system::{Kind, Mock, System},
     verified,
     workload::{TARGETS, Workload},
 };
@@ -65,7 +65,7 @@ pub fn draw_saved(saved: &Path, drawings: &Path) -> Result<()> {
 }
 
 /// Measures and draws all of them.
-pub async fn measure(args: &Args, drawings: &Path, mock: &str, folder: &Path) -> Result<()> {
+pub async fn measure(args: &Args, drawings: &Path, mock: &Mock, folder: &Path) -> Result<()> {
     let mut kinds = vec![Kind::Serve, Kind::Apart(1)];
     kinds.extend(args.nginx.then_some(Kind::Nginx));
     kinds.extend(args.portkey.clone().map(Kind::Portkey));
@@ -86,7 +86,7 @@ fn draw(curves: &[Curve], drawings: &Path) -> Result<()> {
     })
 }
 
-async fn over_sizes(args: &Args, kinds: &[Kind], mock: &str, folder: &Path) -> Result<Curve> {
+async fn over_sizes(args: &Args, kinds: &[Kind], mock: &Mock, folder: &Path) -> Result<Curve> {
     let mut lines = Vec::new();
     for kind in kinds {
         let system = kind.start(mock, folder).await?;
@@ -101,7 +101,7 @@ async fn over_sizes(args: &Args, kinds: &[Kind], mock: &str, folder: &Path) -> R
     Ok(Curve::new("cpu-by-size.svg", "KB of base64", "CPU ms a request", lines))
 }
 
-async fn over_requests(kinds: &[Kind], mock: &str, folder: &Path) -> Result<Curve> {
+async fn over_requests(kinds: &[Kind], mock: &Mock, folder: &Path) -> Result<Curve> {
     let workload = Workload::waiting();
     let mut lines = Vec::new();
     for kind in kinds {
@@ -115,7 +115,7 @@ async fn over_requests(kinds: &[Kind], mock: &str, folder: &Path) -> Result<Curv
     Ok(Curve::new("memory-by-requests.svg", "requests of 256 KB in flight", "MB at most", lines))
 }
 
-async fn over_targets(args: &Args, kinds: &[Kind], mock: &str, folder: &Path) -> Result<Curve> {
+async fn over_targets(args: &Args, kinds: &[Kind], mock: &Mock, folder: &Path) -> Result<Curve> {
     let mut lines = Vec::new();
     for kind in kinds {
         let system = kind.start(mock, folder).await?;
@@ -134,7 +134,7 @@ async fn over_targets(args: &Args, kinds: &[Kind], mock: &str, folder: &Path) ->
     Ok(Curve::new("cpu-by-targets.svg", "targets of the config", "CPU ms a request of 1 KB", lines))
 }
 
-async fn over_workers(args: &Args, mock: &str, folder: &Path) -> Result<Curve> {
+async fn over_workers(args: &Args, mock: &Mock, folder: &Path) -> Result<Curve> {
     let mut lines: Vec<Line> = Vec::new();
     for workers in WORKERS {
         let kind = Kind::Apart(workers);
@@ -159,7 +159,7 @@ async fn samples(
     kind: &Kind,
     system: &System,
     workload: &Workload,
-    mock: &str,
+    mock: &Mock,
     connections: usize,
 ) -> Result<Vec<Sample>> {
     let Some(target) = workload.target(kind, system, mock) else { return Ok(Vec::new()) };

@@ -14,6 +14,9 @@ use tokio::{
 
 const READ_BYTES: usize = 256 << 10;
 
+/// The end of an event, or of several.
+const EVENT_ENDS: &[u8] = b"\n\n";
+
 /// When a connection stops.
 #[derive(Clone, Copy, Debug)]
 pub enum Until {
@@ -35,7 +38,7 @@ pub struct Target {
 /// What became of a load.
 #[derive(Debug)]
 pub struct Ran {
-    /// Of each answer, the shortest first.
+    /// Of each answer, or of the first event of one in events, the shortest first.
     pub latencies: Vec<Duration>,
     pub took: Duration,
 }
@@ -50,9 +53,8 @@ impl Ran {
 }
 
 impl Target {
-    /// A request for one image. Each of `headers` is a line.
-    pub fn new(address: &str, path: &str, headers: &str, model: &str) -> Self {
-        let body = format!(r#"{{"model":"{model}","prompt":"a lighthouse at dusk"}}"#);
+    /// A request with a body of JSON. Each of `headers` is a line.
+    pub fn new(address: &str, path: &str, headers: &str, body: &str) -> Self {
         let request = format!(
             "POST {path} HTTP/1.1\r\nhost: {address}\r\n{headers}content-type: application/json\r\n\
              content-length: {}\r\n\r\n{body}",
@@ -82,9 +84,17 @@ impl Target {
                     Until::Answered(limit) => latencies.len() < limit,
                 } {
                     let (sent, mut received) = (Instant::now(), 0);
-                    connection.exchange(|piece| received += piece.len()).await?;
+                    let mut first = None;
+                    connection
+                        .exchange(|piece| {
+                            received += piece.len();
+                            if first.is_none() && piece.ends_with(EVENT_ENDS) {
+                                first = Some(sent.elapsed());
+                            }
+                        })
+                        .await?;
                     ensure!(received == length, "an answer of {received} bytes instead of {length}");
-                    latencies.push(sent.elapsed());
+                    latencies.push(first.unwrap_or_else(|| sent.elapsed()));
                 }
                 Ok(latencies)
             });
@@ -138,6 +148,14 @@ impl<'a> Connection<'a> {
             })
         };
         self.is_over = header("connection") == Some("close");
+        if header("transfer-encoding") == Some("chunked") {
+            let (mut chunks, mut from) = (Chunks::default(), head);
+            while !chunks.push(&self.buffer[from..filled], &mut body)? {
+                from = 0;
+                filled = self.read(0).await?;
+            }
+            return Ok(());
+        }
         let mut missing: usize =
             header("content-length").context("an answer without content-length")?.parse()?;
         let mut from = head;
@@ -157,5 +175,48 @@ impl<'a> Connection<'a> {
         let read = self.stream.read(&mut self.buffer[at..]).await?;
         ensure!(read > 0, "the connection was closed");
         Ok(read)
+    }
+}
+
+/// Takes away what is around the pieces of an answer whose length is not known before.
+#[derive(Default)]
+struct Chunks {
+    /// What is missing of a piece.
+    missing: usize,
+    /// As much of a line as there is.
+    line: Vec<u8>,
+    is_last: bool,
+}
+
+impl Chunks {
+    /// True: that was all of it.
+    fn push(&mut self, mut bytes: &[u8], mut body: impl FnMut(&[u8])) -> Result<bool> {
+        while !bytes.is_empty() {
+            if self.missing > 0 {
+                let (piece, rest) = bytes.split_at(self.missing.min(bytes.len()));
+                body(piece);
+                self.missing -= piece.len();
+                bytes = rest;
+                continue;
+            }
+            let end = bytes.iter().position(|byte| *byte == b'\n');
+            let (line, rest) = bytes.split_at(end.map_or(bytes.len(), |end| end + 1));
+            self.line.extend_from_slice(line);
+            bytes = rest;
+            if end.is_none() {
+                break;
+            }
+            let line = std::mem::take(&mut self.line);
+            match std::str::from_utf8(&line)?.trim() {
+                "" if self.is_last => return Ok(true),
+                // Behind a piece.
+                "" => {}
+                size => {
+                    self.missing = usize::from_str_radix(size, 16)?;
+                    self.is_last = self.missing == 0;
+                }
+            }
+        }
+        Ok(false)
     }
 }

@@ -28,7 +28,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use load::{Ran, Target, Until};
-use system::{Kind, Process, System};
+use system::{Kind, Mock, System};
 use workload::{CROWDED, WORKLOADS, Workload};
 
 const CONNECTIONS: usize = 16;
@@ -148,7 +148,8 @@ fn main() -> Result<()> {
     let runtime = tokio::runtime::Runtime::new()?;
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
-        ["mock"] => return runtime.block_on(upstream::mock()),
+        ["mock"] => return runtime.block_on(upstream::mock(None)),
+        ["mock", certificate] => return runtime.block_on(upstream::mock(Some(Path::new(certificate)))),
         ["proxy", upstream] => return runtime.block_on(upstream::proxy(upstream)),
         _ => {}
     }
@@ -168,7 +169,7 @@ async fn compare(args: &Args) -> Result<()> {
         return curves::draw_saved(saved, drawings);
     }
     let folder = tempfile::tempdir()?;
-    let (_mock, mock) = Process::of_this_program(&["mock"])?;
+    let mock = Mock::start(folder.path())?;
     if let Some([small, large]) = args.soak.as_deref() {
         return soak::run(*small, *large, &mock, folder.path()).await;
     }
@@ -244,7 +245,7 @@ fn kinds(args: &Args) -> Result<Vec<Kind>> {
 }
 
 /// Samples of each system with many images at once.
-async fn measure_memory(kinds: &[Kind], mock: &str, folder: &Path) -> Result<Measured> {
+async fn measure_memory(kinds: &[Kind], mock: &Mock, folder: &Path) -> Result<Measured> {
     let mut systems = Vec::with_capacity(kinds.len());
     for kind in kinds {
         let mut samples = Vec::with_capacity(3);
@@ -263,7 +264,7 @@ async fn sample_fresh(
     workload: &Workload,
     connections: usize,
     answers: usize,
-    mock: &str,
+    mock: &Mock,
     folder: &Path,
 ) -> Result<Option<Sample>> {
     let system = kind.start(mock, folder).await?;
@@ -279,7 +280,7 @@ async fn measure(
     workload: &Workload,
     kinds: &[Kind],
     systems: &[System],
-    mock: &str,
+    mock: &Mock,
 ) -> Result<Measured> {
     let mut targets = Vec::with_capacity(systems.len());
     for (kind, system) in kinds.iter().zip(systems) {
@@ -343,10 +344,16 @@ async fn sample(
 /// The length of an answer whose image was compared byte for byte.
 async fn verified(workload: &Workload, kind: &Kind, target: &Target) -> Result<usize> {
     let body = target.once().await.with_context(|| format!("{}: {}", kind.name(), workload.name))?;
-    let json: Value = serde_json::from_slice(&body)?;
     let text = picture::image_text(workload.text_bytes)?;
     ensure!(text.len() == workload.text_bytes, "the mock's image has another size than planned");
-    ensure!(json["data"][0]["b64_json"] == text.as_str(), "{} changed the image", kind.name());
+    let changed = || format!("{} changed the image", kind.name());
+    if workload.is_stream() {
+        let events = std::str::from_utf8(&body)?;
+        ensure!(events.matches(&text).count() == 2, changed());
+    } else {
+        let json: Value = serde_json::from_slice(&body)?;
+        ensure!(json["data"][0]["b64_json"] == text.as_str(), changed());
+    }
     Ok(body.len())
 }
 

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::{
     CONNECTIONS,
     load::Until,
-    system::{Kind, System},
+    system::{Kind, Mock, System},
     verified,
     workload::WORKLOADS,
 };
@@ -21,7 +21,7 @@ const WARM: usize = 8;
 const COOL: Duration = Duration::from_secs(75);
 
 /// Sends so many small and so many large requests, and prints what is left.
-pub async fn run(small: usize, large: usize, mock: &str, folder: &Path) -> Result<()> {
+pub async fn run(small: usize, large: usize, mock: &Mock, folder: &Path) -> Result<()> {
     let system = Kind::Serve.start(mock, folder).await?;
     println!(
         "| | MB | file descriptors | threads | requests/s | MB an hour |\n|---|---:|---:|---:|---:|---:|"

@@ -55,6 +55,18 @@ enum Lines {
     Start,
 }
 
+/// The provider that everything stands in front of.
+#[derive(Debug)]
+pub struct Mock {
+    _processes: [Process; 2],
+    /// Its address.
+    pub plain: String,
+    /// That of the same one with TLS.
+    pub tls: String,
+    /// Who has signed its certificate.
+    ca: PathBuf,
+}
+
 /// A running system.
 #[derive(Debug)]
 pub struct System {
@@ -96,17 +108,17 @@ impl Kind {
     }
 
     /// Starts it in front of a provider. `folder` is for its files.
-    pub async fn start(&self, mock: &str, folder: &Path) -> Result<System> {
+    pub async fn start(&self, mock: &Mock, folder: &Path) -> Result<System> {
         let folder = tempfile::tempdir_in(folder)?.keep();
         let begun = Instant::now();
         let (processes, address) = self.processes(mock, &folder).await?;
         Ok(System { processes, address, started: begun.elapsed() })
     }
 
-    async fn processes(&self, mock: &str, folder: &Path) -> Result<Processes> {
+    async fn processes(&self, mock: &Mock, folder: &Path) -> Result<Processes> {
         match self {
             Self::Proxy => {
-                let (process, address) = Process::of_this_program(&["proxy", mock])?;
+                let (process, address) = Process::of_this_program(&["proxy", &mock.plain])?;
                 Ok((vec![("proxy", process)], address))
             }
             Self::Nginx => nginx(mock, folder).await,
@@ -116,14 +128,14 @@ impl Kind {
                 command
                     .arg(package.join("build/start-server.js"))
                     .args(["--headless", &format!("--port={port}")]);
-                command.env("NODE_ENV", "production");
+                command.env("NODE_ENV", "production").env("NODE_EXTRA_CA_CERTS", &mock.ca);
                 let process = Process::of_others(command, folder, &address).await?;
                 Ok((vec![("gateway", process)], address))
             }
             Self::Serve => serve(Path::new(IMAGEGATE), mock, folder, "", Lines::All).await,
             Self::Silent => serve(Path::new(IMAGEGATE), mock, folder, "store: off\n", Lines::Start).await,
             Self::Traced => {
-                let otlp = format!("otlp: {{ endpoint: \"http://{mock}\", protocol: http }}\n");
+                let otlp = format!("otlp: {{ endpoint: \"http://{}\", protocol: http }}\n", mock.plain);
                 serve(Path::new(IMAGEGATE), mock, folder, &otlp, Lines::All).await
             }
             Self::Other(binary) => serve(binary, mock, folder, "", Lines::All).await,
@@ -140,26 +152,26 @@ type Processes = (Vec<(&'static str, Process)>, String);
 /// Where the whole gateway listens.
 const LISTEN: &str = "http: 127.0.0.1:0, grpc: 127.0.0.1:0, admin: 127.0.0.1:0";
 
-async fn serve(binary: &Path, mock: &str, folder: &Path, more: &str, lines: Lines) -> Result<Processes> {
+async fn serve(binary: &Path, mock: &Mock, folder: &Path, more: &str, lines: Lines) -> Result<Processes> {
     let config = write_config(folder, mock, LISTEN, "", more)?;
     let arguments = ["serve", "--config", &config];
-    let (process, address) = Process::of_ours(binary, folder, "http", &arguments, lines).await?;
+    let (process, address) = Process::of_ours(binary, folder, "http", &arguments, lines, mock).await?;
     Ok((vec![("serve", process)], address))
 }
 
-async fn apart(count: usize, mock: &str, folder: &Path) -> Result<Processes> {
+async fn apart(count: usize, mock: &Mock, folder: &Path) -> Result<Processes> {
     let binary = Path::new(IMAGEGATE);
     let (workers, processes) = workers(count, mock, folder, "http", "").await?;
     let config = write_config(folder, mock, LISTEN, &workers, "")?;
     let arguments = ["serve", "--config", &config];
-    let (serve, address) = Process::of_ours(binary, folder, "http", &arguments, Lines::All).await?;
+    let (serve, address) = Process::of_ours(binary, folder, "http", &arguments, Lines::All, mock).await?;
     Ok(([("shim and router", serve)].into_iter().chain(processes).collect(), address))
 }
 
 /// Workers of all providers that are asked, and where the router finds them.
 async fn workers(
     count: usize,
-    mock: &str,
+    mock: &Mock,
     folder: &Path,
     scheme: &str,
     more: &str,
@@ -170,7 +182,8 @@ async fn workers(
     let (mut processes, mut addresses) = (Vec::new(), Vec::new());
     for _ in 0..count {
         let binary = Path::new(IMAGEGATE);
-        let (worker, address) = Process::of_ours(binary, folder, "worker", &arguments, Lines::All).await?;
+        let (worker, address) =
+            Process::of_ours(binary, folder, "worker", &arguments, Lines::All, mock).await?;
         processes.push(("worker", worker));
         addresses.push(format!("{scheme}://{address}"));
     }
@@ -179,7 +192,7 @@ async fn workers(
 }
 
 /// As a bare proxy that looks at nothing, with room in memory for whole answers.
-async fn nginx(mock: &str, folder: &Path) -> Result<Processes> {
+async fn nginx(mock: &Mock, folder: &Path) -> Result<Processes> {
     let (address, _) = free_address()?;
     let here = folder.display();
     let text = format!(
@@ -189,7 +202,8 @@ async fn nginx(mock: &str, folder: &Path) -> Result<Processes> {
          access_log off; keepalive_requests 100000000; client_max_body_size 32m;\n\
          client_body_temp_path {here}/b; proxy_temp_path {here}/p; fastcgi_temp_path {here}/f;\n\
          uwsgi_temp_path {here}/u; scgi_temp_path {here}/s;\n\
-         upstream mock {{ server {mock}; keepalive 256; keepalive_requests 100000000; }}\n\
+         upstream mock {{ server {}; keepalive 256; keepalive_requests 100000000; }}\n\
+         upstream tls {{ server {}; keepalive 256; keepalive_requests 100000000; }}\n\
          proxy_http_version 1.1; proxy_set_header Connection \"\";\n\
          proxy_buffers 16 64k; proxy_buffer_size 64k; proxy_busy_buffers_size 512k; proxy_max_temp_file_size 0;\n\
          server {{\n\
@@ -198,8 +212,11 @@ async fn nginx(mock: &str, folder: &Path) -> Result<Processes> {
          location /fallback/ {{ proxy_intercept_errors on; error_page 500 = @second;\n\
          rewrite ^ /0/500/v1/images/generations break; proxy_pass http://mock; }}\n\
          location @second {{ rewrite ^ /0/2m/v1/images/generations break; proxy_pass http://mock; }}\n\
+         location /tls/ {{ rewrite ^/tls(.*) $1 break; proxy_pass https://tls; }}\n\
+         location /0/preview/ {{ proxy_buffering off; proxy_pass http://mock; }}\n\
          }}\n\
-         }}\n"
+         }}\n",
+        mock.plain, mock.tls
     );
     let path = folder.join("nginx.conf");
     fs::write(&path, text)?;
@@ -215,7 +232,7 @@ fn free_address() -> Result<(String, u16)> {
     Ok((address.to_string(), address.port()))
 }
 
-async fn split(mock: &str, folder: &Path, tls: bool) -> Result<Processes> {
+async fn split(mock: &Mock, folder: &Path, tls: bool) -> Result<Processes> {
     let binary = Path::new(IMAGEGATE);
     if tls {
         super::tls::write(folder)?;
@@ -229,18 +246,18 @@ async fn split(mock: &str, folder: &Path, tls: bool) -> Result<Processes> {
     let (workers, processes) = workers(1, mock, folder, scheme, more).await?;
     let config = write_config(folder, mock, "grpc: 127.0.0.1:0, admin: 127.0.0.1:0", &workers, more)?;
     let arguments = ["router", "--config", &config];
-    let (router, address) = Process::of_ours(binary, folder, "grpc", &arguments, Lines::All).await?;
+    let (router, address) = Process::of_ours(binary, folder, "grpc", &arguments, Lines::All, mock).await?;
     let uri = format!("{scheme}://{address}");
     let mut arguments = vec!["shim", "--router", &uri, "--listen", "127.0.0.1:0"];
     if tls {
         arguments.extend(["--tls-certificate", "tls.crt", "--tls-key", "tls.key", "--tls-ca", "ca.crt"]);
     }
-    let (shim, address) = Process::of_ours(binary, folder, "http", &arguments, Lines::All).await?;
+    let (shim, address) = Process::of_ours(binary, folder, "http", &arguments, Lines::All, mock).await?;
     Ok(([("shim", shim), ("router", router)].into_iter().chain(processes).collect(), address))
 }
 
 /// The gateway's file.
-fn write_config(folder: &Path, mock: &str, listen: &str, workers: &str, more: &str) -> Result<String> {
+fn write_config(folder: &Path, mock: &Mock, listen: &str, workers: &str, more: &str) -> Result<String> {
     let text = format!(
         "{more}listen: {{ {listen} }}\nworkers: {{ {workers} }}\ndata_dir: {}\n{}",
         folder.display(),
@@ -249,6 +266,17 @@ fn write_config(folder: &Path, mock: &str, listen: &str, workers: &str, more: &s
     let path = tempfile::Builder::new().suffix(".yaml").tempfile_in(folder)?.into_temp_path().keep()?;
     fs::write(&path, text)?;
     Ok(path.display().to_string())
+}
+
+impl Mock {
+    /// Starts it. `folder` is for its certificate.
+    pub fn start(folder: &Path) -> Result<Self> {
+        super::tls::write(folder)?;
+        let (plain_process, plain) = Process::of_this_program(&["mock"])?;
+        let certificate = folder.to_str().context("a folder without a name")?;
+        let (tls_process, tls) = Process::of_this_program(&["mock", certificate])?;
+        Ok(Self { _processes: [plain_process, tls_process], plain, tls, ca: folder.join("ca.crt") })
+    }
 }
 
 impl System {
@@ -317,11 +345,12 @@ impl Process {
         role: &str,
         arguments: &[&str],
         lines: Lines,
+        mock: &Mock,
     ) -> Result<(Self, String)> {
         let log = folder.join(format!("{}.log", arguments[0]));
         let mut command = Command::new(binary);
         command.args(arguments).current_dir(folder).stdin(Stdio::null()).stderr(File::create(&log)?);
-        command.env("IMAGEGATE_LOG_FORMAT", "json").env_remove("RUST_LOG");
+        command.env("IMAGEGATE_LOG_FORMAT", "json").env_remove("RUST_LOG").env("SSL_CERT_FILE", &mock.ca);
         if let Lines::Start = lines {
             command.env("RUST_LOG", "warn,imagegate::serve=info");
         }

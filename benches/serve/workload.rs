@@ -6,8 +6,8 @@ use serde_json::json;
 
 use super::{
     load::Target,
-    system::{Kind, System},
-    upstream::SIZES,
+    system::{Kind, Mock, System},
+    upstream::{PREVIEWED, SIZES},
 };
 
 /// A kind of request.
@@ -33,6 +33,10 @@ enum Way {
     Cached,
     /// From one of so many targets.
     Balanced(usize),
+    /// From a provider with TLS.
+    Tls,
+    /// After a preview of itself, as events.
+    Previewed,
 }
 
 /// Targets of configs that balance.
@@ -48,13 +52,15 @@ const MOST_IN_A_HEADER: usize = 100;
 
 const STABILITY_MODEL: &str = "stable-diffusion-xl-1024-v1-0";
 
-pub const WORKLOADS: [Workload; 6] = [
+pub const WORKLOADS: [Workload; 8] = [
     Workload::new("1 KB", Way::Plain, "0/1k", 1 << 10),
     Workload::new("2 MB", Way::Plain, "0/2m", 2 << 20),
     Workload::new("8 MB", Way::Plain, "0/8m", 8 << 20),
     Workload::new("500, then 2 MB", Way::Fallback, "0/2m", 2 << 20),
     Workload::new("2 MB, rewritten", Way::Rewritten, "0/2m", 2 << 20),
     Workload::new("2 MB, cached", Way::Cached, "0/2m", 2 << 20),
+    Workload::new("2 MB, TLS", Way::Tls, "0/2m", 2 << 20),
+    Workload::new("256 KB, previewed", Way::Previewed, "0/preview", PREVIEWED),
 ];
 
 /// All of them arrive together after the mock's delay.
@@ -89,36 +95,52 @@ impl Workload {
     }
 
     /// The request to a system, if it can do that.
-    pub fn target(&self, kind: &Kind, system: &System, mock: &str) -> Option<Target> {
+    pub fn target(&self, kind: &Kind, system: &System, mock: &Mock) -> Option<Target> {
         let (path, headers) = match kind {
             Kind::Proxy | Kind::Nginx => (self.proxied(kind)?, String::new()),
             Kind::Portkey(_) => (IMAGES.into(), self.portkeys_headers(mock)?),
             _ => (IMAGES.into(), self.our_header()),
         };
         let model = if matches!(self.way, Way::Rewritten) { STABILITY_MODEL } else { "gpt-image-1" };
-        Some(Target::new(&system.address, &path, &headers, model))
+        let mut body = json!({ "model": model, "prompt": "a lighthouse at dusk" });
+        if self.is_stream() {
+            (body["stream"], body["partial_images"]) = (true.into(), 1.into());
+        }
+        Some(Target::new(&system.address, &path, &headers, &body.to_string()))
+    }
+
+    /// Whether it is answered in events, and until the first of them it is what is timed of a request alone.
+    pub fn is_stream(&self) -> bool {
+        matches!(self.way, Way::Previewed)
     }
 
     /// The path of a proxy, which is the mock's.
     fn proxied(&self, kind: &Kind) -> Option<String> {
         match (&self.way, kind) {
-            (Way::Plain | Way::Cached, _) => Some(format!("/{}{IMAGES}", self.upstream)),
+            (Way::Plain | Way::Cached | Way::Previewed, _) => Some(format!("/{}{IMAGES}", self.upstream)),
+            (Way::Tls, Kind::Nginx) => Some(format!("/tls/{}{IMAGES}", self.upstream)),
             (Way::Fallback, Kind::Nginx) => Some(format!("/fallback{IMAGES}")),
-            (Way::Fallback | Way::Rewritten | Way::Balanced(_), _) => None,
+            (Way::Fallback | Way::Rewritten | Way::Balanced(_) | Way::Tls, _) => None,
         }
     }
 
     /// Provider and address in headers, or a config in one.
-    fn portkeys_headers(&self, mock: &str) -> Option<String> {
-        let host = format!("http://{mock}/{}", self.upstream);
+    fn portkeys_headers(&self, mock: &Mock) -> Option<String> {
+        let host = match self.way {
+            Way::Tls => format!("https://{}/{}", mock.tls, self.upstream),
+            _ => format!("http://{}/{}", mock.plain, self.upstream),
+        };
         let target = |host: &str| json!({ "provider": "openai", "api_key": "none", "custom_host": host });
         let openai = format!("{host}/v1");
         let (mode, targets) = match self.way {
-            Way::Plain => return Some(of_provider("openai", &openai)),
+            Way::Plain | Way::Tls => return Some(of_provider("openai", &openai)),
             Way::Rewritten => return Some(of_provider("stability-ai", &host)),
-            Way::Fallback => ("fallback", vec![target(&format!("http://{mock}/0/500/v1")), target(&openai)]),
+            Way::Fallback => {
+                ("fallback", vec![target(&format!("http://{}/0/500/v1", mock.plain)), target(&openai)])
+            }
             Way::Balanced(targets @ ..=MOST_IN_A_HEADER) => ("loadbalance", vec![target(&openai); targets]),
-            Way::Cached | Way::Balanced(_) => return None,
+            // It answers streams of images with an error.
+            Way::Cached | Way::Balanced(_) | Way::Previewed => return None,
         };
         let config = json!({ "strategy": { "mode": mode }, "targets": targets });
         Some(format!("x-portkey-config: {config}\r\n"))
@@ -127,7 +149,10 @@ impl Workload {
     /// A virtual key or a saved config of the gateway's file.
     fn our_header(&self) -> String {
         match self.way {
-            Way::Plain => format!("x-portkey-virtual-key: {}\r\n", key_of(&self.upstream)),
+            Way::Plain | Way::Previewed => {
+                format!("x-portkey-virtual-key: {}\r\n", key_of(&self.upstream))
+            }
+            Way::Tls => "x-portkey-virtual-key: tls\r\n".into(),
             Way::Rewritten => "x-portkey-virtual-key: stability\r\n".into(),
             Way::Fallback => "x-portkey-config: fallback\r\n".into(),
             Way::Cached => "x-portkey-config: cached\r\n".into(),
@@ -143,7 +168,8 @@ fn of_provider(provider: &str, host: &str) -> String {
 }
 
 /// What the gateway's file says of them.
-pub fn settings(mock: &str) -> String {
+pub fn settings(mock: &Mock) -> String {
+    let Mock { plain: mock, tls, .. } = mock;
     let key = |upstream: &str| {
         let base_url = format!("http://{mock}/{upstream}/v1");
         format!("  {}: {{ provider: openai, api_key: none, base_url: \"{base_url}\" }}\n", key_of(upstream))
@@ -151,6 +177,7 @@ pub fn settings(mock: &str) -> String {
     let mut upstreams: Vec<String> = SIZES.iter().map(|(size, _)| format!("0/{size}")).collect();
     upstreams.extend([
         "0/500".into(),
+        "0/preview".into(),
         CROWDED.upstream.into_owned(),
         Workload::waiting().upstream.into_owned(),
     ]);
@@ -163,6 +190,7 @@ pub fn settings(mock: &str) -> String {
     });
     format!(
         "virtual_keys:\n{keys}  stability: {{ provider: stability-ai, api_key: none, base_url: \"http://{mock}/0/2m\" }}\n\
+         \x20 tls: {{ provider: openai, api_key: none, base_url: \"https://{tls}/0/2m/v1\" }}\n\
          configs:\n  \
          fallback: {{ strategy: {{ mode: fallback }}, targets: [{{ virtual_key: {failing} }}, {{ virtual_key: {large} }}] }}\n  \
          cached: {{ virtual_key: {large}, cache: {{ mode: simple }} }}\n{}",
