@@ -12,6 +12,8 @@ import sys
 import time
 from pathlib import Path
 
+import requests
+
 BUCKET = "pictures"
 
 
@@ -62,8 +64,9 @@ class S3:
         deadline = time.monotonic() + 20
         while True:
             try:
-                return socket.create_connection(("127.0.0.1", self.port), timeout=5).close()
-            except OSError:
+                # Whoever is nobody is refused, by one that does not only listen.
+                return requests.get(self.endpoint, timeout=5).close()
+            except requests.RequestException:
                 assert self._process.poll() is None and time.monotonic() < deadline, self._log.read_text()
                 time.sleep(0.02)
 

@@ -150,8 +150,10 @@ def test_routers_with_one_database_hear_of_each_other_without_redis(serve, postg
     env = {"STORE_URL": postgres.url()}
     a, b = (serve({**config, "data_dir": str(tmp_path / name)}, env, name) for name in ("a", "b"))
     assert [post(a).status_code for _ in range(2)] == [200] * 2
+    # A router hears of the others when it writes what it has used itself.
+    kept = "SELECT COALESCE(SUM(amount), 0) FROM counters"
+    eventually(lambda: postgres.sql(kept) == f"{2 * PRICE * 1e9:.0f}", 20, "what the first one has used")
     assert post(b).status_code == 200
-    # It has written its own part and learnt the sum.
     eventually(lambda: spent(b) == 3 * PRICE, 20, "the spending of the other")
     assert post(b).status_code == 412
     assert len(openai_api.calls) == 3
