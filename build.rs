@@ -24,6 +24,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     )?;
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
     for folder in DATA {
+        println!("cargo:rerun-if-changed={folder}");
         compile_data(Path::new(folder), &out)?;
     }
     fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
@@ -67,7 +68,6 @@ fn compile_data(folder: &Path, out: &Path) -> Result<(), Box<dyn Error>> {
         if path.is_dir() {
             compile_data(&path, out)?;
         } else if path.extension().is_some_and(|extension| extension == "yaml") {
-            println!("cargo:rerun-if-changed={}", path.display());
             let failed = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
             let documents =
                 Yaml::load_from_str(&fs::read_to_string(&path)?).map_err(|error| failed(&error))?;
