@@ -55,7 +55,6 @@ pub async fn mock(certificate: Option<&Path>) -> Result<()> {
         Bytes::from(format!("event: {kind}\ndata: {{\"type\":\"{kind}\",\"b64_json\":\"{text}\"{more}}}\n\n"))
     };
     let events = [event("partial_image", ",\"partial_image_index\":0"), event("completed", "")];
-
     let mut answers = Vec::with_capacity(SIZES.len());
     for (name, length) in SIZES {
         let text = image_text(length)?;

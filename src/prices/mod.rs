@@ -30,8 +30,7 @@ pub const MADE: &[&str] =
     &["request", "image", "input_image", "output_pixel", "input_pixel", "step", "pixel_step"];
 
 static EMBEDDED: LazyLock<Book> = LazyLock::new(|| {
-    let book = include_str!(concat!(env!("OUT_DIR"), "/book.json"));
-    let book = serde_json::from_str(book).expect("the build has written it");
+    let book = serde_json::from_str(data!("book")).expect("the build has written it");
     read::book(&book).expect("tests read the embedded price book")
 });
 
@@ -97,6 +96,7 @@ pub fn in_force(prices: &[Price], day: impl FnOnce() -> String) -> Option<Arc<[P
 #[cfg(test)]
 mod tests {
     use super::*;
+
     #[test]
     fn a_price_change_is_written_down_before_it_happens() {
         let book = read::text(

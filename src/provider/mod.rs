@@ -3,13 +3,6 @@
 //! Nothing here opens a socket, reads a clock or sleeps; `worker::drive` does. Strategy, retries and
 //! negotiation happen in the router: a provider sends what the job says.
 
-/// A data file, which the build has made JSON of.
-macro_rules! data {
-    ($name:literal) => {
-        include_str!(concat!(env!("OUT_DIR"), "/", $name, ".json"))
-    };
-}
-
 pub mod automatic1111;
 pub mod azure_openai;
 pub mod bedrock;
