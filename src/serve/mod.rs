@@ -4,6 +4,7 @@
 
 mod accept;
 mod http;
+mod reflection;
 
 use std::{
     future::{Future, IntoFuture as _},
@@ -31,7 +32,7 @@ use tokio::{
     task::JoinSet,
 };
 use tokio_util::sync::CancellationToken;
-use tonic_health::{ServingStatus, server::HealthReporter};
+use tonic_health::{ServingStatus, pb::health_server::SERVICE_NAME as HEALTH, server::HealthReporter};
 use tracing::{info, warn};
 
 use crate::{
@@ -39,7 +40,6 @@ use crate::{
     admission::{Admission, Held, grpc::Admitted},
     config::file::Shutdown,
     pb::{
-        DESCRIPTORS,
         admin_service_server::{AdminServiceServer, SERVICE_NAME as ADMIN},
         router_service_server::{RouterService, SERVICE_NAME as ROUTER},
         worker_service_server::{SERVICE_NAME as WORKER, WorkerService},
@@ -59,9 +59,6 @@ const BACKLOG: u32 = 8192;
 
 /// How often what histograms hold is put together.
 const TIDY_EVERY: Duration = Duration::from_secs(30);
-
-/// Descriptors of the health service, so that reflection can show it.
-const HEALTH_DESCRIPTORS: &[u8] = tonic_health::pb::FILE_DESCRIPTOR_SET;
 
 /// The servers of one process.
 #[derive(Debug)]
@@ -134,26 +131,14 @@ impl Servers {
     ) -> Result<SocketAddr> {
         let (listener, bound) = bind(role, address)?;
         let (health, health_service) = tonic_health::server::health_reporter();
-        // grpcurl and Python's client still speak the older protocol.
-        let name = match &service {
-            Grpc::Router(..) => ROUTER,
-            Grpc::Worker(_) => WORKER,
-        };
-        let reflection = || {
-            let builder = tonic_reflection::server::Builder::configure()
-                .register_encoded_file_descriptor_set(DESCRIPTORS)
-                .register_encoded_file_descriptor_set(HEALTH_DESCRIPTORS)
-                .with_service_name(name);
-            match &service {
-                Grpc::Router(..) => builder.with_service_name(ADMIN),
-                Grpc::Worker(_) => builder,
-            }
-            .with_service_name("grpc.health.v1.Health")
+        let (name, services): (_, &[&str]) = match &service {
+            Grpc::Router(..) => (ROUTER, &[ROUTER, ADMIN, HEALTH]),
+            Grpc::Worker(_) => (WORKER, &[WORKER, HEALTH]),
         };
         let server = transport::server()
             .add_service(health_service)
-            .add_service(reflection().build_v1().context("reflection")?)
-            .add_service(reflection().build_v1alpha().context("reflection")?);
+            .add_service(reflection::v1(services))
+            .add_service(reflection::v1alpha(services));
         let server = match service {
             Grpc::Router(router, admin, max_request_bytes) => {
                 telemetry::router_begins();
