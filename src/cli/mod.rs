@@ -187,7 +187,7 @@ impl Cli {
             // Whoever asks a gateway looks at the answer, and at one live line.
             false => "warn",
         };
-        telemetry::init_logs(self.log_format.unwrap_or_default(), level);
+        let logs = telemetry::init_logs(self.log_format.unwrap_or_default(), level);
         // The one TLS implementation of this process; a second call, in tests, changes nothing.
         _ = rustls::crypto::ring::default_provider().install_default();
         let runtime =
@@ -220,6 +220,7 @@ impl Cli {
         });
         // Whatever still runs on blocking threads has nobody to report to.
         runtime.shutdown_background();
+        drop(logs);
         match outcome {
             Ok(code) => code,
             // Whoever reads has seen enough.
