@@ -509,6 +509,13 @@ impl Timings {
     }
 }
 
+impl GenerateDone {
+    /// The `image_index` that the chunks of an image came with, by its place in `images`.
+    pub fn chunks_of(&self, place: usize) -> u32 {
+        self.chunks.get(place).copied().unwrap_or_else(|| u32::try_from(place).unwrap_or(u32::MAX))
+    }
+}
+
 impl Attempt {
     /// The outcome of a target that was passed over.
     pub const SKIPPED: &'static str = "skipped";

@@ -67,6 +67,7 @@ impl Subject {
             upstream: Some(pb::Upstream { credential, ..Default::default() }),
             request_id: "imagegate-conform".to_owned(),
             announce_answer: false,
+            chunks_first: false,
         }
     }
 

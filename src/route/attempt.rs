@@ -1,6 +1,6 @@
 //! One try at one target: the worker's calls, their limits, and what their answers are worth.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures::{StreamExt as _, future::try_join_all};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -227,6 +227,7 @@ impl<'a> Attempt<'a> {
             upstream: Some(self.ready.message.clone()),
             request_id: self.ctx.request_id.clone(),
             announce_answer: self.target.first_byte_timeout.is_some(),
+            chunks_first: false,
         });
         self.ctx.trace_of(running.number()).put(message.metadata_mut().as_mut());
         message.set_timeout(deadline.saturating_duration_since(Instant::now()));
@@ -243,8 +244,8 @@ impl<'a> Attempt<'a> {
             Ok(begun) => begun,
             Err(status) => return Err(self.failure(&status, deadline).await),
         };
-        let wanted = request.wanted();
-        let mut pieces = vec![Pieces::default(); wanted];
+        // By the numbers they came with. Some may turn out to be nobody's.
+        let mut arrived = BTreeMap::<u32, Pieces>::new();
         let arriving = Held::default();
         loop {
             let event = match first.take() {
@@ -262,15 +263,16 @@ impl<'a> Attempt<'a> {
                     Box::pin(self.ctx.preview(preview)).await;
                 }
                 Some(Event::ImageChunk(chunk)) => {
-                    // More images than asked for are not our caller's.
-                    if let Some(image) = pieces.get_mut(chunk.image_index as usize) {
-                        arriving.add(chunk.data.len());
-                        image.push(chunk.data);
-                    }
+                    arriving.add(chunk.data.len());
+                    arrived.entry(chunk.image_index).or_default().push(chunk.data);
                 }
                 Some(Event::Done(mut done)) => {
                     transport::end(events).await;
                     running.answered();
+                    // More images than asked for are not our caller's.
+                    let image = |place| arrived.remove(&done.chunks_of(place)).unwrap_or_default();
+                    let pieces = (0..request.wanted()).map(image).collect();
+                    drop(arrived);
                     let images = self.verify(&mut done, pieces).await?;
                     // From here on they are the request's.
                     drop(arriving);

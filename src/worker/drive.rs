@@ -13,6 +13,7 @@ use url::Url;
 use super::{
     EventStream,
     http::{Http, Incoming, Trust, forward},
+    relay::{self, Relay, Said},
     scrub::Credentials,
     sse::EventReader,
     tokens::Tokens,
@@ -41,12 +42,6 @@ const POLL_SPREAD: f64 = 0.2;
 /// answer said must not be acted on much later.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
 const WATCH_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// Events that may wait for a slow reader.
-const EVENTS_WAITING: usize = 4;
-
-/// Where previews and progress go. The other end also takes the answer, which may fail.
-type Events = mpsc::Sender<Box<std::result::Result<Event, Status>>>;
 
 /// What the worker holds itself of virtual keys, by their names.
 pub type Secrets = BTreeMap<String, Held>;
@@ -126,14 +121,14 @@ impl HttpWorker {
         Ok((job, manner))
     }
 
-    async fn run(self, request: Request<pb::GenerateRequest>, events: Events) -> Result<Output> {
+    async fn run(self, request: Request<pb::GenerateRequest>, mut relay: Relay) -> Result<Vec<Said>> {
         let trace = TraceContext::read(request.metadata().as_ref());
         let request = request.into_inner();
         let announce_answer = request.announce_answer;
         let (job, manner) = self.job(request, trace)?;
         let mut credentials = Credentials::of(&job, &manner.headers);
-        let done = self.carry_out(job, manner, announce_answer, events, &mut credentials).await;
-        done.map_err(|error| credentials.hidden_in(error))
+        let done = self.carry_out(job, manner, announce_answer, &mut relay, &mut credentials).await;
+        done.map(|output| relay.end(output)).map_err(|error| credentials.hidden_in(error))
     }
 
     async fn carry_out(
@@ -141,7 +136,7 @@ impl HttpWorker {
         mut job: Job,
         manner: Manner,
         announce_answer: bool,
-        events: Events,
+        relay: &mut Relay,
         credentials: &mut Credentials,
     ) -> Result<Output> {
         self.fetch_inputs(&mut job).await?;
@@ -158,19 +153,23 @@ impl HttpWorker {
         let mut note = String::new();
         let mut incoming = match self.provider.watch(&job) {
             Some(watch) => {
-                let sent = self.send_watched(&job, request, watch, &manner, &events, &mut farewell);
+                let sent = self.send_watched(&job, request, watch, &manner, relay, &mut farewell);
                 Box::pin(sent).await?
             }
             None => self.send(request, &manner).await?,
         };
         loop {
             if announce_answer && incoming.status.is_success() {
-                say(&events, "answering");
+                relay.say("answering");
             }
             if incoming.is_event_stream() {
-                return self.read_events(&job, &mut incoming, &events).await;
+                return self.read_events(&job, &mut incoming, relay).await;
             }
-            let mut answer = incoming.answer(self.provider.image_members()).await?;
+            let members = self.provider.image_members();
+            let mut answer = match relay.chunks_first() {
+                true => incoming.relayed(members, relay).await?,
+                false => incoming.answer(members).await?,
+            };
             answer.note = note;
             let status = answer.status;
             if let (401 | 403, Some(account)) = (status.as_u16(), account) {
@@ -191,7 +190,7 @@ impl HttpWorker {
                 Step::Next(next) => *next,
             };
             farewell.requests = manner.all(next.cancel);
-            tell(&events, next.progress);
+            relay.tell(next.progress);
             note = next.note;
             tokio::time::sleep(next.after.mul_f64(1.0 + POLL_SPREAD * chance())).await;
             incoming = self.send(next.request, &manner).await?;
@@ -226,7 +225,7 @@ impl HttpWorker {
         request: http::Request<Pieces>,
         watch: http::Request<Pieces>,
         manner: &Manner,
-        events: &Events,
+        relay: &Relay,
         farewell: &mut Farewell,
     ) -> Result<Incoming> {
         let mut sent = pin!(self.send(request, manner));
@@ -240,7 +239,7 @@ impl HttpWorker {
                 }
                 watched = self.watch(job, watch, manner) => {
                     farewell.requests = manner.all(watched.cancel);
-                    tell(events, watched.progress);
+                    relay.tell(watched.progress);
                 }
             }
             next = self.provider.watch(job);
@@ -271,7 +270,7 @@ impl HttpWorker {
         started.unwrap_or_else(|_| Err(Error::new(ErrorKind::Internal, "preparing the request failed")))
     }
 
-    async fn read_events(&self, job: &Job, incoming: &mut Incoming, events: &Events) -> Result<Output> {
+    async fn read_events(&self, job: &Job, incoming: &mut Incoming, relay: &Relay) -> Result<Output> {
         let mut reader = EventReader::new(self.provider.image_members());
         while let Some(event) = incoming.next_event(&mut reader).await? {
             // `[DONE]` and the like are no JSON.
@@ -290,14 +289,7 @@ impl HttpWorker {
             match self.provider.event(job, answer)? {
                 provider::Event::Done(output) => return Ok(output),
                 provider::Event::Partial { index, data } => {
-                    let format = crate::images::probe::sniff(&data).unwrap_or_default();
-                    let preview = pb::PartialImage {
-                        data,
-                        format: format.into(),
-                        partial_index: index,
-                        image_index: 0,
-                    };
-                    _ = events.send(Box::new(Ok(Event::PartialImage(preview)))).await;
+                    relay.show(index, data).await;
                 }
                 provider::Event::Ignored => {}
             }
@@ -357,21 +349,17 @@ impl WorkerService for HttpWorker {
         &self,
         request: Request<pb::GenerateRequest>,
     ) -> std::result::Result<Response<EventStream>, Status> {
-        let (sender, receiver) = mpsc::channel(EVENTS_WAITING);
+        let (sender, receiver) = mpsc::channel(relay::WAITING);
         let name = self.name().to_owned();
         let held = Arc::new(admission::Held::default());
-        let holding = Arc::clone(&held);
-        let run = self.clone().run(request, sender).map(move |outcome| match outcome {
-            Ok(output) => {
-                holding.add(output.images.iter().map(|image| image.data.len()).sum());
-                finished(output)
-            }
-            Err(mut error) => {
+        let relay = Relay::new(sender, Arc::clone(&held), request.get_ref().chunks_first);
+        let run = self.clone().run(request, relay).map(move |outcome| {
+            outcome.unwrap_or_else(|mut error| {
                 if error.provider.is_empty() {
                     error.provider = name;
                 }
                 vec![Err(error.into())]
-            }
+            })
         });
         let events = merge(receiver, run).map(move |event| {
             if let Ok(Event::ImageChunk(chunk)) = &event {
@@ -397,19 +385,6 @@ impl Manner {
     fn all(&self, requests: Vec<http::Request<Pieces>>) -> Vec<http::Request<Pieces>> {
         requests.into_iter().map(|request| self.of(request)).collect()
     }
-}
-
-/// Tells how far the job is. A slow reader misses some of it.
-fn tell(events: &Events, progress: Option<pb::Progress>) {
-    match progress {
-        Some(progress) => _ = events.try_send(Box::new(Ok(Event::Progress(progress)))),
-        None => say(events, "running"),
-    }
-}
-
-fn say(events: &Events, state: &str) {
-    let progress = pb::Progress { fraction: None, state: state.to_owned() };
-    _ = events.try_send(Box::new(Ok(Event::Progress(progress))));
 }
 
 /// What a job leaves to be said to its provider if it is dropped.
@@ -440,25 +415,6 @@ fn chance() -> f64 {
     f64::from(uuid::Uuid::new_v4().as_u128() as u32) / f64::from(u32::MAX)
 }
 
-/// The images in their order, then the end.
-fn finished(mut output: Output) -> Vec<std::result::Result<Event, Status>> {
-    let mut events = Vec::with_capacity(output.images.len() + 1);
-    for (image_index, image) in (0..).zip(&mut output.images) {
-        let data = std::mem::take(&mut image.data);
-        if !data.is_empty() {
-            events.push(Event::ImageChunk(pb::ImageChunk { image_index, data }));
-        }
-    }
-    events.push(Event::Done(pb::GenerateDone {
-        images: output.images,
-        usage: output.usage,
-        upstream_request_id: output.upstream_request_id,
-        warnings: output.warnings,
-        reported_cost_usd: output.reported_cost_usd,
-    }));
-    events.into_iter().map(Ok).collect()
-}
-
 impl std::fmt::Debug for Options {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_set().entries(self.0.keys()).finish()
@@ -473,7 +429,134 @@ impl std::fmt::Debug for HttpWorker {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+        sync::oneshot,
+    };
+
     use super::*;
+    use crate::{egress::Egress, provider::automatic1111::Automatic1111};
+
+    /// A provider's answer as far as `first`, and the rest of it when it is asked for.
+    async fn answer(listener: TcpListener, text: String, first: usize, go_on: oneshot::Receiver<()>) {
+        let (mut wire, _) = listener.accept().await.unwrap();
+        let mut asked = Vec::new();
+        while !asked.ends_with(b"}") {
+            wire.read_buf(&mut asked).await.unwrap();
+        }
+        let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n";
+        let head = format!("{head}content-length: {}\r\n\r\n", text.len());
+        wire.write_all(head.as_bytes()).await.unwrap();
+        wire.write_all(&text.as_bytes()[..first]).await.unwrap();
+        if go_on.await.is_ok() {
+            wire.write_all(&text.as_bytes()[first..]).await.unwrap();
+        }
+    }
+
+    async fn generate(address: String, chunks_first: bool) -> EventStream {
+        _ = rustls::crypto::ring::default_provider().install_default();
+        let http = Arc::new(Http::try_new(Egress::default()).unwrap());
+        let worker = HttpWorker::new(Arc::new(Automatic1111), http, Arc::default());
+        let request = pb::GenerateRequest {
+            image: Some(pb::ImageRequest { prompt: "a cat".into(), n: Some(1), ..Default::default() }),
+            upstream: Some(pb::Upstream { base_url: address, ..Default::default() }),
+            chunks_first,
+            ..Default::default()
+        };
+        worker.generate(Request::new(request)).await.unwrap().into_inner()
+    }
+
+    async fn next(events: &mut EventStream) -> std::result::Result<Event, Status> {
+        loop {
+            match events.next().await.unwrap()?.event.unwrap() {
+                Event::Progress(_) => {}
+                event => return Ok(event),
+            }
+        }
+    }
+
+    /// A grid and an image, which its model counts as one.
+    fn made() -> (Vec<u8>, String) {
+        let image: Vec<u8> = (0..1_000_000).map(|i| (i % 251) as u8).collect();
+        let [grid, encoded] =
+            [&vec![7; 1_000_000], &image].map(|data| base64_simd::STANDARD.encode_to_string(data));
+        let info = json!({"all_seeds": [1], "index_of_first_image": 1}).to_string();
+        (image, json!({"images": [grid, encoded], "info": info}).to_string())
+    }
+
+    #[tokio::test]
+    async fn an_image_is_sent_on_before_the_answer_has_ended() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        let (image, text) = made();
+        let (go_on, gone_on) = oneshot::channel();
+        let first = text.len() / 4;
+        let mut go_on = Some(go_on);
+        let read = async {
+            let mut events = generate(address, true).await;
+            let mut chunks = BTreeMap::<u32, Vec<u8>>::new();
+            loop {
+                match next(&mut events).await.unwrap() {
+                    Event::ImageChunk(chunk) => {
+                        chunks.entry(chunk.image_index).or_default().extend_from_slice(&chunk.data);
+                        if let Some(go_on) = go_on.take() {
+                            go_on.send(()).unwrap();
+                        }
+                    }
+                    Event::Done(done) => return (chunks, done),
+                    other => panic!("{other:?}"),
+                }
+            }
+        };
+        let ((chunks, done), ()) = tokio::join!(read, answer(listener, text, first, gone_on));
+        assert_eq!((done.images.len(), done.chunks.as_slice()), (1, [1].as_slice()));
+        assert!(chunks[&1] == image && chunks[&0].len() == 1_000_000);
+    }
+
+    #[tokio::test]
+    async fn whoever_does_not_know_of_chunks_first_gets_them_last() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        let (image, text) = made();
+        let (go_on, gone_on) = oneshot::channel();
+        go_on.send(()).unwrap();
+        let read = async {
+            let mut events = generate(address, false).await;
+            let chunk = next(&mut events).await.unwrap();
+            (chunk, next(&mut events).await.unwrap())
+        };
+        let ((chunk, done), ()) = tokio::join!(read, answer(listener, text, 9, gone_on));
+        let Event::ImageChunk(chunk) = chunk else { panic!("{chunk:?}") };
+        assert!(chunk.image_index == 0 && chunk.data == image);
+        let Event::Done(done) = done else { panic!("{done:?}") };
+        assert!(done.chunks.is_empty());
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_breaks_off_after_chunks_is_a_failure() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        let (_, text) = made();
+        let (go_on, gone_on) = oneshot::channel();
+        drop(go_on);
+        let first = text.len() - 10;
+        let read = async {
+            let mut events = generate(address, true).await;
+            let mut chunks = 0;
+            loop {
+                match next(&mut events).await {
+                    Ok(Event::ImageChunk(_)) => chunks += 1,
+                    Ok(other) => panic!("{other:?}"),
+                    Err(status) => return (chunks, Error::from_status(&status)),
+                }
+            }
+        };
+        let ((chunks, error), ()) = tokio::join!(read, answer(listener, text, first, gone_on));
+        assert!(chunks > 5, "{chunks}");
+        assert_eq!((error.kind, error.billing), (ErrorKind::BadAnswer, BillingClass::Unknown));
+    }
 
     #[test]
     fn a_withheld_image_takes_no_other_images_address() {

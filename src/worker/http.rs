@@ -27,6 +27,7 @@ use tower::BoxError;
 use url::Url;
 
 use super::{
+    relay::Relay,
     scan::Scanner,
     sse::{EventReader, RawEvent},
     upstream::{self, CONNECT_TIMEOUT, Failure, RequestBody, Resolver, Upstreams, causes},
@@ -45,6 +46,9 @@ use crate::{
 
 /// Largest answer that is read, in bytes: ten images of 8 MiB in base64, and room.
 const MAX_ANSWER_BYTES: usize = 256 << 20;
+
+/// Of an answer whose images are passed on as they come, what may be here at once.
+const RELAYED_AT_ONCE: usize = 512 << 10;
 
 /// Largest answer that is not JSON and not an image: an error page.
 const MAX_ERROR_BYTES: usize = 1 << 20;
@@ -292,21 +296,32 @@ impl Incoming {
     }
 
     /// Reads the body to its end. JSON loses its images on the way.
-    pub async fn answer(mut self, image_members: &'static [&'static str]) -> Result<Answer> {
+    pub async fn answer(self, image_members: &'static [&'static str]) -> Result<Answer> {
+        self.read(image_members, None).await
+    }
+
+    /// The same; large images of a success are passed on as they come.
+    pub(super) async fn relayed(
+        self,
+        image_members: &'static [&'static str],
+        relay: &mut Relay,
+    ) -> Result<Answer> {
+        self.read(image_members, Some(relay)).await
+    }
+
+    async fn read(
+        mut self,
+        image_members: &'static [&'static str],
+        relay: Option<&mut Relay>,
+    ) -> Result<Answer> {
         let address = self.address();
-        self.reserve().await;
         let body = if self.content_type().contains("json") {
-            let expected = self.body.length().unwrap_or(0);
-            let expected = usize::try_from(expected).unwrap_or(usize::MAX).min(MAX_ANSWER_BYTES);
-            let mut scanner = Scanner::new(image_members, expected);
-            let mut read = 0;
-            while let Some(piece) = self.next().await? {
-                read = checked_size(read, piece.len(), MAX_ANSWER_BYTES)?;
-                scanner.push(&piece);
-            }
-            let (skeleton, images) = scanner.finish();
-            AnswerBody::Json { skeleton, images }
+            let relay = relay.filter(|_| self.status.is_success());
+            let most = if relay.is_some() { RELAYED_AT_ONCE } else { MAX_ANSWER_BYTES };
+            self.reserve(most).await;
+            self.document_without_images(image_members, relay).await?
         } else {
+            self.reserve(MAX_ANSWER_BYTES).await;
             let is_image =
                 self.content_type().starts_with("image/") || self.content_type().contains("octet-stream");
             let limit = if is_image { MAX_ANSWER_BYTES } else { MAX_ERROR_BYTES };
@@ -315,12 +330,40 @@ impl Incoming {
         Ok(Answer { status: self.status, headers: self.headers, body, address, note: String::new() })
     }
 
+    async fn document_without_images(
+        &mut self,
+        image_members: &'static [&'static str],
+        mut relay: Option<&mut Relay>,
+    ) -> Result<AnswerBody> {
+        let expected = self.body.length().unwrap_or(0);
+        let expected = usize::try_from(expected).unwrap_or(usize::MAX).min(MAX_ANSWER_BYTES);
+        let mut scanner = Scanner::new(image_members, expected);
+        if relay.is_some() {
+            scanner = scanner.passing_on();
+        }
+        let mut read = 0;
+        while let Some(piece) = self.next().await? {
+            read = checked_size(read, piece.len(), MAX_ANSWER_BYTES)?;
+            scanner.push(&piece);
+            if let Some(relay) = &mut relay {
+                drop(piece);
+                for passed in scanner.passed() {
+                    // It came as a text that is a third longer.
+                    self.held.release(passed.data.len() / 3 * 4);
+                    relay.pass(passed).await;
+                }
+            }
+        }
+        let (skeleton, images) = scanner.finish();
+        Ok(AnswerBody::Json { skeleton, images })
+    }
+
     /// Reads the body to its end, as it is.
     ///
     /// # Errors
     /// It is larger than `limit` bytes, or breaks off.
     pub async fn document(mut self, limit: usize) -> Result<Bytes> {
-        self.reserve().await;
+        self.reserve(MAX_ANSWER_BYTES).await;
         Ok(self.pieces(limit).await?.into_bytes())
     }
 
@@ -353,7 +396,7 @@ impl Incoming {
         if !may_be_image {
             return refused("a content type that is not an image's".to_owned());
         }
-        self.reserve().await;
+        self.reserve(MAX_ANSWER_BYTES).await;
         let image = self.pieces(limit).await?;
         match probe::probe(&image) {
             Ok(Probe { format, width, height })
@@ -381,11 +424,12 @@ impl Incoming {
         }
     }
 
-    /// Waits until there is room for the body: the provider's side of the connection holds it meanwhile.
-    async fn reserve(&mut self) {
+    /// Waits until there is room for the body, or for `most` bytes of it: the provider's side of the connection holds it
+    /// meanwhile.
+    async fn reserve(&mut self, most: usize) {
         let announced = self.body.length().map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
         if announced.is_none_or(|bytes| bytes > ALWAYS_READ) {
-            self.reserved = announced.unwrap_or(0).min(MAX_ANSWER_BYTES);
+            self.reserved = announced.unwrap_or(0).min(most);
             self.held.add_in_turn(self.reserved, self.budget).await;
         }
     }

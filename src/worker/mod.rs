@@ -3,6 +3,7 @@
 pub mod drive;
 pub mod http;
 pub mod local;
+mod relay;
 pub mod remote;
 pub mod retry_after;
 pub mod scan;

@@ -36,7 +36,11 @@ impl WorkerService for Remote {
         self.0.clone().worker().describe(request).await
     }
 
-    async fn generate(&self, request: Request<pb::GenerateRequest>) -> Result<Response<EventStream>, Status> {
+    async fn generate(
+        &self,
+        mut request: Request<pb::GenerateRequest>,
+    ) -> Result<Response<EventStream>, Status> {
+        request.get_mut().chunks_first = true;
         let answer = framing::ask(&self.0, transport::GENERATE, request).await?;
         Ok(answer.map(|events| Box::pin(events) as _))
     }
@@ -58,7 +62,7 @@ impl WorkerService for Served {
     }
 
     async fn generate(&self, request: Request<pb::GenerateRequest>) -> Result<Response<EventStream>, Status> {
-        let working = Working::begin(request.get_ref().encoded_len());
+        let mut working = Working::begin(request.get_ref().encoded_len());
         let limit = transport::grpc_timeout(request.metadata().as_ref());
         let deadline = limit.and_then(|limit| Instant::now().checked_add(limit));
         let events = match deadline {
@@ -71,7 +75,7 @@ impl WorkerService for Served {
         Ok(events.map(|events| {
             let cut = events.flat_map(move |event| match event {
                 Ok(pb::GenerateResponse { event: Some(Event::ImageChunk(chunk)) }) => {
-                    working.hold(chunk.data.len());
+                    working.sends(chunk.data.len());
                     let message = |chunk| pb::GenerateResponse { event: Some(Event::ImageChunk(chunk)) };
                     transport::cut(chunk, message).left_stream()
                 }
@@ -85,15 +89,19 @@ impl WorkerService for Served {
 /// Counts a call as long as it is worked on.
 struct Working {
     held: Held,
+    /// Of that, the chunk on its way.
+    sending: usize,
 }
 
 impl Working {
     fn begin(bytes: usize) -> Self {
         telemetry::call_begins();
-        Self { held: Held::new(bytes) }
+        Self { held: Held::new(bytes), sending: 0 }
     }
 
-    fn hold(&self, bytes: usize) {
+    /// The chunk before has left by now.
+    fn sends(&mut self, bytes: usize) {
+        self.held.release(std::mem::replace(&mut self.sending, bytes));
         self.held.add(bytes);
     }
 }

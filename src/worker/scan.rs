@@ -8,6 +8,14 @@ use bytes::Bytes;
 
 use crate::provider::{BadBase64, IMAGE_REF_PREFIX};
 
+/// So much of an image, decoded, is passed on at once, or up to as much more as one piece of text can add: together less
+/// than a chunk may have.
+const PASSED_BYTES: usize = 128 << 10;
+const PIECE_BYTES: usize = 96 << 10;
+
+/// Of an image that is passed on its first bytes stay: enough to tell its format.
+const TOKEN_BYTES: usize = 32;
+
 /// Strings under an image member up to this length stay in the skeleton: a URL, an empty text.
 const SHORTEST_IMAGE: usize = 64;
 
@@ -19,12 +27,23 @@ pub struct Scanner {
     expected: usize,
     skeleton: Vec<u8>,
     images: Vec<Result<Bytes, BadBase64>>,
+    /// What is to be passed on, if anything is.
+    passed: Option<Vec<Passed>>,
     state: State,
     /// Whether the last complete string at this level was the name of an image member.
     after_image_name: bool,
     /// Inside an array that is the value of an image member.
     image_array: bool,
     string_start: usize,
+}
+
+/// A part of an image that is passed on before the rest has come.
+#[derive(Debug)]
+pub struct Passed {
+    /// Stands for the image, in [`Scanner::finish`] as well: its first bytes. Where they lie tells which image it is.
+    pub token: Bytes,
+    /// What follows the parts before.
+    pub data: Bytes,
 }
 
 #[derive(Debug)]
@@ -43,6 +62,8 @@ enum State {
 #[derive(Debug)]
 struct Decoder {
     decoded: Vec<u8>,
+    /// Once a part was passed on.
+    token: Option<Bytes>,
     /// Characters that do not make a whole group yet.
     carry: Vec<u8>,
     /// In a JSON escape: only `\/` can stand in base64.
@@ -60,11 +81,26 @@ impl Scanner {
             expected: expected / 4 * 3 + 3,
             skeleton: Vec::with_capacity(1024),
             images: Vec::new(),
+            passed: None,
             state: State::Outside,
             after_image_name: false,
             image_array: false,
             string_start: 0,
         }
+    }
+
+    /// The same, and large images are passed on part by part. None is larger than a chunk may be if the pieces that are
+    /// pushed have at most 128 KiB.
+    #[must_use]
+    pub fn passing_on(mut self) -> Self {
+        self.expected = self.expected.min(PASSED_BYTES + PIECE_BYTES);
+        self.passed = Some(Vec::new());
+        self
+    }
+
+    /// What is to be passed on since the last time.
+    pub fn passed(&mut self) -> Vec<Passed> {
+        self.passed.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
     /// Reads the next piece.
@@ -82,7 +118,8 @@ impl Scanner {
         }
     }
 
-    /// The skeleton and the images. A document that broke off inside an image has that one as bad.
+    /// The skeleton and the images, with a token for each that was passed on. A document that broke off inside an image
+    /// has that one as bad.
     pub fn finish(mut self) -> (Bytes, Vec<Result<Bytes, BadBase64>>) {
         match std::mem::replace(&mut self.state, State::Outside) {
             State::Outside | State::String { .. } => {}
@@ -170,11 +207,23 @@ impl Scanner {
 
     fn image<'a>(&mut self, piece: &'a [u8]) -> &'a [u8] {
         let State::Image(decoder) = &mut self.state else { return piece };
-        let Some(rest) = decoder.push(piece) else { return &[] };
-        if let State::Image(decoder) = std::mem::replace(&mut self.state, State::Outside) {
+        let Some(rest) = decoder.push(piece) else {
+            if let Some(passed) = self.passed.as_mut().filter(|_| decoder.decoded.len() >= PASSED_BYTES) {
+                passed.push(decoder.pass());
+            }
+            return &[];
+        };
+        if let State::Image(mut decoder) = std::mem::replace(&mut self.state, State::Outside) {
             let place = format!("{}{}\"", IMAGE_REF_PREFIX.replace('\0', "\\u0000"), self.images.len());
             self.skeleton.extend_from_slice(place.as_bytes());
-            self.images.push(decoder.finish());
+            let token = decoder.token.take();
+            self.images.push(match (decoder.finish(), token, &mut self.passed) {
+                (Ok(data), Some(token), Some(passed)) => {
+                    passed.push(Passed { token: token.clone(), data });
+                    Ok(token)
+                }
+                (image, ..) => image,
+            });
         }
         self.after_image_name = false;
         rest
@@ -202,6 +251,7 @@ impl Decoder {
     fn new(capacity: usize) -> Self {
         Self {
             decoded: Vec::with_capacity(capacity),
+            token: None,
             carry: Vec::with_capacity(4),
             escaped: false,
             bad: false,
@@ -303,6 +353,14 @@ impl Decoder {
         base64_simd::STANDARD.decode_append(text, &mut self.decoded).is_ok()
     }
 
+    /// What was decoded since the last time.
+    fn pass(&mut self) -> Passed {
+        let next = Vec::with_capacity(PASSED_BYTES + PIECE_BYTES);
+        let data = Bytes::from(std::mem::replace(&mut self.decoded, next));
+        let token = self.token.get_or_insert_with(|| Bytes::copy_from_slice(&data[..TOKEN_BYTES]));
+        Passed { token: token.clone(), data }
+    }
+
     fn finish(mut self) -> Result<Bytes, BadBase64> {
         // Some leave the padding away.
         if !self.carry.is_empty() && !self.ended && !self.bad {
@@ -323,7 +381,10 @@ mod tests {
 
     use super::*;
 
-    fn scan(text: &[u8], sizes: impl IntoIterator<Item = usize>) -> (Value, Vec<Result<Bytes, BadBase64>>) {
+    /// An image, or that it is none.
+    type Found = Result<Bytes, BadBase64>;
+
+    fn scan(text: &[u8], sizes: impl IntoIterator<Item = usize>) -> (Value, Vec<Found>) {
         let mut scanner = Scanner::new(&["b64_json", "images"], text.len());
         let mut rest = text;
         for size in sizes {
@@ -376,6 +437,48 @@ mod tests {
         let (skeleton, images) = scan(json!({"b64_json": url}).to_string().as_bytes(), []);
         assert!(images.is_empty());
         assert_eq!(skeleton["b64_json"], url.as_str());
+    }
+
+    /// The images of a document that were passed on, by their tokens, and what the end says of all.
+    fn pass(text: &str, piece: usize) -> (Vec<(Bytes, Vec<u8>)>, Vec<Found>) {
+        let mut scanner = Scanner::new(&["b64_json"], text.len()).passing_on();
+        let mut images: Vec<(Bytes, Vec<u8>)> = Vec::new();
+        for piece in text.as_bytes().chunks(piece) {
+            scanner.push(piece);
+            for Passed { token, data } in scanner.passed() {
+                assert!(data.len() <= crate::pb::CHUNK_BYTES);
+                match images.iter_mut().find(|(known, _)| known.as_ptr() == token.as_ptr()) {
+                    Some((_, image)) => image.extend_from_slice(&data),
+                    None => images.push((token, data.into())),
+                }
+            }
+        }
+        (images, scanner.finish().1)
+    }
+
+    #[test]
+    fn large_images_are_passed_on_and_small_ones_stay() {
+        let large = |seed: usize| (0..900_001 + seed).map(|i| (i * seed % 251) as u8).collect::<Vec<_>>();
+        let (a, small, b) = (large(3), vec![2; 1000], large(7));
+        let items = [&a, &small, &b].map(|image| json!({"b64_json": encode(image)}));
+        let text = json!({"data": items}).to_string();
+        for piece in [128 << 10, 100_003, 4096] {
+            let (passed, images) = pass(&text, piece);
+            let [(first, one), (second, other)] = passed.as_slice() else { panic!("{}", passed.len()) };
+            assert!(*one == a && *other == b);
+            assert!(a.starts_with(first) && b.starts_with(second));
+            assert_eq!(images, [Ok(first.clone()), Ok(small.clone().into()), Ok(second.clone())]);
+        }
+    }
+
+    #[test]
+    fn an_image_that_was_passed_on_may_turn_out_bad() {
+        let text = |end: &str| format!("{{\"b64_json\": \"{}{end}", "A".repeat(600_000));
+        for end in ["\"}", "!\"}", "A\"}", ""] {
+            let (passed, images) = pass(&text(end), 64 << 10);
+            assert!(passed[0].1.len() > 300_000);
+            assert_eq!(images[0].is_ok(), end == "\"}", "{end}");
+        }
     }
 
     proptest! {

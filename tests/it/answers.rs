@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use imagegate::{
     error::{Error, ErrorKind},
     images::probe,
@@ -39,6 +40,29 @@ async fn untouched_images_keep_their_bytes() {
         assert_eq!((image.seed, image.revised_prompt.as_str()), (Some(0), "a better cat"));
         if mode == Mode::OneProcess {
             assert_eq!(image.data.as_ptr(), original.as_ptr(), "the image was copied");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn images_are_told_apart_after_their_chunks_came() {
+    both_ways(async |mode| {
+        let [grid, a, b, bad] = [png(64, 64, 1), png(16, 16, 2), png(16, 16, 3), Bytes::from_static(b"no")];
+        let made = vec![grid, a.clone(), bad, b.clone()];
+        let config = with(fallback(&["a", "b"]), &json!({"strategy": {"mode": "fallback"}}));
+        let ask = async |chunks: &[u32]| {
+            let outcome = Outcome::ChunksFirst(made.clone(), chunks.to_vec());
+            let worker = Worker::paint().script("a", [outcome]);
+            let result = Gateway::over(mode, &worker, &config).generate(&json!({"n": 2})).await.unwrap();
+            let data = result.images.iter().map(|image| image.data.clone());
+            (report(&result).model.clone(), data.collect::<Vec<_>>())
+        };
+        assert_eq!(ask(&[1, 3]).await, ("a".to_owned(), vec![a.clone(), b.clone()]));
+        assert_eq!(ask(&[3, 1]).await, ("a".to_owned(), vec![b, a]));
+        // One that is no image, one that is nobody's, one that is twice somebody's.
+        for chunks in [[2, 1], [1, 4], [1, 1]] {
+            assert_eq!(ask(&chunks).await.0, "b", "{chunks:?}");
         }
     })
     .await;

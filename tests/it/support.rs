@@ -53,6 +53,8 @@ pub enum Outcome {
     Good,
     /// These images.
     Images(Vec<Bytes>),
+    /// The chunks of these images, and by which numbers of theirs the answer's images are known.
+    ChunksFirst(Vec<Bytes>, Vec<u32>),
     /// Good images with these facts.
     Done(Box<pb::GenerateDone>),
     /// An error before anything else.
@@ -357,6 +359,14 @@ impl Outcome {
         match self {
             Self::Good => images(good(), pb::GenerateDone::default()),
             Self::Images(found) => images(found.clone(), pb::GenerateDone::default()),
+            Self::ChunksFirst(found, chunks) => {
+                let mut acts = images(found.clone(), pb::GenerateDone::default());
+                acts.pop();
+                let images = vec![pb::Image::default(); chunks.len()];
+                let done = pb::GenerateDone { images, chunks: chunks.clone(), ..Default::default() };
+                acts.push(say(Event::Done(done)));
+                acts
+            }
             Self::Done(done) => images(good(), pb::GenerateDone::clone(done)),
             Self::Fail(error) => vec![Act::Fail(error.to_status())],
             Self::Status(status) => vec![Act::Fail(status.clone())],
