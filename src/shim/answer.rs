@@ -20,6 +20,21 @@ use crate::{
 /// Longest text of a header of ours, in bytes: proxies refuse more than 8 KiB of headers altogether.
 const MAX_HEADER_BYTES: usize = 2048;
 
+/// Headers of an answer, and room for a few more.
+const HEADERS: usize = 16;
+
+const TRACE_ID: HeaderName = HeaderName::from_static("x-portkey-trace-id");
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-imagegate-request-id");
+const PROVIDER: HeaderName = HeaderName::from_static("x-portkey-provider");
+const LAST_USED_OPTION_INDEX: HeaderName = HeaderName::from_static("x-portkey-last-used-option-index");
+const RETRY_ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-portkey-retry-attempt-count");
+const CACHE_STATUS: HeaderName = HeaderName::from_static("x-portkey-cache-status");
+const ATTEMPTS: HeaderName = HeaderName::from_static("x-imagegate-attempts");
+const WARNINGS: HeaderName = HeaderName::from_static("x-imagegate-warnings");
+const REPLAY_OF: HeaderName = HeaderName::from_static("x-imagegate-replay-of");
+const REFUSED_BY: HeaderName = HeaderName::from_static("x-imagegate-refused-by");
+const COST_USD: HeaderName = HeaderName::from_static("x-imagegate-cost-usd");
+
 /// How each image of an answer is given.
 #[derive(Debug)]
 pub enum Given {
@@ -47,13 +62,17 @@ pub fn job(job: &Value, result: &ImageResult, given: Vec<Given>, request: &Heade
 fn respond(segments: Vec<Segment>, result: &ImageResult, request: &HeaderMap) -> Response {
     let mut response = Response::new(Body::new(EncodedBody::from(segments)));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    report_headers(response.headers_mut(), &result.report.clone().unwrap_or_default(), request);
+    report_headers(response.headers_mut(), &report_of(result), request);
     response
+}
+
+fn report_of(result: &ImageResult) -> Cow<'_, RouteReport> {
+    result.report.as_ref().map_or_else(Cow::default, Cow::Borrowed)
 }
 
 /// The JSON object of a result, behind what has been written of the text around it.
 fn write(mut text: String, result: &ImageResult, given: Vec<Given>) -> Vec<Segment> {
-    let report = result.report.clone().unwrap_or_default();
+    let report = report_of(result);
     let mut segments = Vec::with_capacity(given.len() * 2 + 1);
     _ = write!(text, "{{\"created\":{},\"data\":[", result.created_unix_s);
     for (i, (image, given)) in result.images.iter().zip(given).enumerate() {
@@ -188,18 +207,19 @@ pub fn report_headers(headers: &mut HeaderMap, report: &RouteReport, request: &H
     // Never empty: without it the reference's SDKs repeat every 5xx.
     let trace_id = [report.trace_id.as_str(), asked.unwrap_or_default(), &request_id];
     let trace_id = trace_id.into_iter().find(|id| !id.is_empty()).unwrap_or_default().to_owned();
-    let mut put = |name: &'static str, value: &str| {
+    headers.reserve(HEADERS);
+    let mut put = |name: HeaderName, value: &str| {
         if let (false, Ok(value)) = (value.is_empty(), HeaderValue::from_str(&visible(value))) {
-            headers.insert(HeaderName::from_static(name), value);
+            headers.insert(name, value);
         }
     };
-    put("x-portkey-trace-id", &trace_id);
-    put("x-imagegate-request-id", &request_id);
-    put("x-portkey-provider", &report.provider);
-    put("x-portkey-last-used-option-index", &report.target);
-    put("x-portkey-retry-attempt-count", &report.retry_count.to_string());
+    put(TRACE_ID, &trace_id);
+    put(REQUEST_ID, &request_id);
+    put(PROVIDER, &report.provider);
+    put(LAST_USED_OPTION_INDEX, &report.target);
+    put(RETRY_ATTEMPT_COUNT, &report.retry_count.to_string());
     put(
-        "x-portkey-cache-status",
+        CACHE_STATUS,
         match report.cache_status() {
             CacheStatus::Unspecified => "DISABLED",
             CacheStatus::Hit => "HIT",
@@ -209,11 +229,11 @@ pub fn report_headers(headers: &mut HeaderMap, report: &RouteReport, request: &H
             CacheStatus::SemanticMiss => "SEMANTIC MISS",
         },
     );
-    put("x-imagegate-attempts", &attempts_text(&report.attempts));
-    put("x-imagegate-warnings", &warnings_text(&report.warnings));
-    put("x-imagegate-replay-of", &report.replay_of);
-    put("x-imagegate-refused-by", &report.refused_by.join(", "));
-    put("x-imagegate-cost-usd", &cost_text(&report.cost_lines));
+    put(ATTEMPTS, &attempts_text(&report.attempts));
+    put(WARNINGS, &warnings_text(&report.warnings));
+    put(REPLAY_OF, &report.replay_of);
+    put(REFUSED_BY, &report.refused_by.join(", "));
+    put(COST_USD, &cost_text(&report.cost_lines));
     if let Some(parent) = request.get("traceparent") {
         headers.insert("traceparent", parent.clone());
     }

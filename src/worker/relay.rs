@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Events that may wait for a slow reader.
-pub const WAITING: usize = 4;
+pub const WAITING: usize = 1;
 
 /// Whatever goes to the caller.
 pub type Said = Result<Event, Status>;

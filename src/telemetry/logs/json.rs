@@ -64,9 +64,11 @@ impl Fields<'_, '_> {
         if !std::mem::replace(&mut self.is_first, false) {
             self.line.write_char(',')?;
         }
-        // A raw identifier's name is what it says.
-        quote(self.line, field.name().trim_start_matches("r#"))?;
-        self.line.write_char(':')
+        // A raw identifier's name is what it says. Names are identifiers, and need no escapes.
+        let name = field.name().trim_start_matches("r#");
+        self.line.write_char('"')?;
+        self.line.write_str(name)?;
+        self.line.write_str("\":")
     }
 }
 
@@ -100,25 +102,18 @@ impl Visit for Fields<'_, '_> {
 /// Writes a text as JSON.
 fn quote(line: &mut Writer<'_>, text: &str) -> fmt::Result {
     line.write_char('"')?;
-    let mut written = 0;
-    for (i, byte) in text.bytes().enumerate() {
-        let escape = match byte {
-            b'"' => "\\\"",
-            b'\\' => "\\\\",
-            b'\n' => "\\n",
-            b'\r' => "\\r",
-            b'\t' => "\\t",
-            0..0x20 => "",
-            _ => continue,
-        };
-        line.write_str(&text[written..i])?;
-        written = i + 1;
-        match escape {
-            "" => write!(line, "\\u{byte:04x}")?,
-            escape => line.write_str(escape)?,
+    let mut rest = text;
+    while let Some(at) = rest.bytes().position(|byte| byte < 0x20 || byte == b'"' || byte == b'\\') {
+        line.write_str(&rest[..at])?;
+        match rest.as_bytes()[at] {
+            b'\n' => line.write_str("\\n")?,
+            b'\t' => line.write_str("\\t")?,
+            byte @ 0..0x20 => write!(line, "\\u{byte:04x}")?,
+            byte => write!(line, "\\{}", char::from(byte))?,
         }
+        rest = &rest[at + 1..];
     }
-    line.write_str(&text[written..])?;
+    line.write_str(rest)?;
     line.write_char('"')
 }
 
