@@ -10,7 +10,7 @@ use crate::provider::{BadBase64, IMAGE_REF_PREFIX};
 
 /// So much of an image, decoded, is passed on at once, or up to as much more as one piece of text can add: together less
 /// than a chunk may have.
-const PASSED_BYTES: usize = 128 << 10;
+const PASSED_BYTES: usize = 64 << 10;
 const PIECE_BYTES: usize = 96 << 10;
 
 /// Of an image that is passed on its first bytes stay: enough to tell its format.
@@ -261,6 +261,11 @@ impl Decoder {
 
     /// Reads up to the string's closing quote and gives what follows it, nothing if the text ends before.
     fn push<'a>(&mut self, mut text: &'a [u8]) -> Option<&'a [u8]> {
+        if self.decoded.capacity() == 0 {
+            // As much as is passed on at once: this piece, or several small ones.
+            let more = text.len() / 4 * 3 + 3;
+            self.decoded.reserve(if more < PASSED_BYTES { PASSED_BYTES + more } else { more });
+        }
         while let [first, rest @ ..] = text {
             if self.escaped {
                 self.escaped = false;
@@ -355,8 +360,7 @@ impl Decoder {
 
     /// What was decoded since the last time.
     fn pass(&mut self) -> Passed {
-        let next = Vec::with_capacity(PASSED_BYTES + PIECE_BYTES);
-        let data = Bytes::from(std::mem::replace(&mut self.decoded, next));
+        let data = Bytes::from(std::mem::take(&mut self.decoded));
         let token = self.token.get_or_insert_with(|| Bytes::copy_from_slice(&data[..TOKEN_BYTES]));
         Passed { token: token.clone(), data }
     }
