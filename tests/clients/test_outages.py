@@ -17,7 +17,7 @@ from memory import (
 from slow_link import Link
 
 SANDBOX = {"configs": {"pc-sandbox": {"provider": "sandbox"}}, "virtual_keys": {}}
-RATE = 50
+RATE = 25
 # Seconds. Whoever waited for a store that is slow would wait longer than that, and a busy machine does not.
 NOTICEABLE = 1.0
 # Whoever manages something gets an answer within this many seconds: docs/management.md.
@@ -174,17 +174,18 @@ class FullDatabase(Database):
         self._disk.close()
 
 
+# In pairs of a long one and a short one: as many processes as there are pairs take about as long each.
 OUTAGES = {
-    "sqlite-locked": Locked,
-    "sqlite-slow": lambda *given: BadDisk(*given, "slow"),
-    "sqlite-stuck": lambda *given: BadDisk(*given, "stuck"),
-    "sqlite-full": lambda *given: BadDisk(*given, "full"),
-    "sqlite-readonly": lambda *given: BadDisk(*given, "readonly"),
     "postgres-late": Late,
-    "postgres-gone": Gone,
-    "postgres-frozen": Frozen,
-    "postgres-readonly": Replica,
     "postgres-full": FullDatabase,
+    "postgres-gone": Gone,
+    "postgres-readonly": Replica,
+    "postgres-frozen": Frozen,
+    "sqlite-full": lambda *given: BadDisk(*given, "full"),
+    "sqlite-stuck": lambda *given: BadDisk(*given, "stuck"),
+    "sqlite-readonly": lambda *given: BadDisk(*given, "readonly"),
+    "sqlite-slow": lambda *given: BadDisk(*given, "slow"),
+    "sqlite-locked": Locked,
 }
 
 
