@@ -38,6 +38,17 @@ pub struct Encoder {
 /// Segments as a body of known length.
 pub type EncodedBody = SizedBody<Encoded>;
 
+impl From<Vec<Segment>> for Encoded {
+    fn from(segments: Vec<Segment>) -> Self {
+        let images = segments.iter().map(|segment| match segment {
+            Segment::Text(_) => 0,
+            Segment::Image(image) => image.len(),
+        });
+        let held = Held::new(images.sum());
+        Self { segments: segments.into(), image: None, _held: held }
+    }
+}
+
 impl From<Vec<Segment>> for EncodedBody {
     fn from(segments: Vec<Segment>) -> Self {
         let length = |segment: &Segment| match segment {
@@ -45,12 +56,7 @@ impl From<Vec<Segment>> for EncodedBody {
             Segment::Image(image) => image.len().div_ceil(3) * 4,
         };
         let total = segments.iter().map(length).sum::<usize>() as u64;
-        let images = segments.iter().map(|segment| match segment {
-            Segment::Text(_) => 0,
-            Segment::Image(image) => image.len(),
-        });
-        let held = Held::new(images.sum());
-        Self::new(Encoded { segments: segments.into(), image: None, _held: held }, total)
+        Self::new(segments.into(), total)
     }
 }
 

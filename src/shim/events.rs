@@ -1,7 +1,5 @@
 //! `stream: true`: server-sent events with OpenAI's names.
 
-use std::collections::VecDeque;
-
 use axum::{
     body::Body,
     http::{HeaderMap, HeaderValue, header},
@@ -12,7 +10,10 @@ use futures::{StreamExt as _, stream};
 use serde_json::{Map, Value};
 use tonic::{Status, metadata::MetadataMap};
 
-use super::{answer, encode::Encoder};
+use super::{
+    answer,
+    encode::{Encoded, Segment},
+};
 use crate::{
     error::Error,
     images::{Pieces, gather},
@@ -89,18 +90,18 @@ struct Writer {
 }
 
 impl Writer {
-    fn write(&mut self, event: Result<Event, Status>) -> VecDeque<Bytes> {
-        match event {
-            Ok(Event::Progress(_)) => VecDeque::new(),
+    fn write(&mut self, event: Result<Event, Status>) -> Encoded {
+        let segments = match event {
+            Ok(Event::Progress(_)) => Vec::new(),
             Ok(Event::ImageChunk(chunk)) => {
                 gather(&mut self.images, chunk.image_index, chunk.data);
-                VecDeque::new()
+                Vec::new()
             }
             Ok(Event::PartialImage(preview)) => {
                 let mut fields = Map::new();
                 fields.insert("partial_image_index".into(), preview.partial_index.into());
                 fields.insert("output_format".into(), preview.format().name().into());
-                self.image_event("partial_image", preview.data.into(), &fields)
+                self.image_event("partial_image", preview.data.into(), &fields).into()
             }
             Ok(Event::Result(result)) => {
                 let fields = answer::shared_fields(&result);
@@ -110,18 +111,17 @@ impl Writer {
             Err(status) => {
                 let mut body = answer::error_body(&Error::from_status(&status));
                 body["type"] = "error".into();
-                [format!("event: error\ndata: {body}\n\n").into()].into()
+                vec![Segment::Text(format!("event: error\ndata: {body}\n\n").into())]
             }
-        }
+        };
+        segments.into()
     }
 
-    fn image_event(&self, kind: &str, image: Pieces, fields: &Map<String, Value>) -> VecDeque<Bytes> {
+    fn image_event(&self, kind: &str, image: Pieces, fields: &Map<String, Value>) -> [Segment; 3] {
         let name = format!("{}.{kind}", self.names.prefix);
-        let mut text = VecDeque::new();
-        text.push_back(format!("event: {name}\ndata: {{\"type\":\"{name}\",\"b64_json\":\"").into());
-        text.extend(Encoder::new(image));
+        let before = format!("event: {name}\ndata: {{\"type\":\"{name}\",\"b64_json\":\"");
         let fields: String = fields.iter().map(|(name, value)| format!(",\"{name}\":{value}")).collect();
-        text.push_back(format!("\",\"created_at\":{}{fields}}}\n\n", self.created_at).into());
-        text
+        let after = format!("\",\"created_at\":{}{fields}}}\n\n", self.created_at);
+        [Segment::Text(before.into()), Segment::Image(image), Segment::Text(after.into())]
     }
 }

@@ -25,6 +25,10 @@ pub struct EventReader {
     /// The beginning of a line, until it is known what line it is.
     line_start: Vec<u8>,
     line: Line,
+    /// The length of the last event's data: a preview is about as large as the one before, and the image as the last.
+    expected: usize,
+    /// That of the event under way.
+    length: usize,
     /// The event under way, once it has data.
     scanner: Option<Scanner>,
     ready: VecDeque<RawEvent>,
@@ -42,7 +46,15 @@ const DATA: &[u8] = b"data:";
 impl EventReader {
     /// `members` as for [`Scanner::new`].
     pub fn new(members: &'static [&'static str]) -> Self {
-        Self { members, line_start: Vec::new(), line: Line::Start, scanner: None, ready: VecDeque::new() }
+        Self {
+            members,
+            line_start: Vec::new(),
+            line: Line::Start,
+            expected: 0,
+            length: 0,
+            scanner: None,
+            ready: VecDeque::new(),
+        }
     }
 
     /// Reads the next piece.
@@ -58,17 +70,18 @@ impl EventReader {
                     // Several data lines of one event are one text.
                     match &mut self.scanner {
                         Some(scanner) => scanner.push(b"\n"),
-                        None => self.scanner = Some(Scanner::new(self.members, 0)),
+                        None => self.scanner = Some(Scanner::new(self.members, self.expected)),
                     }
                 } else if !DATA.starts_with(&self.line_start) {
                     self.line = Line::Other;
                 }
                 continue;
             }
-            let end = piece.iter().position(|byte| *byte == b'\n');
+            let end = memchr::memchr(b'\n', piece);
             let content = &piece[..end.unwrap_or(piece.len())];
             if let (Line::Data, Some(scanner)) = (&self.line, &mut self.scanner) {
                 scanner.push(content.strip_suffix(b"\r").unwrap_or(content));
+                self.length += content.len();
             }
             let Some(end) = end else { return };
             if self.line == Line::Start && self.line_start.is_empty() {
@@ -93,6 +106,7 @@ impl EventReader {
 
     fn dispatch(&mut self) {
         if let Some(scanner) = self.scanner.take() {
+            self.expected = std::mem::take(&mut self.length);
             let (skeleton, images) = scanner.finish();
             self.ready.push_back(RawEvent { skeleton, images });
         }
