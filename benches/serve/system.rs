@@ -13,7 +13,8 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 use tokio::time::Instant;
 
-const IMAGEGATE: &str = env!("CARGO_BIN_EXE_imagegate");
+/// What is measured.
+pub const IMAGEGATE: &str = env!("CARGO_BIN_EXE_imagegate");
 
 /// Time that a process may take until it listens.
 const PATIENCE: Duration = Duration::from_secs(20);
