@@ -20,6 +20,8 @@ TOOLS = Path(os.environ.get("IMAGEGATE_TOOLS", ROOT / ".tools"))
 TEAM_KEY = "ig-team-" + secrets.token_hex(12)
 OPS_KEY = "ig-ops-" + secrets.token_hex(12)
 START_TIMEOUT = 30
+# Seconds. A line of the log leaves a hundredth of one late, from a thread that may have to wait for a processor.
+LINES_LATE = 0.1
 
 
 def binary():
@@ -77,12 +79,21 @@ class Process:
     @property
     def log(self):
         """Everything written so far, to stderr and stdout."""
+        self._wait_for_late_lines()
         with self._changed:
             return "\n".join(self._lines + self._out)
 
     @property
     def events(self):
         """Log lines that are JSON."""
+        self._wait_for_late_lines()
+        return self._events()
+
+    def _wait_for_late_lines(self):
+        if self.popen.poll() is None:
+            time.sleep(LINES_LATE)
+
+    def _events(self):
         with self._changed:
             lines = list(self._lines)
         events = []
@@ -97,7 +108,7 @@ class Process:
         """Waits until `found(event)` is true of a log event, and gives what it gave."""
         deadline = time.monotonic() + timeout
         while True:
-            for event in self.events:
+            for event in self._events():
                 if value := found(event.get("fields", {})):
                     return value
             left = deadline - time.monotonic()
