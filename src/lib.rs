@@ -57,6 +57,7 @@
 //! - Only `serve`, for jobs `jobs`, and for connections `pool` spawn tasks: dropping a request's future stops
 //!   everything below it.
 //! - `pool` repeats a call only if it was not sent or its endpoint has not begun; nothing waits long for Redis.
+
 /// A data file of providers or prices, which the build has made JSON of.
 macro_rules! data {
     ($name:literal) => {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use http::HeaderMap;
 use serde_json::Value;
 
+use super::TRACE_ID;
 use crate::{
     error::{Error, Result},
     images::probe,
@@ -45,7 +46,7 @@ pub fn check(image: &pb::ImageRequest) -> Result<()> {
 
 /// The trace that the caller names in the reference's header.
 pub fn trace_id(headers: &HeaderMap) -> Option<&str> {
-    let text = headers.get("x-portkey-trace-id")?.to_str().ok()?.trim();
+    let text = headers.get(TRACE_ID)?.to_str().ok()?.trim();
     (!text.is_empty()).then_some(text)
 }
 

@@ -15,6 +15,7 @@ use crate::{
     images::Pieces,
     params,
     pb::{self, BillingClass, CacheStatus, ImageResult, RouteReport, attempts_text, warning::Action},
+    router,
 };
 
 /// Longest text of a header of ours, in bytes: proxies refuse more than 8 KiB of headers altogether.
@@ -23,12 +24,13 @@ const MAX_HEADER_BYTES: usize = 2048;
 /// Headers of an answer, and room for a few more.
 const HEADERS: usize = 16;
 
-const TRACE_ID: HeaderName = HeaderName::from_static("x-portkey-trace-id");
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-imagegate-request-id");
+const TRACE_ID: HeaderName = HeaderName::from_static(router::TRACE_ID);
+const REQUEST_ID: HeaderName = HeaderName::from_static(router::REQUEST_ID);
 const PROVIDER: HeaderName = HeaderName::from_static("x-portkey-provider");
 const LAST_USED_OPTION_INDEX: HeaderName = HeaderName::from_static("x-portkey-last-used-option-index");
 const RETRY_ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-portkey-retry-attempt-count");
-const CACHE_STATUS: HeaderName = HeaderName::from_static("x-portkey-cache-status");
+/// Whether the answer is one that was kept.
+pub const CACHE_STATUS: HeaderName = HeaderName::from_static("x-portkey-cache-status");
 const ATTEMPTS: HeaderName = HeaderName::from_static("x-imagegate-attempts");
 const WARNINGS: HeaderName = HeaderName::from_static("x-imagegate-warnings");
 const REPLAY_OF: HeaderName = HeaderName::from_static("x-imagegate-replay-of");
@@ -62,17 +64,18 @@ pub fn job(job: &Value, result: &ImageResult, given: Vec<Given>, request: &Heade
 fn respond(segments: Vec<Segment>, result: &ImageResult, request: &HeaderMap) -> Response {
     let mut response = Response::new(Body::new(EncodedBody::from(segments)));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    report_headers(response.headers_mut(), &report_of(result), request);
+    report_headers(response.headers_mut(), &report_of(result.report.as_ref()), request);
     response
 }
 
-fn report_of(result: &ImageResult) -> Cow<'_, RouteReport> {
-    result.report.as_ref().map_or_else(Cow::default, Cow::Borrowed)
+/// What routing did, or nothing where nobody says.
+pub fn report_of(said: Option<&RouteReport>) -> Cow<'_, RouteReport> {
+    said.map_or_else(Cow::default, Cow::Borrowed)
 }
 
 /// The JSON object of a result, behind what has been written of the text around it.
 fn write(mut text: String, result: &ImageResult, given: Vec<Given>) -> Vec<Segment> {
-    let report = report_of(result);
+    let report = report_of(result.report.as_ref());
     let mut segments = Vec::with_capacity(given.len() * 2 + 1);
     _ = write!(text, "{{\"created\":{},\"data\":[", result.created_unix_s);
     for (i, (image, given)) in result.images.iter().zip(given).enumerate() {
@@ -159,7 +162,7 @@ pub fn error(error: &Error, request: &HeaderMap) -> Response {
 pub fn error_with(error: &Error, body: Value, request: &HeaderMap) -> Response {
     let status = error.status_code();
     let mut response = (status, axum::Json(body)).into_response();
-    let report = error.report.as_deref().cloned().unwrap_or_default();
+    let report = report_of(error.report.as_deref());
     let headers = response.headers_mut();
     report_headers(headers, &report, request);
     if let Some(wait) = error.retry_after {
@@ -202,8 +205,7 @@ pub fn report_headers(headers: &mut HeaderMap, report: &RouteReport, request: &H
     } else {
         report.request_id.clone()
     };
-    let asked =
-        request.get("x-portkey-trace-id").and_then(|value| value.to_str().ok()).filter(|id| !id.is_empty());
+    let asked = request.get(&TRACE_ID).and_then(|value| value.to_str().ok()).filter(|id| !id.is_empty());
     // Never empty: without it the reference's SDKs repeat every 5xx.
     let trace_id = [report.trace_id.as_str(), asked.unwrap_or_default(), &request_id];
     let trace_id = trace_id.into_iter().find(|id| !id.is_empty()).unwrap_or_default().to_owned();

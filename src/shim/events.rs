@@ -1,5 +1,7 @@
 //! `stream: true`: server-sent events with OpenAI's names.
 
+use std::borrow::Cow;
+
 use axum::{
     body::Body,
     http::{HeaderMap, HeaderValue, header},
@@ -46,14 +48,14 @@ pub async fn respond(answer: tonic::Response<EventStream>, names: Names, request
     let mut writer = Writer { names, created_at: pb::unix_now(), images: Vec::new() };
     let mut headers = HeaderMap::new();
     let report = match &first {
-        Event::Result(result) => result.report.clone().unwrap_or_default(),
+        Event::Result(result) => answer::report_of(result.report.as_ref()),
         // Who will answer is not known before the first preview; which request it is, is.
-        _ => ids,
+        _ => Cow::Owned(ids),
     };
     answer::report_headers(&mut headers, &report, request);
     if !matches!(first, Event::Result(_)) {
         // Nor is whether the answer is one that was kept.
-        headers.remove("x-portkey-cache-status");
+        headers.remove(answer::CACHE_STATUS);
     }
     let start = writer.write(Ok(first));
     let rest = events.map(move |event| {

@@ -165,11 +165,7 @@ impl HttpWorker {
             if incoming.is_event_stream() {
                 return self.read_events(&job, &mut incoming, relay).await;
             }
-            let members = self.provider.image_members();
-            let mut answer = match relay.chunks_first() {
-                true => incoming.relayed(members, relay).await?,
-                false => incoming.answer(members).await?,
-            };
+            let mut answer = incoming.relayed(self.provider.image_members(), relay).await?;
             answer.note = note;
             let status = answer.status;
             if let (401 | 403, Some(account)) = (status.as_u16(), account) {

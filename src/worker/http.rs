@@ -300,7 +300,7 @@ impl Incoming {
         self.read(image_members, None).await
     }
 
-    /// The same; large images of a success are passed on as they come.
+    /// The same; large images of a success are passed on as they come, where the caller can make sense of that.
     pub(super) async fn relayed(
         self,
         image_members: &'static [&'static str],
@@ -316,7 +316,7 @@ impl Incoming {
     ) -> Result<Answer> {
         let address = self.address();
         let body = if self.content_type().contains("json") {
-            let relay = relay.filter(|_| self.status.is_success());
+            let relay = relay.filter(|relay| relay.chunks_first() && self.status.is_success());
             let most = if relay.is_some() { RELAYED_AT_ONCE } else { MAX_ANSWER_BYTES };
             self.reserve(most).await;
             self.document_without_images(image_members, relay).await?

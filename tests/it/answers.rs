@@ -50,7 +50,7 @@ async fn images_are_told_apart_after_their_chunks_came() {
     both_ways(async |mode| {
         let [grid, a, b, bad] = [png(64, 64, 1), png(16, 16, 2), png(16, 16, 3), Bytes::from_static(b"no")];
         let made = vec![grid, a.clone(), bad, b.clone()];
-        let config = with(fallback(&["a", "b"]), &json!({"strategy": {"mode": "fallback"}}));
+        let config = fallback(&["a", "b"]);
         let ask = async |chunks: &[u32]| {
             let outcome = Outcome::ChunksFirst(made.clone(), chunks.to_vec());
             let worker = Worker::paint().script("a", [outcome]);

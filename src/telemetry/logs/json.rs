@@ -1,7 +1,7 @@
 //! Lines of the log as JSON objects: `timestamp`, `level`, `fields` with `message` among them, and `target`.
 //!
-//! tracing-subscriber's own are of the same form and take 27,000 instructions for the line of a request, for they put the
-//! fields into a tree first. There are no spans here whose fields a line would have to have.
+//! tracing-subscriber's own are of the same form and take 19,000 instructions for the line of a request instead of
+//! 14,000, for they put the fields into a tree first. There are no spans here whose fields a line would have to have.
 
 use std::fmt;
 

@@ -22,7 +22,7 @@ pub enum LogFormat {
 pub struct Logs(Option<Gathered>);
 
 /// Starts logging to standard error. `RUST_LOG` says how much, and `level` where that says nothing. JSON leaves a hundredth
-/// of a second later, with all lines since: what is written line by line costs a process a fifth of a small request, and
+/// of a second later, with all lines since: what is written line by line costs a process a sixth of a small request, and
 /// stops it when nobody reads.
 pub fn init_logs(format: LogFormat, level: &str) -> Logs {
     let mut filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));

@@ -8,6 +8,12 @@ use tokio::{
 use super::*;
 use crate::{egress::Egress, provider::automatic1111::Automatic1111};
 
+async fn listen() -> (TcpListener, String) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    (listener, address)
+}
+
 /// A provider's answer as far as `first`, and the rest of it when it is asked for.
 async fn answer(listener: TcpListener, text: String, first: usize, go_on: oneshot::Receiver<()>) {
     let (mut wire, _) = listener.accept().await.unwrap();
@@ -57,8 +63,7 @@ fn made() -> (Vec<u8>, String) {
 
 #[tokio::test]
 async fn an_image_is_sent_on_before_the_answer_has_ended() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = format!("http://{}", listener.local_addr().unwrap());
+    let (listener, address) = listen().await;
     let (image, text) = made();
     let (go_on, gone_on) = oneshot::channel();
     let first = text.len() / 4;
@@ -86,8 +91,7 @@ async fn an_image_is_sent_on_before_the_answer_has_ended() {
 
 #[tokio::test]
 async fn whoever_does_not_know_of_chunks_first_gets_them_last() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = format!("http://{}", listener.local_addr().unwrap());
+    let (listener, address) = listen().await;
     let (image, text) = made();
     let (go_on, gone_on) = oneshot::channel();
     go_on.send(()).unwrap();
@@ -105,8 +109,7 @@ async fn whoever_does_not_know_of_chunks_first_gets_them_last() {
 
 #[tokio::test]
 async fn an_answer_that_breaks_off_after_chunks_is_a_failure() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = format!("http://{}", listener.local_addr().unwrap());
+    let (listener, address) = listen().await;
     let (_, text) = made();
     let (go_on, gone_on) = oneshot::channel();
     drop(go_on);
