@@ -5,7 +5,7 @@
 mod record;
 
 use std::{
-    fmt,
+    fmt::{self, Write as _},
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -528,12 +528,16 @@ impl Attempt {
 
 /// `config.targets[0] stability-ai rate_limited 429`, joined.
 pub fn attempts_text(attempts: &[Attempt]) -> String {
-    let one = |attempt: &Attempt| {
-        let mut text = format!("{} {} {}", attempt.target, attempt.provider, attempt.outcome);
-        if attempt.status > 0 {
-            text.push_str(&format!(" {}", attempt.status));
+    let mut text = String::new();
+    for attempt in attempts {
+        if !text.is_empty() {
+            text.push_str(", ");
         }
-        format!("{text} {}ms {}", attempt.duration_ms, attempt.billing().name())
-    };
-    attempts.iter().map(one).collect::<Vec<_>>().join(", ")
+        _ = write!(text, "{} {} {}", attempt.target, attempt.provider, attempt.outcome);
+        if attempt.status > 0 {
+            _ = write!(text, " {}", attempt.status);
+        }
+        _ = write!(text, " {}ms {}", attempt.duration_ms, attempt.billing().name());
+    }
+    text
 }

@@ -200,37 +200,25 @@ pub fn error_body(error: &Error) -> Value {
 
 /// What routing did, as headers.
 pub fn report_headers(headers: &mut HeaderMap, report: &RouteReport, request: &HeaderMap) {
-    let request_id = if report.request_id.is_empty() {
-        uuid::Uuid::now_v7().to_string()
-    } else {
-        report.request_id.clone()
+    let request_id = match report.request_id.as_str() {
+        "" => Cow::Owned(uuid::Uuid::now_v7().to_string()),
+        said => Cow::Borrowed(said),
     };
-    let asked = request.get(&TRACE_ID).and_then(|value| value.to_str().ok()).filter(|id| !id.is_empty());
+    let asked = request.get(&TRACE_ID).and_then(|value| value.to_str().ok()).unwrap_or_default();
     // Never empty: without it the reference's SDKs repeat every 5xx.
-    let trace_id = [report.trace_id.as_str(), asked.unwrap_or_default(), &request_id];
-    let trace_id = trace_id.into_iter().find(|id| !id.is_empty()).unwrap_or_default().to_owned();
+    let trace_id = [&report.trace_id, asked, &request_id].into_iter().find(|id| !id.is_empty());
     headers.reserve(HEADERS);
+    headers.insert(RETRY_ATTEMPT_COUNT, report.retry_count.into());
+    headers.insert(CACHE_STATUS, HeaderValue::from_static(cache_text(report.cache_status())));
     let mut put = |name: HeaderName, value: &str| {
         if let (false, Ok(value)) = (value.is_empty(), HeaderValue::from_str(&visible(value))) {
             headers.insert(name, value);
         }
     };
-    put(TRACE_ID, &trace_id);
+    put(TRACE_ID, trace_id.unwrap_or_default());
     put(REQUEST_ID, &request_id);
     put(PROVIDER, &report.provider);
     put(LAST_USED_OPTION_INDEX, &report.target);
-    put(RETRY_ATTEMPT_COUNT, &report.retry_count.to_string());
-    put(
-        CACHE_STATUS,
-        match report.cache_status() {
-            CacheStatus::Unspecified => "DISABLED",
-            CacheStatus::Hit => "HIT",
-            CacheStatus::Miss => "MISS",
-            CacheStatus::Refresh => "REFRESH",
-            CacheStatus::SemanticHit => "SEMANTIC HIT",
-            CacheStatus::SemanticMiss => "SEMANTIC MISS",
-        },
-    );
     put(ATTEMPTS, &attempts_text(&report.attempts));
     put(WARNINGS, &warnings_text(&report.warnings));
     put(REPLAY_OF, &report.replay_of);
@@ -238,6 +226,17 @@ pub fn report_headers(headers: &mut HeaderMap, report: &RouteReport, request: &H
     put(COST_USD, &cost_text(&report.cost_lines));
     if let Some(parent) = request.get("traceparent") {
         headers.insert("traceparent", parent.clone());
+    }
+}
+
+fn cache_text(status: CacheStatus) -> &'static str {
+    match status {
+        CacheStatus::Unspecified => "DISABLED",
+        CacheStatus::Hit => "HIT",
+        CacheStatus::Miss => "MISS",
+        CacheStatus::Refresh => "REFRESH",
+        CacheStatus::SemanticHit => "SEMANTIC HIT",
+        CacheStatus::SemanticMiss => "SEMANTIC MISS",
     }
 }
 
@@ -267,7 +266,7 @@ fn cost_text(lines: &[pb::CostLine]) -> String {
 /// A header's value may only be visible ASCII, and not endless.
 fn visible(text: &str) -> Cow<'_, str> {
     let is_visible = |c: char| c == ' ' || c.is_ascii_graphic();
-    if text.len() <= MAX_HEADER_BYTES && text.chars().all(is_visible) {
+    if text.len() <= MAX_HEADER_BYTES && text.bytes().all(|byte| is_visible(byte.into())) {
         return text.into();
     }
     text.chars().take(MAX_HEADER_BYTES).map(|c| if is_visible(c) { c } else { '?' }).collect()

@@ -67,19 +67,24 @@ impl Shim {
 
     /// All routes.
     pub fn routes(self) -> Router {
-        let images = Router::new()
-            .route("/images/generations", post(images::generations))
-            .route("/images/edits", post(images::edits))
-            .route("/images/variations", post(images::variations));
-        let azure = Router::new()
-            .route("/images/generations", post(images::deployment_generations))
-            .route("/images/edits", post(images::deployment_edits));
+        // Not nested: a route below a prefix makes a copy of each request's address and extensions.
+        let images = |prefix: &str| {
+            Router::new()
+                .route(&format!("{prefix}/images/generations"), post(images::generations))
+                .route(&format!("{prefix}/images/edits"), post(images::edits))
+                .route(&format!("{prefix}/images/variations"), post(images::variations))
+        };
         Router::new()
             .route("/", get(|| async { "imagegate: OpenAI Images API under /v1\n" }))
-            .nest("/v1", images.clone().merge(manage::routes()))
+            .merge(images("/v1"))
+            .nest("/v1", manage::routes())
             // Azure's clients, with a deployment in the path or, since its v1, without.
-            .nest("/openai/v1", images)
-            .nest("/openai/deployments/{deployment}", azure)
+            .merge(images("/openai/v1"))
+            .route(
+                "/openai/deployments/{deployment}/images/generations",
+                post(images::deployment_generations),
+            )
+            .route("/openai/deployments/{deployment}/images/edits", post(images::deployment_edits))
             .route("/v1/images/explain", post(explain::explain))
             .route("/v1/images/jobs", post(jobs::submit))
             .route("/v1/images/jobs/{id}", get(jobs::get))
