@@ -304,7 +304,7 @@ impl HttpWorker {
             let image = self.http.fetch(url, Trust::Stranger, MAX_FETCH_BYTES).await.map_err(|error| {
                 Error::invalid("image", format!("image {i} cannot be fetched: {}", error.message))
             })?;
-            input.source = Some(Source::Data(image.into_bytes()));
+            input.source = Some(Source::Data(image));
         }
         Ok(())
     }
@@ -322,8 +322,7 @@ impl HttpWorker {
             // The operator vouches for its own upstream, wherever that is, and for nobody else.
             let same = Url::parse(&url).ok().as_ref().map(origin) == base.as_ref().map(origin);
             let trust = if same { trust } else { Trust::Stranger };
-            let data: Pieces = self.http.fetch(&url, trust, MAX_FETCH_BYTES).await?;
-            image.data = data.into_bytes();
+            image.data = self.http.fetch(&url, trust, MAX_FETCH_BYTES).await?;
         }
         Ok(output)
     }

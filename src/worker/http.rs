@@ -14,7 +14,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::{
     HeaderMap, HeaderName, HeaderValue, StatusCode, Uri,
     header::{ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, LOCATION, USER_AGENT},
@@ -235,7 +235,7 @@ impl Http {
     ///
     /// # Errors
     /// Why there is no image, without anything of what came instead.
-    pub async fn fetch(&self, url: &str, trust: Trust, limit: usize) -> Result<Pieces> {
+    pub async fn fetch(&self, url: &str, trust: Trust, limit: usize) -> Result<Bytes> {
         let image = timeout(FETCH_TIMEOUT, Box::pin(self.fetch_following(url, trust, limit))).await;
         image.unwrap_or_else(|_| {
             Err(Error::bad_answer(format!(
@@ -245,7 +245,7 @@ impl Http {
         })
     }
 
-    async fn fetch_following(&self, url: &str, mut trust: Trust, limit: usize) -> Result<Pieces> {
+    async fn fetch_following(&self, url: &str, mut trust: Trust, limit: usize) -> Result<Bytes> {
         let mut url = Url::parse(url).map_err(|_| Error::bad_answer("the image's address is not a URL"))?;
         for _ in 0..=MAX_REDIRECTS {
             let incoming = self.send(self.image_request(&url, trust)?, trust).await?;
@@ -325,7 +325,7 @@ impl Incoming {
             let is_image =
                 self.content_type().starts_with("image/") || self.content_type().contains("octet-stream");
             let limit = if is_image { MAX_ANSWER_BYTES } else { MAX_ERROR_BYTES };
-            AnswerBody::Raw(self.pieces(limit).await?.into_bytes())
+            AnswerBody::Raw(self.whole(limit).await?)
         };
         Ok(Answer { status: self.status, headers: self.headers, body, address, note: String::new() })
     }
@@ -335,9 +335,7 @@ impl Incoming {
         image_members: &'static [&'static str],
         mut relay: Option<&mut Relay>,
     ) -> Result<AnswerBody> {
-        let expected = self.body.length().unwrap_or(0);
-        let expected = usize::try_from(expected).unwrap_or(usize::MAX).min(MAX_ANSWER_BYTES);
-        let mut scanner = Scanner::new(image_members, expected);
+        let mut scanner = Scanner::new(image_members, self.expected(MAX_ANSWER_BYTES));
         if relay.is_some() {
             scanner = scanner.passing_on();
         }
@@ -364,7 +362,7 @@ impl Incoming {
     /// It is larger than `limit` bytes, or breaks off.
     pub async fn document(mut self, limit: usize) -> Result<Bytes> {
         self.reserve(MAX_ANSWER_BYTES).await;
-        Ok(self.pieces(limit).await?.into_bytes())
+        self.whole(limit).await
     }
 
     /// Where the image is instead, if the answer says so.
@@ -381,7 +379,7 @@ impl Incoming {
     }
 
     /// Reads the body to its end if it is an image, and one that we would decode.
-    async fn image(mut self, limit: usize) -> Result<Pieces> {
+    async fn image(mut self, limit: usize) -> Result<Bytes> {
         let refused = |what: String| Err(Error::bad_answer(format!("the image's address gives {what}")));
         if !self.status.is_success() {
             return refused(format!("HTTP {}", self.status.as_u16()));
@@ -397,8 +395,8 @@ impl Incoming {
             return refused("a content type that is not an image's".to_owned());
         }
         self.reserve(MAX_ANSWER_BYTES).await;
-        let image = self.pieces(limit).await?;
-        match probe::probe(&image) {
+        let image = self.whole(limit).await?;
+        match probe::probe(&image.clone().into()) {
             Ok(Probe { format, width, height })
                 if format != ImageFormat::Svg && convert::is_too_large(width, height) =>
             {
@@ -434,14 +432,20 @@ impl Incoming {
         }
     }
 
-    async fn pieces(&mut self, limit: usize) -> Result<Pieces> {
-        let mut pieces = Pieces::default();
-        let mut read = 0;
+    /// Reads the body to its end, into memory that is made once where its length is known: pieces that are joined at the end
+    /// are there twice for a moment.
+    async fn whole(&mut self, limit: usize) -> Result<Bytes> {
+        let mut whole = BytesMut::with_capacity(self.expected(limit));
         while let Some(piece) = self.next().await? {
-            read = checked_size(read, piece.len(), limit)?;
-            pieces.push(piece);
+            checked_size(whole.len(), piece.len(), limit)?;
+            whole.extend_from_slice(&piece);
         }
-        Ok(pieces)
+        Ok(whole.freeze())
+    }
+
+    /// The length of the body as far as it is known.
+    fn expected(&self, limit: usize) -> usize {
+        self.body.length().map_or(0, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX).min(limit))
     }
 
     async fn next(&mut self) -> Result<Option<Bytes>> {
