@@ -1,9 +1,13 @@
 //! Digests by which things are known again: of lists of parts, and of requests without the bytes of their images.
 
 use bytes::Bytes;
+use ring::digest::{Context, SHA256};
 use sha2::{Digest as _, Sha256};
 
-use crate::pb::{self, input_image::Source};
+use crate::{
+    images::Pieces,
+    pb::{self, input_image::Source},
+};
 
 /// A digest of parts, each with its length, so that no two lists of parts look alike.
 #[derive(Debug, Default)]
@@ -12,6 +16,13 @@ pub struct Framed(Sha256);
 /// Digests in the place of images. Requests that share images, which are large, have each digested once.
 #[derive(Debug, Default)]
 pub struct Images(Vec<(Bytes, Bytes)>);
+
+/// The SHA-256 of pieces as they are: joining them would copy many megabytes.
+pub fn sha256(pieces: &Pieces) -> ring::digest::Digest {
+    let mut context = Context::new(&SHA256);
+    pieces.iter().for_each(|piece| context.update(piece));
+    context.finish()
+}
 
 /// Bytes as two digits each.
 pub fn hex(bytes: &[u8]) -> String {

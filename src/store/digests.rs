@@ -3,11 +3,11 @@
 
 use std::sync::Arc;
 
-use ring::digest::{Context, SHA256};
+use bytes::Bytes;
 use tokio::sync::{Mutex, MutexGuard, OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::Logged;
-use crate::{images::Pieces, pb::KeptImages};
+use crate::{digest::sha256, images::Pieces, pb::KeptImages};
 
 /// Bytes of images that wait. One processor digests them in a fraction of a second.
 const MAX_WAITING_BYTES: usize = 64 << 20;
@@ -103,21 +103,14 @@ impl Work {
             tokio::task::spawn_blocking(move || images.iter().map(sha256).collect::<Vec<_>>()).await;
         let Undigested { mut request, pictures, .. } = self.current.take()?;
         for (image, digest) in request.record.images_made.iter_mut().zip(digests.unwrap_or_default()) {
-            image.sha256 = digest;
+            image.sha256 = Bytes::copy_from_slice(digest.as_ref());
         }
         Some((request, pictures))
     }
 }
 
-fn sha256(image: &Pieces) -> bytes::Bytes {
-    let mut context = Context::new(&SHA256);
-    image.iter().for_each(|piece| context.update(piece));
-    bytes::Bytes::copy_from_slice(context.finish().as_ref())
-}
-
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
     use futures::FutureExt as _;
 
     use super::*;

@@ -11,10 +11,9 @@ use aws_sigv4::{
 };
 use http::{HeaderName, HeaderValue, Request, header::AUTHORIZATION};
 use secrecy::{ExposeSecret as _, SecretString};
-use sha2::{Digest as _, Sha256};
 
 use crate::{
-    digest::hex,
+    digest::{hex, sha256},
     error::{Error, ErrorKind, Result},
     images::Pieces,
 };
@@ -63,7 +62,7 @@ pub(super) fn signed(
     let address = request.uri().to_string();
     let headers =
         request.headers().iter().filter_map(|(name, value)| Some((name.as_str(), value.to_str().ok()?)));
-    let body = SignableBody::Precomputed(sha256(request.body()));
+    let body = SignableBody::Precomputed(hex(sha256(request.body()).as_ref()));
     let signable =
         SignableRequest::new(request.method().as_str(), address, headers, body).map_err(|_| unsignable())?;
     let (instructions, _) = sign(signable, &params).map_err(|_| unsignable())?.into_parts();
@@ -80,13 +79,6 @@ pub(super) fn signed(
     Ok(request)
 }
 
-/// Of the pieces as they are: joining them would copy a body of many megabytes.
-fn sha256(body: &Pieces) -> String {
-    let mut hash = Sha256::new();
-    body.iter().for_each(|piece| hash.update(piece));
-    hex(&hash.finalize())
-}
-
 fn unsignable() -> Error {
     let message = "the aws keys or their session token have characters that no header can carry";
     Error::new(ErrorKind::PermissionDenied, message).with_status(401)
@@ -97,6 +89,7 @@ mod tests {
     use std::time::Duration;
 
     use bytes::Bytes;
+    use sha2::{Digest as _, Sha256};
 
     use super::*;
 
