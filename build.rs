@@ -2,8 +2,10 @@
 //! all of them when it starts, which takes a tenth of the time then.
 
 use std::{
+    collections::HashSet,
     env,
     error::Error,
+    ffi::OsString,
     fs,
     path::{Path, PathBuf},
 };
@@ -23,9 +25,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         ["proto"],
     )?;
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
+    let mut names = HashSet::new();
     for folder in DATA {
         println!("cargo:rerun-if-changed={folder}");
-        compile_data(Path::new(folder), &out)?;
+        compile_data(Path::new(folder), &out, &mut names)?;
     }
     fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
 
@@ -61,12 +64,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Writes each YAML file of a folder as JSON of the same name.
-fn compile_data(folder: &Path, out: &Path) -> Result<(), Box<dyn Error>> {
+/// Writes each YAML file of a folder as JSON of the same name, which is none of `names`.
+fn compile_data(folder: &Path, out: &Path, names: &mut HashSet<OsString>) -> Result<(), Box<dyn Error>> {
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
         if path.is_dir() {
-            compile_data(&path, out)?;
+            compile_data(&path, out, names)?;
         } else if path.extension().is_some_and(|extension| extension == "yaml") {
             let failed = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
             let documents =
@@ -74,6 +77,9 @@ fn compile_data(folder: &Path, out: &Path) -> Result<(), Box<dyn Error>> {
             let [document] = documents.as_slice() else { return Err(failed(&"not one document").into()) };
             let name = path.file_stem().ok_or("a file without a name")?;
             let json = json(document).map_err(|error| failed(&error))?;
+            if !names.insert(name.to_owned()) {
+                return Err(failed(&"another data file has this name").into());
+            }
             fs::write(out.join(name).with_extension("json"), json.to_string())?;
         }
     }
