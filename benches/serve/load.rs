@@ -30,9 +30,9 @@ pub enum Until {
 #[derive(Clone, Debug)]
 pub struct Target {
     /// Address and port.
-    pub address: String,
+    address: String,
     /// The whole request.
-    pub request: String,
+    request: Vec<u8>,
 }
 
 /// What became of a load.
@@ -55,12 +55,17 @@ impl Ran {
 impl Target {
     /// A request with a body of JSON. Each of `headers` is a line.
     pub fn new(address: &str, path: &str, headers: &str, body: &str) -> Self {
-        let request = format!(
-            "POST {path} HTTP/1.1\r\nhost: {address}\r\n{headers}content-type: application/json\r\n\
-             content-length: {}\r\n\r\n{body}",
+        Self::of_type(address, path, headers, "application/json", body.as_bytes())
+    }
+
+    /// The same with a body of another type.
+    pub fn of_type(address: &str, path: &str, headers: &str, content_type: &str, body: &[u8]) -> Self {
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nhost: {address}\r\n{headers}content-type: {content_type}\r\n\
+             content-length: {}\r\n\r\n",
             body.len(),
         );
-        Self { address: address.to_owned(), request }
+        Self { address: address.to_owned(), request: [head.as_bytes(), body].concat() }
     }
 
     /// Sends one request and gives the answer's body.
@@ -128,7 +133,7 @@ impl<'a> Connection<'a> {
         if self.is_over {
             *self = Self::open(self.target).await?;
         }
-        self.stream.write_all(self.target.request.as_bytes()).await?;
+        self.stream.write_all(&self.target.request).await?;
         let mut filled = 0;
         let head = loop {
             filled += self.read(filled).await?;

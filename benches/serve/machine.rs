@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 pub fn describe() -> Result<Value> {
     let processors = fs::read_to_string("/proc/cpuinfo")?;
     let model = processors.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
-    let folder = Path::new(super::system::IMAGEGATE).parent().and_then(Path::file_name).unwrap_or_default();
+    let folder = super::system::binary().parent().and_then(Path::file_name).unwrap_or_default();
     Ok(json!({
         "profile": folder.to_string_lossy(),
         "date": time::OffsetDateTime::now_utc().date().to_string(),

@@ -13,6 +13,7 @@ mod picture;
 mod soak;
 mod system;
 mod tls;
+mod train;
 mod upstream;
 mod workload;
 
@@ -90,9 +91,17 @@ struct Args {
     #[arg(long, num_args = 2, value_names = ["SMALL", "LARGE"])]
     soak: Option<Vec<usize>>,
 
+    /// Instead of all that: keep the binary busy with a bit of everything, and measure nothing
+    #[arg(long)]
+    train: bool,
+
     /// Keep every sample, as JSON
     #[arg(long, value_name = "FILE")]
     save: Option<PathBuf>,
+
+    /// What is measured, instead of what was built with this program
+    #[arg(long, value_name = "FILE")]
+    binary: Option<PathBuf>,
 
     /// Another build of the same program, measured in the same run
     #[arg(long, value_name = "BINARY")]
@@ -165,6 +174,9 @@ fn main() -> Result<()> {
 }
 
 async fn compare(args: &Args) -> Result<()> {
+    if let Some(binary) = &args.binary {
+        system::measure(fs::canonicalize(binary).with_context(|| binary.display().to_string())?);
+    }
     if let (Some(drawings), Some(saved)) = (&args.curves, &args.saved) {
         return curves::draw_saved(saved, drawings);
     }
@@ -172,6 +184,9 @@ async fn compare(args: &Args) -> Result<()> {
     let mock = Mock::start(folder.path())?;
     if let Some([small, large]) = args.soak.as_deref() {
         return soak::run(*small, *large, &mock, folder.path()).await;
+    }
+    if args.train {
+        return train::run(&mock, folder.path()).await;
     }
     if let Some(drawings) = &args.curves {
         return curves::measure(args, drawings, &mock, folder.path()).await;

@@ -6,18 +6,23 @@ use std::{
     net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::OnceLock,
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tokio::time::Instant;
 
-/// What is measured.
-pub const IMAGEGATE: &str = env!("CARGO_BIN_EXE_imagegate");
+/// What is measured, unless another one is given.
+static BINARY: OnceLock<PathBuf> = OnceLock::new();
 
 /// Time that a process may take until it listens.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Time that a process has to end by itself. A build that counts what runs (container/binary) says so at its end.
+const FAREWELL: Duration = Duration::from_secs(10);
 
 /// Of the kernel's time stamps in `/proc`, on every Linux that there is.
 const TICKS_PER_SECOND: f64 = 100.0;
@@ -45,6 +50,16 @@ pub enum Kind {
     SplitTls,
     /// `serve` of another build.
     Other(PathBuf),
+}
+
+/// Measures this binary from now on, instead of the one that was built with this program.
+pub fn measure(binary: PathBuf) {
+    BINARY.set(binary).expect("said once");
+}
+
+/// The binary that is measured.
+pub fn binary() -> &'static Path {
+    BINARY.get_or_init(|| env!("CARGO_BIN_EXE_imagegate").into())
 }
 
 /// Lines of the log.
@@ -79,7 +94,7 @@ pub struct System {
     pub started: Duration,
 }
 
-/// Dropped, it is killed.
+/// Dropped, it is told to end, and killed if it does not.
 #[derive(Debug)]
 pub struct Process(Child);
 
@@ -133,11 +148,11 @@ impl Kind {
                 let process = Process::of_others(command, folder, &address).await?;
                 Ok((vec![("gateway", process)], address))
             }
-            Self::Serve => serve(Path::new(IMAGEGATE), mock, folder, "", Lines::All).await,
-            Self::Silent => serve(Path::new(IMAGEGATE), mock, folder, "store: off\n", Lines::Start).await,
+            Self::Serve => serve(binary(), mock, folder, "", Lines::All).await,
+            Self::Silent => serve(binary(), mock, folder, "store: off\n", Lines::Start).await,
             Self::Traced => {
                 let otlp = format!("otlp: {{ endpoint: \"http://{}\", protocol: http }}\n", mock.plain);
-                serve(Path::new(IMAGEGATE), mock, folder, &otlp, Lines::All).await
+                serve(binary(), mock, folder, &otlp, Lines::All).await
             }
             Self::Other(binary) => serve(binary, mock, folder, "", Lines::All).await,
             Self::Apart(workers) => apart(*workers, mock, folder).await,
@@ -161,7 +176,7 @@ async fn serve(binary: &Path, mock: &Mock, folder: &Path, more: &str, lines: Lin
 }
 
 async fn apart(count: usize, mock: &Mock, folder: &Path) -> Result<Processes> {
-    let binary = Path::new(IMAGEGATE);
+    let binary = binary();
     let (workers, processes) = workers(count, mock, folder, "http", "").await?;
     let config = write_config(folder, mock, LISTEN, &workers, "")?;
     let arguments = ["serve", "--config", &config];
@@ -182,7 +197,7 @@ async fn workers(
     arguments.extend(["--provider", "openai", "--provider", "stability-ai"]);
     let (mut processes, mut addresses) = (Vec::new(), Vec::new());
     for _ in 0..count {
-        let binary = Path::new(IMAGEGATE);
+        let binary = binary();
         let (worker, address) =
             Process::of_ours(binary, folder, "worker", &arguments, Lines::All, mock).await?;
         processes.push(("worker", worker));
@@ -234,7 +249,7 @@ fn free_address() -> Result<(String, u16)> {
 }
 
 async fn split(mock: &Mock, folder: &Path, tls: bool) -> Result<Processes> {
-    let binary = Path::new(IMAGEGATE);
+    let binary = binary();
     if tls {
         super::tls::write(folder)?;
     }
@@ -402,6 +417,11 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
+        _ = kill_process(Pid::from_child(&self.0), Signal::TERM);
+        let asked = Instant::now();
+        while asked.elapsed() < FAREWELL && matches!(self.0.try_wait(), Ok(None)) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
         _ = self.0.kill();
         _ = self.0.wait();
     }

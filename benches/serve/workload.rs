@@ -45,7 +45,8 @@ pub const TARGETS: [usize; 4] = [1, 10, 100, 1000];
 /// The size of an image of which many are in flight, as the mock knows it, and its delay in ms.
 const MANY: (&str, usize) = ("256k", 1000);
 
-const IMAGES: &str = "/v1/images/generations";
+/// Where images are asked for.
+pub const IMAGES: &str = "/v1/images/generations";
 
 /// node takes 16 KB of headers.
 const MOST_IN_A_HEADER: usize = 100;
