@@ -12,7 +12,8 @@ use url::Url;
 
 use super::{
     EventStream,
-    http::{Http, Incoming, Trust, forward},
+    http::{Http, Trust, forward},
+    incoming::Incoming,
     relay::{self, Relay, Said},
     scrub::Credentials,
     sse::EventReader,

@@ -2,6 +2,7 @@
 
 pub mod drive;
 pub mod http;
+mod incoming;
 pub mod local;
 mod relay;
 pub mod remote;
