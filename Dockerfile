@@ -5,17 +5,25 @@
 #
 # For another architecture build on it, or under emulation: the second stage asks the loader which libraries are needed,
 # so that a cross-compiled binary would need its target's loader anyway.
+#
+# The binary is built twice, for what runs in it most. `--build-arg PGO=off` builds it once, which takes a third of the time
+# and is the way under emulation.
 ARG RUST_IMAGE=rust:1.95-slim-trixie
 
 FROM ${RUST_IMAGE} AS build
 ARG TARGETARCH
+ARG PGO=on
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends make \
+    && rm -rf /var/lib/apt/lists/* \
+    && rustup component add llvm-tools
 WORKDIR /source
 COPY . .
 # The binary leaves the cached folder within the same step, as later steps do not see it.
 RUN --mount=type=cache,target=/usr/local/cargo/registry,id=imagegate-registry,sharing=locked \
     --mount=type=cache,target=/source/target,id=imagegate-target-${TARGETARCH},sharing=locked \
-    cargo build --profile dist --locked --bin imagegate \
-    && install -D target/dist/imagegate /binary/imagegate
+    PGO=${PGO} container/binary /binary/imagegate
 
 FROM build AS rootfs
 ARG SOURCE_DATE_EPOCH=0
