@@ -113,7 +113,6 @@ impl Incoming {
             self.reserve(most).await;
             self.document_without_images(image_members, relay).await?
         } else {
-            self.reserve(MAX_ANSWER_BYTES).await;
             let is_image =
                 self.content_type().starts_with("image/") || self.content_type().contains("octet-stream");
             let limit = if is_image { MAX_ANSWER_BYTES } else { MAX_ERROR_BYTES };
@@ -153,7 +152,6 @@ impl Incoming {
     /// # Errors
     /// It is larger than `limit` bytes, or breaks off.
     pub async fn document(mut self, limit: usize) -> Result<Bytes> {
-        self.reserve(MAX_ANSWER_BYTES).await;
         self.whole(limit).await
     }
 
@@ -186,7 +184,6 @@ impl Incoming {
         if !may_be_image {
             return refused("a content type that is not an image's".to_owned());
         }
-        self.reserve(MAX_ANSWER_BYTES).await;
         let image = self.whole(limit).await?;
         match probe::probe(&image.clone().into()) {
             Ok(Probe { format, width, height })
@@ -217,16 +214,16 @@ impl Incoming {
     /// Waits until there is room for the body, or for `most` bytes of it: the provider's side of the connection holds it
     /// meanwhile.
     async fn reserve(&mut self, most: usize) {
-        let announced = self.body.length().map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
-        if announced.is_none_or(|bytes| bytes > ALWAYS_READ) {
-            self.reserved = announced.unwrap_or(0).min(most);
+        if self.body.length().is_none_or(|bytes| bytes > ALWAYS_READ) {
+            self.reserved = self.expected(most);
             self.held.add_in_turn(self.reserved, self.budget).await;
         }
     }
 
-    /// Reads the body to its end, into memory that is made once where its length is known: pieces that are joined at the end
-    /// are there twice for a moment.
+    /// Reads the body to its end once there is room for it, into memory that is made once where its length is known: pieces that
+    /// are joined at the end are there twice for a moment.
     async fn whole(&mut self, limit: usize) -> Result<Bytes> {
+        self.reserve(MAX_ANSWER_BYTES).await;
         let mut whole = BytesMut::with_capacity(self.expected(limit));
         while let Some(piece) = self.next().await? {
             checked_size(whole.len(), piece.len(), limit)?;
@@ -237,7 +234,7 @@ impl Incoming {
 
     /// The length of the body as far as it is known.
     fn expected(&self, limit: usize) -> usize {
-        self.body.length().map_or(0, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX).min(limit))
+        self.body.length().unwrap_or(0).min(limit)
     }
 
     async fn next(&mut self) -> Result<Option<Bytes>> {
@@ -260,11 +257,12 @@ impl Incoming {
 }
 
 impl Body {
-    fn length(&self) -> Option<u64> {
-        match self {
+    fn length(&self) -> Option<usize> {
+        let bytes = match self {
             Self::Direct(body) => body.length(),
             Self::Proxied(response) => response.content_length(),
-        }
+        };
+        bytes.map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX))
     }
 
     async fn next(&mut self) -> std::result::Result<Option<Bytes>, BoxError> {
