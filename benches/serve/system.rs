@@ -417,9 +417,12 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        _ = kill_process(Pid::from_child(&self.0), Signal::TERM);
         let asked = Instant::now();
-        while asked.elapsed() < FAREWELL && matches!(self.0.try_wait(), Ok(None)) {
+        // The number of one that has been waited for may be somebody else's by now.
+        if matches!(self.0.try_wait(), Ok(None)) {
+            _ = kill_process(Pid::from_child(&self.0), Signal::TERM);
+        }
+        while matches!(self.0.try_wait(), Ok(None)) && asked.elapsed() < FAREWELL {
             std::thread::sleep(Duration::from_millis(10));
         }
         _ = self.0.kill();

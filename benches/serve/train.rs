@@ -26,7 +26,7 @@ const SANDBOX: &str = "x-portkey-provider: sandbox\r\n";
 /// Of a form.
 const BOUNDARY: &str = "5f1d3c7e";
 
-/// Keeps one system after the other busy, then lets one draw.
+/// Keeps one system after the other busy; the one that has the sandbox also draws.
 pub async fn run(mock: &Mock, folder: &Path) -> Result<()> {
     for kind in [Kind::Serve, Kind::Traced, Kind::Apart(1), Kind::Split, Kind::SplitTls] {
         let system = kind.start(mock, folder).await?;
